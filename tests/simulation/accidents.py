@@ -109,6 +109,8 @@ class Harm:
     """Host -> until when some of its looks at files fail."""
     without_replies: dict[Host, float] = field(default_factory=dict)
     """Host -> until when answers to what it asks the file server are lost."""
+    by_srun: set[str] = field(default_factory=set)
+    """Names of runs of several nodes of whose job srun has ended the first program, or hidden how it ended."""
     begun: Counter[str] = field(default_factory=Counter)
     """Name of a run -> how many epochs were begun."""
 
@@ -136,6 +138,11 @@ def run_of(process: Process) -> str | None:
 def rank_of(worker: Process) -> int:
     """Return which rank of its run a worker is."""
     return int(worker.environ.get(b"RANK", b"0"))
+
+
+def ranks_of(worker: Process) -> int:
+    """Return how many ranks its run has."""
+    return int(worker.environ.get(b"WORLD_SIZE", b"1"))
 
 
 def name_of(run_id: str) -> str:
@@ -182,11 +189,13 @@ def stop_worker(story: Story, given: Accident) -> None:
 
 @accident
 def kill_program(story: Story, given: Accident) -> None:
-    jobs = [job for job in story.cluster.running() if len(job.processes) > 1 and job.processes[1].lives]
-    if (job := pick(jobs, given)) is not None:
-        story.kernel.tell(f"the program of job {job.id} is killed")
+    """Of a job of several nodes that on one of them."""
+    programs = [(job, one) for job in story.cluster.running() for one in job.processes[1:] if one.lives]
+    if (found := pick(programs, given)) is not None:
+        job, program = found
+        story.kernel.tell(f"the program of {program.tag} is killed")
         story.harm.hit_all(story.cluster.members(job))
-        story.kernel.send(job.processes[1], signal.SIGKILL)
+        story.kernel.send(program, signal.SIGKILL)
 
 
 @accident

@@ -209,14 +209,23 @@ def _is_explained(story: Story, name: str, state: str, kind: str | None) -> bool
         return True
     if state == "failed" and kind in story.harm.causes[name] & {"code", "diverged", "oom"}:
         return True
-    if state == "pending" and "canary" in story.harm.causes[name]:
+    if state in ("pending", "missing") and "canary" in story.harm.causes[name]:
         return True
-    hits = story.harm.hits[name] + story.harm.errors[name, "node"]
+    hits = story.harm.hits[name] + story.harm.errors[name, "node"] + story.harm.errors[name, "oom"]
     if state == "failed" and kind in ("node", "preempted", "timeout") and hits > MOST_HITS:
         return True
     arrays = story.arrays_of(name)
+    if state in ("pending", "missing") and _is_without_job(story, name, arrays):
+        return True
     newest = max(arrays, default=0)
     return newest <= story.harm.cancelled.get(name, -1.0) or arrays.get(newest) in story.harm.scancelled
+
+
+def _is_without_job(story: Story, name: str, arrays: Mapping[int, int]) -> bool:
+    """Return whether SLURM took no job for a run of several nodes. It waits for the next `run`, as the docs say."""
+    asked = [one.number for one in story.requests_of(name) if not one.is_cancel]
+    may_lack_one = story.study.most_jobs is not None and story.study.ranks_per_node is not None
+    return may_lack_one and bool(asked) and asked[-1] not in arrays
 
 
 @at_end

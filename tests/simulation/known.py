@@ -12,8 +12,9 @@ class Known:
     check: str
     accidents: frozenset[str]
     """Accidents all of which it needs."""
-    of_several_nodes: bool = False
-    """Whether it happens to jobs of several nodes alone."""
+    is_by_srun: bool = False
+    """Whether it happens to runs of several nodes alone, of whose job srun has ended the first program or hidden how
+    it ended."""
     story: str
 
 
@@ -74,15 +75,11 @@ KNOWN = (
     ),
     Known(
         check="END",
-        accidents=frozenset({"reads_broken"}),
-        of_several_nodes=True,
-        story="a file cannot be read or written on one node of a job of several, whose script does not put it back",
-    ),
-    Known(
-        check="END",
-        accidents=frozenset({"files_late"}),
-        of_several_nodes=True,
-        story="a node of a job of several sees late what another does, and the script does not put the job back",
+        accidents=frozenset(),
+        is_by_srun=True,
+        story="the programs of a job of several nodes do not end within ten seconds of each other, and `srun` kills "
+        "the later one; or another node's program fails after the first has asked for a requeue. `srun` then returns "
+        "something else than the first program, and the script does not put the job back",
     ),
 )
 
@@ -90,7 +87,7 @@ KNOWN = (
 def known(played: Played) -> Known | None:
     """Return the fault that explains what a check has found in a story. ``None``: it is a new one, or all is well."""
     for one in KNOWN:
-        is_of_its_jobs = not one.of_several_nodes or played.study.ranks_per_node is not None
-        if one.check == played.check and one.accidents <= played.happened and is_of_its_jobs:
+        is_its_run = not one.is_by_srun or any(f"END: {name} is" in str(played.problem) for name in played.by_srun)
+        if one.check == played.check and one.accidents <= played.happened and is_its_run:
             return one
     return None

@@ -707,9 +707,11 @@ start 0: node 0: exit 76; start 0: sleep 280; sleep 1
         a = sbatch | print begins; sleep 280
         b = sbatch | print begins; start 0: sleep 280; sleep 1
         c = sbatch --nodes=2 srun=--wait=3 | print begins; node 1: sleep 280; until go; exit 5
+        d = sbatch --nodes=2 srun=--wait=0 | print begins; until go; node 1: exit 6
         wait a says begins
         wait b says begins
         wait c says begins
+        wait d says begins
         cut n1
         run scancel --quiet {a}
         run scontrol requeue {b_0}
@@ -725,8 +727,12 @@ start 0: node 0: exit 76; start 0: sleep 280; sleep 1
         wait c COMPLETING
         json c_0
         says c
+        wait d COMPLETING
+        json d_0
+        says d
         join n2
         wait c FAILED
+        wait d FAILED
         """,
         nodes=2,
     ),

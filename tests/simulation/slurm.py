@@ -180,6 +180,8 @@ class Cluster:
         """Whether nobody hears it meanwhile. Else it hangs: what it was asked to do, it does later."""
         self.on_end: Callable[[Sequence[Process]], None] = lambda processes: None
         """Told of the processes of a job that is warned or ended."""
+        self.on_srun_hides: Callable[[Job], None] = lambda job: None
+        """Told of a job whose script does not learn how the program of the first node has ended by itself."""
         self.program: Callable[[Sequence[str]], int | None] = lambda words: 0
         """Runs ``python -m slurm.job`` with these words, in the process that calls."""
         self.kernel.on_exit.append(self._look_at_exit)
@@ -805,6 +807,11 @@ class Cluster:
         return "".join(line.replace("%D", str(number)) + "\n" for line, number in lines.items())
 
 
+def as_in_bash(code: int) -> int:
+    """Return the exit code of a process as bash has it."""
+    return code if code >= 0 else 128 - code
+
+
 @final
 class Script:
     """What bash does with the script of a job, whose text :mod:`slurm.submission` makes."""
@@ -886,16 +893,18 @@ class Script:
                 job.processes.append(started)
         ranks = job.processes[1:]
 
-        def is_reached(one: Process) -> bool:
-            return any(node.host is one.host and node.is_up for node in job.nodes)
+        boots, ended_by_srun = {one: one.host.boot for one in ranks}, set[Process]()
 
         def has_ended(one: Process) -> bool:
-            """Whether srun has heard of the end of a task: of one on a lost node it hears nothing."""
-            return not one.lives and is_reached(one)
+            """Whether srun has heard of the end of a task: of one on a node without power it hears nothing."""
+            return not one.lives and one.host.boot == boots[one]
 
         def send(number: int) -> None:
-            for one in filter(is_reached, ranks):
-                kernel.send(one, number)
+            """Have the controller send a signal to the tasks that it reaches."""
+            for one in ranks:
+                if one.lives and any(node.host is one.host and node.is_up for node in job.nodes):
+                    ended_by_srun.add(one)
+                    kernel.send(one, number)
 
         kernel.wait_for(lambda: any(map(has_ended, ranks)), waiters, None)
         limit, is_bad = kernel.now + (float(options.get("wait", 0)) or math.inf), "kill-on-bad-exit" in options
@@ -913,8 +922,11 @@ class Script:
         if not is_over():
             send(signal.SIGKILL)
             kernel.wait_for(is_over, waiters, self.cluster.rules.kill_wait + 2)
-        codes = [one.exit_code or 0 for one in ranks if has_ended(one)]
-        return max(code if code >= 0 else 128 - code for code in codes)
+        codes = {one: as_in_bash(one.exit_code or 0) for one in ranks if has_ended(one)}
+        code = max(codes.values())
+        if ranks[0] in ended_by_srun or code != codes.get(ranks[0]):
+            self.cluster.on_srun_hides(job)
+        return code
 
     def _last_lines(self, code: int) -> int:
         """Do what :func:`slurm.submission.last_lines` does, line by line."""
