@@ -76,7 +76,7 @@ class Harm:
     """Name of a run -> the newest request that named it when a user cancelled it last; infinite if other commands
     were at work then, whose requests may be older or newer."""
     scancelled: set[int] = field(default_factory=set)
-    """Arrays of which a user has ended a job with SLURM's own command."""
+    """Arrays of which somebody has ended a job with SLURM's own command, or SLURM for its memory."""
     hits: Counter[str] = field(default_factory=Counter)
     """Name of a run -> how often an attempt of it was disturbed."""
     excuses: Counter[str] = field(default_factory=Counter)
@@ -265,6 +265,25 @@ def scancel(story: Story, given: Accident) -> None:
         story.kernel.tell(f"a user types `scancel {job.id}`")
         story.harm.scancelled.add(job.array)
         story.cluster.cancel(job)
+
+
+@accident
+def operator_cancels(story: Story, given: Accident) -> None:
+    """An operator ends all jobs of the user, as one does before a maintenance."""
+    if jobs := [job for job in story.study_jobs if job.is_live]:
+        story.kernel.tell("an operator types `scancel -u user`")
+        story.harm.scancelled.update(job.array for job in jobs)
+        story.cluster.cancel(*jobs)
+
+
+@accident
+def memory_of_job_used_up(story: Story, given: Accident) -> None:
+    """SLURM ends a job that uses more memory than it has asked for. The next `run` resumes its runs."""
+    if (job := pick(story.cluster.running(), given)) is not None:
+        story.kernel.tell(f"job {job.id} uses more memory than it has")
+        story.harm.hit_all(story.cluster.members(job))
+        story.harm.scancelled.add(job.array)
+        story.cluster.end_for_memory(job)
 
 
 @accident

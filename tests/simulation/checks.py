@@ -237,6 +237,7 @@ def jobs_of_others_are_left_alone(story: Story) -> None:
 
 COUNTED = {
     *("kill_worker", "terminate_worker", "kill_program", "stop_worker", "lose_node", "preempt", "requeue", "scancel"),
+    *("operator_cancels", "memory_of_job_used_up"),
     *("cancel", "cancel_and_retry", "retry", "run", "reuse_id", "hang_worker", "slow_start"),
     *("code_error", "diverges", "out_of_memory", "device_error"),
 }

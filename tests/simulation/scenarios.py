@@ -58,7 +58,7 @@ NOT_ASKED = {
     "Cluster._start": "too many starts of a job fail the story",
     "Cluster._scontrol": "a command that the model does not know fails the story",
     "a node that loses power": "a test cluster kills its processes, so their connections are closed, not silent",
-    "OUT_OF_MEMORY": "a test cluster has no control groups, so it limits no memory; stories kill a process instead",
+    "Cluster.end_for_memory": "OUT_OF_MEMORY: a test cluster has no control groups, so it limits no memory",
     "another user": "a test cluster answers root alone. A user may not raise TimeLimit of a job that runs",
     "the time of things": "when the scheduler looks, when a limit strikes: from the manual and slurmctld's constants",
 }

@@ -377,6 +377,13 @@ class Cluster:
         job.flags = ("COMPLETING", "PENDING" if requeue else after)
         self._end_processes(job)
 
+    def end_for_memory(self, job: Job) -> None:
+        """End a job that uses more memory than it has: SIGKILL for all of its processes."""
+        self.on_end(self.members(job))
+        self._forget_timers(job)
+        job.state, job.after, job.flags = "COMPLETING", "OUT_OF_MEMORY", ("COMPLETING", "OUT_OF_MEMORY")
+        self._kill(job)
+
     def _end_processes(self, job: Job) -> None:
         """Send SIGTERM to the processes of a job that the controller reaches, and SIGKILL later."""
         reached = self.members(job)
