@@ -109,6 +109,8 @@ class Harm:
     """Host -> until when some of its looks at files fail."""
     without_replies: dict[Host, float] = field(default_factory=dict)
     """Host -> until when answers to what it asks the file server are lost."""
+    lost: dict[tuple[str, int], str] = field(default_factory=dict)
+    """Id of a job and number of its start -> the node of it that has lost power."""
     by_srun: set[str] = field(default_factory=set)
     """Names of runs of several nodes of whose job srun has ended the first program, or hidden how it ended."""
     begun: Counter[str] = field(default_factory=Counter)
@@ -204,6 +206,9 @@ def lose_node(story: Story, given: Accident) -> None:
     if len(nodes) > 1 and (node := pick(nodes, given)) is not None:
         story.kernel.tell(f"{node.host.name} loses power")
         story.harm.hit_all([process for process in story.workers() if process.host is node.host])
+        for job in node.jobs:
+            if any(one.parent in job.processes for one in story.workers()):
+                story.harm.lost[job.id, len(job.places)] = node.host.name
         story.cluster.lose(node, back_after=given.seconds)
 
 

@@ -235,6 +235,16 @@ def jobs_of_others_are_left_alone(story: Story) -> None:
             raise ViolationError(f"OTHERS: job {job.id}, which is of no study, is {job.state}")
 
 
+@at_end
+def a_job_avoids_a_node_that_failed_twice(story: Story) -> None:
+    """Of a job of several nodes only a killed rank shows which node has failed."""
+    for job in story.study_jobs:
+        for number, ((node, *others), up) in enumerate(job.places, start=1):
+            lost = {story.harm.lost.get((job.id, number - before)) for before in (1, 2)}
+            if not others and lost == {node} and len(up) > 1:
+                raise ViolationError(f"NODES: job {job.id} starts on {node}, which it has just lost twice in a row")
+
+
 COUNTED = {
     *("kill_worker", "terminate_worker", "kill_program", "stop_worker", "lose_node", "preempt", "requeue", "scancel"),
     *("operator_cancels", "memory_of_job_used_up"),
@@ -295,8 +305,11 @@ def a_search_does_not_stop_the_best(story: Story) -> None:
 
 
 def lived_of(story: Story) -> tuple[float, int]:
-    """Return how many seconds workers have lived, and how many there were."""
-    workers = [one for one in story.kernel.processes if run_of(one) is not None]
+    """Return how many seconds workers have lived, and how many there were.
+
+    One that was ended before its first call is left out: it had no chance to record anything.
+    """
+    workers = [one for one in story.kernel.processes if run_of(one) is not None and one.calls]
     return sum(one.ended_at - one.began_at for one in workers if one.ended_at is not None), len(workers)
 
 

@@ -74,6 +74,12 @@ KNOWN = (
         story="the file server does not answer at a job's time limit; its runs wait for the next `run`",
     ),
     Known(
+        check="NODES",
+        accidents=frozenset({"lose_node"}),
+        story="SLURM requeues a job whose node is lost; nothing records that, so the job starts there again, "
+        "and the failure does not count",
+    ),
+    Known(
         check="END",
         accidents=frozenset(),
         is_by_srun=True,

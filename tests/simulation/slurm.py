@@ -117,7 +117,8 @@ class Job:
     end: float = 0.0
     """When its time is up."""
     restarts: int = 0
-    starts: int = 0
+    places: list[tuple[list[str], list[str]]] = field(default_factory=list)
+    """Of each start: the names of its nodes, and those of all nodes that were up."""
     nodes: list[Node] = field(default_factory=list)
     devices: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """Name of a node -> its GPUs there."""
@@ -283,9 +284,11 @@ class Cluster:
 
     def _start(self, job: Job, nodes: list[Node]) -> None:
         job.state, job.nodes, job.after, job.flags, job.ended_by = "RUNNING", nodes, "", (), "None"
-        job.is_to_be_requeued, job.devices, job.starts = False, {}, job.starts + 1
-        if job.starts > MOST_JOB_STARTS:
-            raise ViolationError(f"SPIN: job {job.id} starts for the {job.starts}th time")
+        job.is_to_be_requeued, job.devices = False, {}
+        up = [node.host.name for node in self.nodes if node.is_up]
+        job.places.append(([node.host.name for node in nodes], up))
+        if len(job.places) > MOST_JOB_STARTS:
+            raise ViolationError(f"SPIN: job {job.id} starts for the {len(job.places)}th time")
         for node in nodes:
             taken = {device for one in node.jobs for device in one.devices.get(node.host.name, ())}
             free = [device for device in range(node.gpus) if device not in taken]
