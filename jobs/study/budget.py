@@ -38,6 +38,15 @@ _Attempt: TypeAlias = tuple[bool, str, int]
 """Whether it is of a canary, the id of its run, and its number."""
 
 
+def _start_of(worker: Mapping[str, Any], by: Mapping[str, Any]) -> float | None:
+    """Return when a worker started, in seconds since 1970, by the clock of the node of ``by``. ``None``: unknown.
+
+    A rank without an end counts until the last sign of life of its attempt, which the first rank's node records. So it
+    counts from the start of that rank: the ranks start together, and the clocks of two nodes may differ.
+    """
+    return moment((by if "started_at" in by else worker).get("started_at"))
+
+
 def hours_of(resources: Resources, seconds: float) -> Hours:
     """Return what a run with these resources, which are resolved, uses in some seconds."""
     hours = resources.ranks * seconds / 3600
@@ -118,8 +127,10 @@ class Budget:
         workers = {path.stem.removeprefix("worker"): _record(path) for path in files}
         has_ended = len(workers) >= max((finite(worker.get("ranks")) or 0 for worker in workers.values()), default=1)
         used, sign = [], None
+        first = workers.get("", {})
         for rank, worker in workers.items():
-            start, end = moment(worker.get("started_at")), moment(_record(folder / f"end{rank}.json").get("ended_at"))
+            end = moment(_record(folder / f"end{rank}.json").get("ended_at"))
+            start = _start_of(worker, first if end is None else worker)
             if end is None:
                 has_ended = False
                 sign = sign or last_sign_of(_record(folder / "progress.json"), _record(folder / "exit.json"))

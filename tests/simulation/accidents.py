@@ -76,7 +76,7 @@ class Harm:
     """Name of a run -> the newest request that named it when a user cancelled it last; infinite if other commands
     were at work then, whose requests may be older or newer."""
     scancelled: set[int] = field(default_factory=set)
-    """Arrays of which a user has ended a job with SLURM's own command."""
+    """Arrays of which somebody has ended a job with SLURM's own command, or SLURM for its memory."""
     hits: Counter[str] = field(default_factory=Counter)
     """Name of a run -> how often an attempt of it was disturbed."""
     excuses: Counter[str] = field(default_factory=Counter)
@@ -109,6 +109,8 @@ class Harm:
     """Host -> until when some of its looks at files fail."""
     without_replies: dict[Host, float] = field(default_factory=dict)
     """Host -> until when answers to what it asks the file server are lost."""
+    lost: dict[tuple[str, int], str] = field(default_factory=dict)
+    """Id of a job and number of its start -> the node of it that has lost power."""
     begun: Counter[str] = field(default_factory=Counter)
     """Name of a run -> how many epochs were begun."""
 
@@ -136,6 +138,11 @@ def run_of(process: Process) -> str | None:
 def rank_of(worker: Process) -> int:
     """Return which rank of its run a worker is."""
     return int(worker.environ.get(b"RANK", b"0"))
+
+
+def ranks_of(worker: Process) -> int:
+    """Return how many ranks its run has."""
+    return int(worker.environ.get(b"WORLD_SIZE", b"1"))
 
 
 def name_of(run_id: str) -> str:
@@ -182,11 +189,13 @@ def stop_worker(story: Story, given: Accident) -> None:
 
 @accident
 def kill_program(story: Story, given: Accident) -> None:
-    jobs = [job for job in story.cluster.running() if len(job.processes) > 1 and job.processes[1].lives]
-    if (job := pick(jobs, given)) is not None:
-        story.kernel.tell(f"the program of job {job.id} is killed")
+    """Of a job of several nodes that on one of them."""
+    programs = [(job, one) for job in story.cluster.running() for one in job.processes[1:] if one.lives]
+    if (found := pick(programs, given)) is not None:
+        job, program = found
+        story.kernel.tell(f"the program of {program.tag} is killed")
         story.harm.hit_all(story.cluster.members(job))
-        story.kernel.send(job.processes[1], signal.SIGKILL)
+        story.kernel.send(program, signal.SIGKILL)
 
 
 @accident
@@ -195,6 +204,9 @@ def lose_node(story: Story, given: Accident) -> None:
     if len(nodes) > 1 and (node := pick(nodes, given)) is not None:
         story.kernel.tell(f"{node.host.name} loses power")
         story.harm.hit_all([process for process in story.workers() if process.host is node.host])
+        for job in node.jobs:
+            if any(one.parent in job.processes for one in story.workers()):
+                story.harm.lost[job.id, len(job.places)] = node.host.name
         story.cluster.lose(node, back_after=given.seconds)
 
 
@@ -256,6 +268,25 @@ def scancel(story: Story, given: Accident) -> None:
         story.kernel.tell(f"a user types `scancel {job.id}`")
         story.harm.scancelled.add(job.array)
         story.cluster.cancel(job)
+
+
+@accident
+def operator_cancels(story: Story, given: Accident) -> None:
+    """An operator ends all jobs of the user, as one does before a maintenance."""
+    if jobs := [job for job in story.study_jobs if job.is_live]:
+        story.kernel.tell("an operator types `scancel -u user`")
+        story.harm.scancelled.update(job.array for job in jobs)
+        story.cluster.cancel(*jobs)
+
+
+@accident
+def memory_of_job_used_up(story: Story, given: Accident) -> None:
+    """SLURM ends a job that uses more memory than it has asked for. The next `run` resumes its runs."""
+    if (job := pick(story.cluster.running(), given)) is not None:
+        story.kernel.tell(f"job {job.id} uses more memory than it has")
+        story.harm.hit_all(story.cluster.members(job))
+        story.harm.scancelled.add(job.array)
+        story.cluster.end_for_memory(job)
 
 
 @accident

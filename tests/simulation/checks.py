@@ -209,14 +209,23 @@ def _is_explained(story: Story, name: str, state: str, kind: str | None) -> bool
         return True
     if state == "failed" and kind in story.harm.causes[name] & {"code", "diverged", "oom"}:
         return True
-    if state == "pending" and "canary" in story.harm.causes[name]:
+    if state in ("pending", "missing") and "canary" in story.harm.causes[name]:
         return True
-    hits = story.harm.hits[name] + story.harm.errors[name, "node"]
+    hits = story.harm.hits[name] + story.harm.errors[name, "node"] + story.harm.errors[name, "oom"]
     if state == "failed" and kind in ("node", "preempted", "timeout") and hits > MOST_HITS:
         return True
     arrays = story.arrays_of(name)
+    if state in ("pending", "missing") and _is_without_job(story, name, arrays):
+        return True
     newest = max(arrays, default=0)
     return newest <= story.harm.cancelled.get(name, -1.0) or arrays.get(newest) in story.harm.scancelled
+
+
+def _is_without_job(story: Story, name: str, arrays: Mapping[int, int]) -> bool:
+    """Return whether SLURM took no job for a run of several nodes. It waits for the next `run`, as the docs say."""
+    asked = [one.number for one in story.requests_of(name) if not one.is_cancel]
+    may_lack_one = story.study.most_jobs is not None and story.study.ranks_per_node is not None
+    return may_lack_one and bool(asked) and asked[-1] not in arrays
 
 
 @at_end
@@ -226,8 +235,19 @@ def jobs_of_others_are_left_alone(story: Story) -> None:
             raise ViolationError(f"OTHERS: job {job.id}, which is of no study, is {job.state}")
 
 
+@at_end
+def a_job_avoids_a_node_that_failed_twice(story: Story) -> None:
+    """Of a job of several nodes only a killed rank shows which node has failed."""
+    for job in story.study_jobs:
+        for number, ((node, *others), up) in enumerate(job.places, start=1):
+            lost = {story.harm.lost.get((job.id, number - before)) for before in (1, 2)}
+            if not others and lost == {node} and len(up) > 1:
+                raise ViolationError(f"NODES: job {job.id} starts on {node}, which it has just lost twice in a row")
+
+
 COUNTED = {
     *("kill_worker", "terminate_worker", "kill_program", "stop_worker", "lose_node", "preempt", "requeue", "scancel"),
+    *("operator_cancels", "memory_of_job_used_up"),
     *("cancel", "cancel_and_retry", "retry", "run", "reuse_id", "hang_worker", "slow_start"),
     *("code_error", "diverges", "out_of_memory", "device_error"),
 }
@@ -285,8 +305,11 @@ def a_search_does_not_stop_the_best(story: Story) -> None:
 
 
 def lived_of(story: Story) -> tuple[float, int]:
-    """Return how many seconds workers have lived, and how many there were."""
-    workers = [one for one in story.kernel.processes if run_of(one) is not None]
+    """Return how many seconds workers have lived, and how many there were.
+
+    One that was ended before its first call is left out: it had no chance to record anything.
+    """
+    workers = [one for one in story.kernel.processes if run_of(one) is not None and one.calls]
     return sum(one.ended_at - one.began_at for one in workers if one.ended_at is not None), len(workers)
 
 

@@ -10,7 +10,9 @@ from typing import Any
 
 from jobs.launch.dispatch import Dispatcher
 from jobs.plan.queue import Queue
+from jobs.study import budget
 from seqlm.files import write_json
+from seqlm.reading import moment
 from seqlm.rundir import RunDirectory
 from slurm import job, share
 from tests.simulation.accidents import Accident
@@ -79,6 +81,10 @@ def _a_run_is_put_back_at_once() -> None:
 
 def _no_budget_is_spent() -> None:
     job._is_spent = lambda budget: False
+
+
+def _live_ranks_count_by_two_clocks() -> None:
+    budget._start_of = lambda worker, by: moment(worker.get("started_at"))
 
 
 def _results_are_written_again() -> None:
@@ -164,5 +170,24 @@ KEPT = (
         accidents=[Accident(at=867.09, kind="files_late", target=0.87, seconds=90.0)],
         undo=_a_run_is_put_back_at_once,
         orders=(10,),
+    ),
+    Kept(
+        name="two-clocks",
+        fault="the time of a rank that lives counted from a start by the clock of its node to a sign of life by that "
+        "of another node, and runs stopped before their budget was spent",
+        check="END",
+        study=Study(
+            runs=2,
+            jobs=1,
+            epoch_seconds=600.0,
+            minutes=20,
+            nodes=2,
+            is_pool=False,
+            ranks=2,
+            ranks_per_node=1,
+            core_hours=2.1213,
+        ),
+        accidents=[Accident(at=1047.9, kind="clock_wrong", target=0.4716, seconds=400.0)],
+        undo=_live_ranks_count_by_two_clocks,
     ),
 )

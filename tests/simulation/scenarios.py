@@ -59,7 +59,7 @@ NOT_ASKED = {
     "Cluster._start": "too many starts of a job fail the story",
     "Cluster._scontrol": "a command that the model does not know fails the story",
     "a node that loses power": "a test cluster kills its processes, so their connections are closed, not silent",
-    "OUT_OF_MEMORY": "a test cluster has no control groups, so it limits no memory; stories kill a process instead",
+    "Cluster.end_for_memory": "OUT_OF_MEMORY: a test cluster has no control groups, so it limits no memory",
     "another user": "a test cluster answers root alone. A user may not raise TimeLimit of a job that runs",
     "the time of things": "when the scheduler looks, when a limit strikes: from the manual and slurmctld's constants",
 }
@@ -443,7 +443,8 @@ start 0: change StartTime=now+9 ExcNodeList={n1}; start 0: exit 76; print on $SL
     "a script puts its job back when its time is up": Scenario(
         steps="""
         a = sbatch --back --signal=USR2@1 | ignore USR2; print begins <$SLURM_RESTART_COUNT>; start 0: sleep 280; sleep 1
-        b = sbatch --back --signal=USR2@1 | ignore USR2; ignore TERM; print begins <$SLURM_RESTART_COUNT>; start 0: sleep 280; sleep 1
+        b = sbatch --back --signal=USR2@1 | ignore USR2; ignore TERM; print begins <$SLURM_RESTART_COUNT>; \
+start 0: sleep 280; sleep 1
         wait a says begins
         wait b says begins
         run scontrol update JobId={a_0} EndTime=now+4
@@ -727,9 +728,11 @@ start 0: node 0: exit 76; start 0: sleep 280; sleep 1
         a = sbatch | print begins; sleep 280
         b = sbatch | print begins; start 0: sleep 280; sleep 1
         c = sbatch --nodes=2 srun=--wait=3 | print begins; node 1: sleep 280; until go; exit 5
+        d = sbatch --nodes=2 srun=--wait=0 | print begins; until go; node 1: exit 6
         wait a says begins
         wait b says begins
         wait c says begins
+        wait d says begins
         cut n1
         run scancel --quiet {a}
         run scontrol requeue {b_0}
@@ -745,8 +748,12 @@ start 0: node 0: exit 76; start 0: sleep 280; sleep 1
         wait c COMPLETING
         json c_0
         says c
+        wait d COMPLETING
+        json d_0
+        says d
         join n2
         wait c FAILED
+        wait d FAILED
         """,
         nodes=2,
     ),

@@ -116,7 +116,8 @@ class Job:
     end: float = 0.0
     """When its time is up."""
     restarts: int = 0
-    starts: int = 0
+    places: list[tuple[list[str], list[str]]] = field(default_factory=list)
+    """Of each start: the names of its nodes, and those of all nodes that were up."""
     nodes: list[Node] = field(default_factory=list)
     devices: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """Name of a node -> its GPUs there."""
@@ -282,9 +283,11 @@ class Cluster:
 
     def _start(self, job: Job, nodes: list[Node]) -> None:
         job.state, job.nodes, job.after, job.flags, job.ended_by = "RUNNING", nodes, "", (), "None"
-        job.is_to_be_requeued, job.devices, job.starts = False, {}, job.starts + 1
-        if job.starts > MOST_JOB_STARTS:
-            raise ViolationError(f"SPIN: job {job.id} starts for the {job.starts}th time")
+        job.is_to_be_requeued, job.devices = False, {}
+        up = [node.host.name for node in self.nodes if node.is_up]
+        job.places.append(([node.host.name for node in nodes], up))
+        if len(job.places) > MOST_JOB_STARTS:
+            raise ViolationError(f"SPIN: job {job.id} starts for the {len(job.places)}th time")
         for node in nodes:
             taken = {device for one in node.jobs for device in one.devices.get(node.host.name, ())}
             free = [device for device in range(node.gpus) if device not in taken]
@@ -375,6 +378,13 @@ class Cluster:
         job.ended_by = "None" if requeue else ended_by
         job.flags = ("COMPLETING", "PENDING" if requeue else after)
         self._end_processes(job)
+
+    def end_for_memory(self, job: Job) -> None:
+        """End a job that uses more memory than it has: SIGKILL for all of its processes."""
+        self.on_end(self.members(job))
+        self._forget_timers(job)
+        job.state, job.after, job.flags = "COMPLETING", "OUT_OF_MEMORY", ("COMPLETING", "OUT_OF_MEMORY")
+        self._kill(job)
 
     def _end_processes(self, job: Job) -> None:
         """Send SIGTERM to the processes of a job that the controller reaches, and SIGKILL later."""
@@ -807,6 +817,11 @@ class Cluster:
         return "".join(line.replace("%D", str(number)) + "\n" for line, number in lines.items())
 
 
+def as_in_bash(code: int) -> int:
+    """Return the exit code of a process as bash has it."""
+    return code if code >= 0 else 128 - code
+
+
 class Script:
     """What bash does with the script of a job. What follows from the end of its program is the matter of subclasses."""
 
@@ -886,16 +901,17 @@ class Script:
                 job.processes.append(started)
         ranks = job.processes[1:]
 
-        def is_reached(one: Process) -> bool:
-            return any(node.host is one.host and node.is_up for node in job.nodes)
+        boots = {one: one.host.boot for one in ranks}
 
         def has_ended(one: Process) -> bool:
-            """Whether srun has heard of the end of a task: of one on a lost node it hears nothing."""
-            return not one.lives and is_reached(one)
+            """Whether srun has heard of the end of a task: of one on a node without power it hears nothing."""
+            return not one.lives and one.host.boot == boots[one]
 
         def send(number: int) -> None:
-            for one in filter(is_reached, ranks):
-                kernel.send(one, number)
+            """Have the controller send a signal to the tasks that it reaches."""
+            for one in ranks:
+                if one.lives and any(node.host is one.host and node.is_up for node in job.nodes):
+                    kernel.send(one, number)
 
         kernel.wait_for(lambda: any(map(has_ended, ranks)), waiters, None)
         limit, is_bad = kernel.now + (float(options.get("wait", 0)) or math.inf), "kill-on-bad-exit" in options
@@ -913,5 +929,4 @@ class Script:
         if not is_over():
             send(signal.SIGKILL)
             kernel.wait_for(is_over, waiters, self.cluster.rules.kill_wait + 2)
-        codes = [one.exit_code or 0 for one in ranks if has_ended(one)]
-        return max(code if code >= 0 else 128 - code for code in codes)
+        return max(as_in_bash(one.exit_code or 0) for one in ranks if has_ended(one))

@@ -20,14 +20,14 @@ from jobs import terminal
 from jobs.cli import view
 from jobs.launch import dispatch
 from seqlm import lease, reading
-from seqlm.environment import ATTEMPT
+from seqlm.environment import ATTEMPT, COLLECTIVE_MINUTES
 from seqlm.errors import EXIT_STOPPED, SeqlmError
 from seqlm.requests import Requests
 from seqlm.rundir import RunDirectory
 from seqlm.training import attempt
 from slurm import job as slurm_job
 from tests.simulation import checks, ray_cluster, seam
-from tests.simulation.accidents import ACTS, Accident, Harm, draw_accidents, name_of, rank_of, run_of
+from tests.simulation.accidents import ACTS, Accident, Harm, draw_accidents, name_of, rank_of, ranks_of, run_of
 from tests.simulation.checks import HOURS_AFTER, STUDY
 from tests.simulation.files import Files, Output, fault
 from tests.simulation.kernel import START, Kernel, Process, ViolationError
@@ -40,6 +40,8 @@ from tests.tools.stub_worker import ERRORS
 
 MOST_COMMANDS, COMMANDS_SECONDS = 12, 60.0
 """SLURM commands of one process within so many seconds."""
+POLL_SECONDS, POLL_SECONDS_OF_SEVERAL_NODES = 5.0, 1.0
+"""Time between two polls of a dispatcher. The dispatcher of several nodes has ten seconds to end after the others."""
 SLOW_SECONDS = 0.2
 """How much longer opening and renaming take while files are slow."""
 LOOKS = ("open", "stat", "listdir", "read")
@@ -57,7 +59,7 @@ def process_seconds() -> float:
 
 attempt.process_seconds = process_seconds
 ray_cluster.install()
-dispatch.POLL_SECONDS, lease.POLL_SECONDS, slurm_job.POLL_SECONDS = 5.0, 6.0, 2.0
+lease.POLL_SECONDS, slurm_job.POLL_SECONDS = 6.0, 1.0
 view.LOOK_SECONDS = 300.0  # a terminal, which nobody watches
 stub_worker.LOOK_SECONDS, stub_worker.PROGRESS_SECONDS, stub_worker.FOLLOWS = 3.0, 20.0, True
 OWN_STATE: Sequence[tuple[Any, str, Callable[[], Any]]] = (
@@ -97,6 +99,7 @@ class Story:
         self.login = self.world.host("login")
         self.hosts = [self.login] if self.study.backend == "local" else [*hosts, self.login]
         self.ray = self.world.ray = ray_cluster.Ray(self.world, hosts if self.study.backend == "ray" else [], cpus=4.0)
+        dispatch.POLL_SECONDS = POLL_SECONDS if self.study.ranks_per_node is None else POLL_SECONDS_OF_SEVERAL_NODES
         self.cluster = Cluster(self.world, self.nodes, Rules(most_jobs=self.study.most_jobs))
         self.cluster.program = self.job_program
         self.cluster.new_script = JobScript
@@ -105,6 +108,8 @@ class Story:
         self.others = [self.cluster.add_other(), self.cluster.add_other(is_held=True)]
         """Jobs that have nothing to do with the study."""
         self.users: list[Process] = []
+        self.met: set[Process] = set()
+        """Workers that wait for the other ranks of their attempt, or have met them."""
         self.commands: defaultdict[int, deque[float]] = defaultdict(lambda: deque(maxlen=MOST_COMMANDS))
         self.files.meddler = self.meddle
         for check in checks.AT_WRITES:
@@ -176,7 +181,7 @@ class Story:
             ViolationError: a check has failed.
         """
         seam.world = self.world
-        stub_worker.happen, stub_worker.is_left = self.happen, self.is_left
+        stub_worker.happen, stub_worker.is_left, stub_worker.meet = self.happen, self.is_left, self.meet
         try:
             for name, text in self.study.files.items():
                 self.files.put(f"/sim/home/{name}", text.encode())
@@ -283,15 +288,33 @@ class Story:
         Raises:
             ConnectionError: one of them is gone.
         """
-        me = self.kernel.current
-        assert me is not None
-        mine = me.process
-        others = [one for one in self.kernel.processes if one.tag == mine.tag and rank_of(one) != rank_of(mine)]
-        name = ATTEMPT.name.encode()
-        ended = [one.exit_code for one in others if one.environ.get(name) == mine.environ.get(name)]
+        ended = [one.exit_code for one in self._ranks_of_attempt()]
         if any(code not in (None, 0, EXIT_STOPPED) for code in ended):
             raise ConnectionError("the connection to another rank is lost")
         return None if not is_first and 0 in ended else EXIT_STOPPED in ended
+
+    def meet(self) -> None:
+        """Have a worker wait for the other ranks of its attempt. It looks at no signal meanwhile.
+
+        Raises:
+            ConnectionError: they have not come in good time.
+        """
+        me = self.kernel.current
+        assert me is not None
+        self.met.add(me.process)
+        deadline = self.kernel.now + 60 * COLLECTIVE_MINUTES.default
+        while len(self.met.intersection(self._ranks_of_attempt())) < ranks_of(me.process):
+            if self.kernel.now > deadline:
+                raise ConnectionError("another rank has not come")
+            self.kernel.sleep(stub_worker.LOOK_SECONDS)
+
+    def _ranks_of_attempt(self) -> list[Process]:
+        """Return the workers of the attempt of the one that calls, itself among them."""
+        me = self.kernel.current
+        assert me is not None
+        mine, name = me.process, ATTEMPT.name.encode()
+        mates = [one for one in self.kernel.processes if one.tag == mine.tag]
+        return [one for one in mates if one.environ.get(name) == mine.environ.get(name)]
 
     def _happen_to_canary(self) -> None:
         """The model of a canary raises errors as long as that of any run does. Then no run of its grid begins."""

@@ -10,6 +10,8 @@ from typing import Any
 EPOCHS = 4
 EPOCH_SECONDS = (20.0, 60.0, 300.0, 600.0)
 """How long an epoch may take."""
+RANKS_OF_SEVERAL_NODES = ((2, 1), (2, 1), (3, 1), (4, 2))
+"""Ranks of a run of several nodes, and on each node."""
 LIMIT_MINUTES = (20, 240)
 """Time limit of a job."""
 TEXT = "one two three four five six seven eight"
@@ -91,13 +93,17 @@ class Study:
             if (now := getattr(self, name)) > number:
                 yield replace(self, **{name: now - 1})
         usual = {"is_search": False, "core_hours": None, "has_canaries": False, "mem_gb": None, "most_jobs": None}
-        usual |= {"at_once": None, "ranks_per_node": None}
+        usual |= {"at_once": None}
         for name, value in usual.items():
             if getattr(self, name) != value:
                 yield replace(self, **{name: value})
-        if self.ranks_per_node is None and self.ranks > 1:
+        if self.ranks_per_node is not None:
+            if (self.ranks, self.ranks_per_node) != (2, 1):
+                yield replace(self, ranks=2, ranks_per_node=1)
+            yield replace(self, ranks=2, ranks_per_node=None)
+        elif self.ranks > 1:
             yield replace(self, ranks=1)
-        elif self.ranks == 1 and not self.is_pool:
+        elif not self.is_pool:
             yield replace(self, is_pool=True)
 
     @property
@@ -171,14 +177,14 @@ def _shape(dice: random.Random, *, is_search: bool) -> dict[str, Any]:
     found: dict[str, Any] = {"has_canaries": dice.random() < 0.2, "mem_gb": dice.choice((None, None, 8))}
     if dice.random() < 0.15:
         found["most_jobs"] = dice.randint(2, 5)
-    # Jobs of several nodes (``ranks_per_node``) can be played, but are not drawn: what ``srun`` returns if it has lost
-    # a node is not measured yet, so it is not known which of the faults that they show are the product's.
-    kind = dice.choice(("pool", "pool", "jobs", "ranks"))
-    if kind == "ranks" and is_search:  # the ranks of the stub decide each for itself
+    kind = dice.choice(("pool", "pool", "pool", "jobs", "ranks", "nodes"))
+    if kind in ("ranks", "nodes") and is_search:  # the ranks of the stub decide each for itself
         kind = "jobs"
     if kind == "pool":
         return found
     found |= {"is_pool": False, "at_once": dice.choice((None, None, 1, 2))}
     if kind == "ranks":
         found["ranks"] = 2
+    elif kind == "nodes":
+        found["ranks"], found["ranks_per_node"] = dice.choice(RANKS_OF_SEVERAL_NODES)
     return found

@@ -133,6 +133,7 @@ def attend(run: RunDirectory, config: RunConfig, search: Search | None, attempt:
     seconds = float(os.environ.get("SEQLM_TEST_STUB_SECONDS", "0.02"))
 
     def work() -> None:
+        meet()
         if run.is_canary and CANARY.is_set():
             happen(0, attempt)
             write_json(run.canary_file, {"attempt": attempt, "step_seconds": 0.1, "peak_memory_bytes": 1})
@@ -192,6 +193,10 @@ def happen(epochs: int, attempt: int) -> None:
 def is_left(is_first: bool) -> bool | None:
     """Return whether the other ranks leave the attempt. ``None``: the epoch is over for this rank, as for the first."""
     return False
+
+
+def meet() -> None:
+    """Wait until all ranks of the attempt have begun."""
 
 
 def wait(run: RunDirectory, attempt: int, epochs: int, stop: StopSignal, seconds: float, *, tells: bool) -> bool:
