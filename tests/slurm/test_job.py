@@ -22,7 +22,6 @@ from jobs.launch.dispatch import Dispatcher
 from jobs.launch.job import LaunchOptions
 from jobs.manifests.policy import Policy
 from jobs.plan.limits import Limits
-from jobs.spec import Resources
 from jobs.study import budget
 from jobs.study.folder import PLAN_FILE, observe_study
 from jobs.study.squeue import job_state
@@ -30,6 +29,7 @@ from seqlm import ends
 from seqlm.errors import BackendError, FileError
 from seqlm.files import write_json
 from seqlm.requests import Request, Requests, file_request
+from seqlm.resources import Resources
 from seqlm.rundir import RunDirectory
 from slurm import allocation, control, job
 from slurm.allocation import SlurmContext
