@@ -442,7 +442,8 @@ start 0: change StartTime=now+9 ExcNodeList={n1}; start 0: exit 76; print on $SL
     ),
     "a script puts its job back when its time is up": Scenario(
         steps="""
-        a = sbatch --back --signal=USR2@1 | ignore USR2; print begins <$SLURM_RESTART_COUNT>; start 0: sleep 280; sleep 1
+        a = sbatch --back --signal=USR2@1 | ignore USR2; print begins <$SLURM_RESTART_COUNT>; start 0: sleep 280; \
+sleep 1
         b = sbatch --back --signal=USR2@1 | ignore USR2; ignore TERM; print begins <$SLURM_RESTART_COUNT>; \
 start 0: sleep 280; sleep 1
         wait a says begins
