@@ -16,9 +16,10 @@ from jobs.attempt.supervisor import rank_variables
 from jobs.launch.job import LaunchOptions
 from jobs.launch.prepare import resolve_specs
 from jobs.manifests.load import load_manifest
-from jobs.spec import Resources, Submission
+from jobs.spec import Submission
 from seqlm.errors import BackendError
 from seqlm.machine import cpu_count
+from seqlm.resources import Resources
 from seqlm.rundir import RunDirectory
 
 LOOK_SECONDS = 0.005

@@ -37,7 +37,8 @@ def lap(step):
     now = time.perf_counter()
     seconds[step], before = now - before, now
 from jobs.backends.ray_executor import RayExecutor
-from jobs.spec import Resources, Submission
+from jobs.spec import Submission
+from seqlm.resources import Resources
 from jobs.study.kept_code import live_code
 lap("import")
 executor = RayExecutor()

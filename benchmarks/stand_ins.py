@@ -14,9 +14,10 @@ from jobs.plan.capacity import Capacity, Node
 from jobs.plan.estimate import Estimate
 from jobs.plan.planned import PlannedRun, plan
 from jobs.plan.queue import wall_seconds
-from jobs.spec import Resources, RunSpec
+from jobs.spec import RunSpec
 from seqlm.config import RunConfig
 from seqlm.files import write_json
+from seqlm.resources import Resources
 from seqlm.rundir import RunDirectory
 
 WORKER = (sys.executable, "-S", str(Path(__file__).with_name("stand_in_worker.py")))

@@ -40,6 +40,7 @@ from seqlm.reading import (
     status,
     wrong_field,
 )
+from seqlm.schema import show
 
 Guard: TypeAlias = Callable[[], None]
 """Called immediately before a new file takes its place. It raises if this process no longer owns the run."""
@@ -305,16 +306,29 @@ def read_json(path: Path) -> dict[str, Any] | None:
         DamagedFileError: it is not a JSON object, or a field has another type than :data:`seqlm.reading.FIELDS` says.
     """
     try:
-        data = parse_json(read_json_bytes(path).decode("utf-8"))
+        content = read_json_bytes(path)
     except FileNotFoundError:
         return None
+    try:
+        data = parse_json(content.decode("utf-8"))
     except ValueError as error:
-        raise DamagedFileError(f"{path} is damaged (not JSON: {error}); move it away") from None
+        raise DamagedFileError(f"{path} is damaged (not JSON: {_why_no_json(content, error)}); move it away") from None
     if not isinstance(data, dict):
-        raise DamagedFileError(f"{path} is damaged (not a JSON object); move it away")
+        raise DamagedFileError(f"{path} is damaged (expected a table, got {show(data)}); move it away")
     if problem := wrong_field(path.name, data):
         raise DamagedFileError(f"{path} is damaged ({problem}); move it away")
     return data
+
+
+def _why_no_json(content: bytes, error: ValueError) -> str:
+    """Return why a file is no JSON text, given the error about it."""
+    if not content:
+        return "it is empty"
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not UTF-8"
+    if isinstance(error, json.JSONDecodeError):
+        return f"line {error.lineno}, column {error.colno} is wrong"
+    return str(error)
 
 
 def read_json_lines(

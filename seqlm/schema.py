@@ -120,29 +120,41 @@ def check_arguments(key: str, value: Any) -> Iterator[str]:
 
 def fits(kind: Any, value: Any) -> bool:
     """Whether plain data is of a type. Whole numbers are numbers too, lists are tuples, and no number is infinite."""
-    return bool(_test_of(kind)(value))
+    return bool(test_of(kind)(value))
 
 
 @functools.cache
-def _test_of(kind: Any) -> Callable[[Any], bool]:
+def test_of(kind: Any) -> Callable[[Any], bool]:
+    """Return the test whether plain data is of a type (:func:`fits`), for callers that test many values."""
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
         return lambda value: True
     if kind is float:
         return lambda value: type(value) in (int, float) and abs(value) <= sys.float_info.max
     if origin is Annotated:
-        test, valid = _test_of(inner[0]), [item for item in inner[1:] if isinstance(item, Valid)]
+        test, valid = test_of(inner[0]), [item for item in inner[1:] if isinstance(item, Valid)]
         return lambda value: test(value) and all(item.holds(value) for item in valid)
     if origin is Literal:
         return lambda value: isinstance(value, str) and value in inner
     if origin in (typing.Union, types.UnionType):
-        tests = [_test_of(one) for one in inner]
-        return lambda value: any(test(value) for test in tests)
+        tests = [test_of(one) for one in inner if one is not type(None)]
+        if len(tests) == 1 and len(inner) == 2:
+            (only,) = tests
+            return lambda value: value is None or only(value)
+        allows_none = type(None) in inner
+        return lambda value: (allows_none and value is None) or any(test(value) for test in tests)
+    if origin is tuple and Ellipsis not in inner:
+        items = [test_of(one) for one in inner]
+        return lambda value: (
+            isinstance(value, list | tuple)
+            and len(value) == len(items)
+            and all(test(item) for test, item in zip(items, value, strict=True))
+        )
     if origin in (list, tuple):
-        item = _test_of(inner[0])
+        item = test_of(inner[0])
         return lambda value: isinstance(value, list | tuple) and all(map(item, value))
     if isinstance(origin, type) and issubclass(origin, Mapping):
-        name, item = map(_test_of, inner)
+        name, item = map(test_of, inner)
         return lambda value: isinstance(value, Mapping) and all(name(k) and item(v) for k, v in value.items())
     if issubclass(kind, Mapping):
         return lambda value: isinstance(value, Mapping)
@@ -212,7 +224,7 @@ def _fields_of(kind: type) -> Mapping[str, Field]:
         valid = next((item for item in reversed(items) if isinstance(item, Valid)), Valid())
         found[field.name] = Field(
             kind=bare,
-            test=_test_of(hint),
+            test=test_of(hint),
             default=field.default,
             required=field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING,
             words=words_of(hint),
@@ -231,7 +243,8 @@ def words_of(hint: Any) -> str:
         return f"one of {listing(choices)}" if len(choices) > 1 else listing(choices)
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return ", or ".join(words_of(one) for one in typing.get_args(hint) if one is not type(None))
-    plain = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", list: "a list"}
+    plain = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+    plain |= dict.fromkeys((list, tuple), "a list")
     return plain.get(typing.get_origin(hint) or hint, "a table")
 
 

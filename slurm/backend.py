@@ -21,7 +21,7 @@ from jobs.plan.capacity import Capacity, Node, with_noun
 from jobs.plan.limits import Limits, advice, fitting, more_memory_gb
 from jobs.plan.planned import PlannedRun
 from jobs.plan.queue import places
-from jobs.spec import Resources, RunSpec
+from jobs.spec import RunSpec
 from jobs.study.folder import PLAN_FILE, ObservedRun, open_jobs, read_jobs
 from jobs.study.kept_code import Code, live_code
 from jobs.study.squeue import cancel_jobs, live_jobs
@@ -30,6 +30,7 @@ from seqlm.errors import BackendError
 from seqlm.files import read_json
 from seqlm.lease import wait_until_free
 from seqlm.requests import Request
+from seqlm.resources import Resources
 from seqlm.rundir import CANARY_FOLDER, RunDirectory
 from slurm import site_file
 from slurm.canary import plan_canaries, withdraw_stuck

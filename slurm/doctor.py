@@ -12,10 +12,10 @@ from pathlib import Path
 
 from jobs.backends.base import MARK, PROGRAM, Finding, torch_finding
 from jobs.plan.capacity import with_noun
-from jobs.spec import Resources
 from jobs.study.squeue import Claim, ask, cancel_jobs, live_jobs
 from seqlm.errors import BackendError, FileError, file_errors
 from seqlm.reading import listed
+from seqlm.resources import Resources
 from slurm.environment import batch_script, submit_script
 from slurm.settings import SlurmSettings
 from slurm.site import PartitionFacts, max_array_size, partition_facts

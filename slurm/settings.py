@@ -15,10 +15,10 @@ from jobs.backends.base import BackendTable, Seconds
 from jobs.manifests.reader import Problems, check_table, read_toml_file
 from jobs.plan.capacity import TINY
 from jobs.plan.limits import Limits
-from jobs.spec import Resources
 from seqlm.environment import SLURM_CONFIG
 from seqlm.errors import BackendError, ManifestError
 from seqlm.reading import exists
+from seqlm.resources import Resources
 from seqlm.schema import Count, Line, NotNegative, Table, Valid, Word, show
 
 SITE_FILE = Path(__file__).parent / "cluster.toml"

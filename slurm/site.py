@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from jobs.plan.capacity import Card, with_noun
-from jobs.spec import Resources
 from jobs.study.squeue import ask
 from seqlm.errors import BackendError, nearest
+from seqlm.resources import Resources
 from slurm.settings import JobShape, SlurmSettings
 
 FAKE_GPU = "fake"

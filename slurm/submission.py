@@ -14,7 +14,6 @@ from jobs.attempt.supervisor import progress_variables
 from jobs.launch.job import LaunchOptions
 from jobs.plan.limits import Limits
 from jobs.plan.planned import PlannedRun
-from jobs.spec import Resources
 from jobs.study.folder import PLAN_FILE, SUBMITTED_FILE, study_name
 from jobs.study.kept_code import Code
 from jobs.study.squeue import Claim, ask, cancel_jobs, live_jobs
@@ -23,6 +22,7 @@ from seqlm.errors import BackendError, FileError, UsageError
 from seqlm.files import json_text, read_json, write_json, write_once
 from seqlm.reading import timestamp
 from seqlm.requests import numbered
+from seqlm.resources import Resources
 from seqlm.trust import table_digest
 from slurm.environment import batch_script, plain_env, program_of, setup_lines, submit_script
 from slurm.script import NOT_STARTED, job_lines

@@ -11,8 +11,9 @@ from jobs.backends.base import Backend, Executor
 from jobs.plan.capacity import Capacity, Node
 from jobs.plan.estimate import Estimate
 from jobs.plan.planned import PlannedRun, plan
-from jobs.spec import Resources, RunSpec, Submission
+from jobs.spec import RunSpec, Submission
 from jobs.study.kept_code import Code
+from seqlm.resources import Resources
 from seqlm.rundir import Observation, RunDirectory
 from tests.facts import make_folder
 

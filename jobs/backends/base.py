@@ -9,9 +9,10 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from jobs.attempt.supervisor import Ended
 from jobs.plan.capacity import Capacity
-from jobs.spec import Resources, RunSpec, Submission
+from jobs.spec import RunSpec, Submission
 from jobs.study.kept_code import Code
 from seqlm import machine
+from seqlm.resources import Resources
 from seqlm.schema import Count, NotNegative, Table, Valid, read, show
 
 # -- settings ----------------------------------------------------------------------------------------------------------

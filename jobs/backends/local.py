@@ -12,11 +12,12 @@ from jobs.attempt.supervisor import INTERFACE_VARIABLE, Ended, MemoryKills, Supe
 from jobs.backends.base import Backend, Executor, SharedTable
 from jobs.backends.cards import Cards, withhold_left
 from jobs.plan.capacity import TINY, Allocation, Capacity, Card, Node, with_noun
-from jobs.spec import Resources, RunSpec, Submission
+from jobs.spec import RunSpec, Submission
 from jobs.study.kept_code import Code
 from seqlm import machine
 from seqlm.errors import BackendError, FileError
 from seqlm.gpus import Claim, TakenError
+from seqlm.resources import Resources
 
 
 class LocalBackend(Backend, Executor):

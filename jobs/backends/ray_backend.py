@@ -16,8 +16,9 @@ from jobs.backends.base import Backend, Executor, Finding, SharedTable
 from jobs.backends.local import require_device, require_left, this_machine
 from jobs.backends.ray_growth import Largest
 from jobs.plan.capacity import Capacity
-from jobs.spec import Resources, RunSpec
+from jobs.spec import RunSpec
 from seqlm.errors import BackendError
+from seqlm.resources import Resources
 from seqlm.schema import Valid
 
 

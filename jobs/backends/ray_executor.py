@@ -28,11 +28,12 @@ from jobs.backends.ray_growth import Bundle, Largest, bundles
 from jobs.backends.ray_rank import RankHost
 from jobs.backends.ray_turns import Turns
 from jobs.plan.capacity import Allocation, Capacity, with_noun
-from jobs.spec import Resources, Submission
+from jobs.spec import Submission
 from jobs.study.folder import study_name
 from jobs.study.kept_code import Code
 from seqlm.errors import EXIT_LOST, EXIT_STOPPED, BackendError, LostBackendError
 from seqlm.gpus import TakenError
+from seqlm.resources import Resources
 from seqlm.rundir import RunDirectory
 
 REFRESH_SECONDS = 2.0

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated, final
 
 from jobs.plan.capacity import Allocation, Capacity, Card, Node
-from jobs.spec import Resources
+from seqlm.resources import Resources
 from seqlm.schema import Count, Line, NotNegative, Table, Valid
 
 

@@ -18,7 +18,6 @@ from jobs.cli.view import played, records_of
 from jobs.plan.capacity import with_noun
 from jobs.plan.limits import alike, used
 from jobs.registry import BACKENDS, backend_class
-from jobs.spec import Resources
 from jobs.study.folder import PLAN_FILE, ObservedRun, find_study, launcher_of, observe_study
 from jobs.study.record import StudyRecord
 from seqlm.enough import enough
@@ -27,6 +26,7 @@ from seqlm.files import read_json
 from seqlm.hang import waiting_ranks
 from seqlm.reading import finite, timestamp
 from seqlm.requests import numbered
+from seqlm.resources import Resources
 from seqlm.schema import fits, read
 
 GO_ON = "`run` starts it, or goes on from its last checkpoint"

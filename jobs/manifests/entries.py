@@ -18,8 +18,8 @@ from jobs.manifests.filters import Condition
 from jobs.manifests.policy import Notify, Policy
 from jobs.manifests.reader import Problems, check_plain, check_tables
 from jobs.registry import BACKENDS
-from jobs.spec import Resources
 from seqlm.config import OPEN_TABLES, Seed, base_key, valid_keys
+from seqlm.resources import Resources
 from seqlm.rundir import MAX_RUNS
 from seqlm.schema import Table, TableT, Valid, fits, show, unknown_key
 from seqlm.search import Search

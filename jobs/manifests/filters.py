@@ -18,10 +18,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
-from jobs.spec import Resources, RunSpec
+from jobs.spec import RunSpec
 from seqlm.config import OPEN_TABLES, RunConfig, base_key, choices_of, valid_keys
 from seqlm.errors import UsageError, nearest, nearest_key
 from seqlm.notes import EMPTY, read_notes
+from seqlm.resources import Resources
 from seqlm.rundir import RunDirectory
 from seqlm.state import FailureKind, State
 

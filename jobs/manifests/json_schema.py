@@ -17,8 +17,8 @@ from jobs.manifests.expand import SECTIONS
 from jobs.manifests.policy import Notify, Policy
 from jobs.manifests.reader import table_of
 from jobs.registry import BACKENDS
-from jobs.spec import Resources
 from seqlm.config import LIST_KEYS, OPEN_TABLES, VARIANTS, RunConfig, choices_of, nested, valid_keys
+from seqlm.resources import Resources
 from seqlm.schema import fields_of
 from seqlm.search import Search
 

@@ -28,11 +28,12 @@ from jobs.manifests.expand import (
 from jobs.manifests.filters import NO_SINGLE_RUN, meets
 from jobs.manifests.policy import Notify, Policy
 from jobs.manifests.reader import key_of, read_toml_file
-from jobs.spec import Resources, RunSpec
+from jobs.spec import RunSpec
 from seqlm.architectures import CustomConfig
 from seqlm.config import LARGEST_SEED, RunConfig, valid_keys
 from seqlm.errors import ConfigError, FileError, ManifestError, ModelError, UsageError, nearest_key
 from seqlm.model_files import ModelFiles, read_model_files
+from seqlm.resources import Resources
 from seqlm.rundir import MAX_RUNS
 from seqlm.schema import Arguments, read, show
 from seqlm.search import Search, group_sizes, never_stops

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Self, final
 
-from jobs.spec import Resources
 from seqlm.errors import BackendError
+from seqlm.resources import Resources
 
 SMALLEST_SHARE = 1e-4
 """Of a GPU, as Ray counts."""

@@ -10,12 +10,12 @@ from typing import Any
 
 from jobs.plan.estimate import MOST_MEMORY, own_studies, within
 from jobs.plan.planned import PlannedRun
-from jobs.spec import Resources
 from seqlm.config import RunConfig
 from seqlm.enough import enough
 from seqlm.errors import SeqlmError
 from seqlm.files import read_json
 from seqlm.reading import listed
+from seqlm.resources import Resources
 from seqlm.rundir import RunDirectory
 from seqlm.schema import fits, read
 

@@ -9,8 +9,8 @@ from typing import TypeAlias, final
 
 from jobs.plan.capacity import TINY, Capacity
 from jobs.plan.planned import PlannedRun
-from jobs.spec import Resources
 from seqlm.architectures import CustomConfig
+from seqlm.resources import Resources
 
 SortKey: TypeAlias = tuple[float, float, int]
 """A run's sort key in the queue; the lowest starts first."""

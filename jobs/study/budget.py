@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any, Self, TypeAlias, TypeVar, final
 
 from jobs.manifests.policy import Policy
-from jobs.spec import Resources
 from jobs.study.record import StudyRecord
 from seqlm.errors import DamagedFileError, UnfitFileError
 from seqlm.files import read_json
 from seqlm.lease import last_sign_of
 from seqlm.reading import finite, listed, moment
+from seqlm.resources import Resources
 from seqlm.rundir import CANARY_FOLDER, RunDirectory
 
 T = TypeVar("T")

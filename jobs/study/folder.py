@@ -15,7 +15,7 @@ from jobs import terminal
 from jobs.manifests.filters import RESULTS, Origin, facts_of
 from jobs.manifests.load import load_manifest
 from jobs.manifests.policy import Policy
-from jobs.spec import Resources, RunSpec
+from jobs.spec import RunSpec
 from jobs.study.budget import Budget
 from jobs.study.record import StudyRecord
 from jobs.study.squeue import Claim, Scheduler
@@ -27,6 +27,7 @@ from seqlm.lease import claim, kept, live_owner
 from seqlm.model_files import read_model_files
 from seqlm.reading import confine, exists, finite, is_file, is_folder, listed, one_look, timestamp
 from seqlm.requests import Request, Requests, file_request
+from seqlm.resources import Resources
 from seqlm.rundir import BEHAVIOUR_FOLDER, CANARY_FOLDER, Observation, RunDirectory, require_format, study_record_file
 from seqlm.schema import fits, read
 from seqlm.state import View

@@ -13,8 +13,8 @@ from jobs.manifests.entries import EntryTable, SampleTable, StudyTable
 from jobs.manifests.json_schema import Schema, choices, config_keys, manifest_schema, table_keys
 from jobs.manifests.policy import Notify, Policy
 from jobs.manifests.reader import table_of
-from jobs.spec import Resources
 from seqlm.config import VARIANTS, RunConfig
+from seqlm.resources import Resources
 from seqlm.schema import Table, fields_of
 from seqlm.search import Search
 from tests.reference.markdown import table

@@ -21,13 +21,13 @@ from jobs.launch.dispatch import Dispatcher
 from jobs.launch.job import LaunchOptions
 from jobs.manifests.policy import Policy
 from jobs.plan.limits import Limits
-from jobs.spec import Resources
 from jobs.study import budget
 from jobs.study.folder import observe_study
 from seqlm import ends
 from seqlm.errors import FileError
 from seqlm.files import write_json
 from seqlm.requests import Request, Requests, file_request
+from seqlm.resources import Resources
 from seqlm.rundir import RunDirectory
 from slurm import allocation, control, job
 from slurm.allocation import SlurmContext

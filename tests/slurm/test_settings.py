@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from jobs.spec import Resources
 from seqlm.errors import ManifestError
+from seqlm.resources import Resources
 from slurm import settings as module
 from slurm.settings import SlurmSettings, read_settings
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from jobs.spec import Resources, RunSpec
+from jobs.spec import RunSpec
 from jobs.study import squeue
 from jobs.study.squeue import ask
 from seqlm.errors import BackendError
+from seqlm.resources import Resources
 from slurm.backend import SlurmBackend
 from slurm.settings import SlurmSettings, read_settings
 from slurm.site import (

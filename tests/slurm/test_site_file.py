@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from jobs.cli.doctor import ROOT
-from jobs.spec import Resources
 from seqlm.errors import UsageError
 from seqlm.reading import listed
+from seqlm.resources import Resources
 from slurm.settings import read_settings
 from slurm.site import partition_facts
 from slurm.site_file import CONFIG, answers, record_text, write

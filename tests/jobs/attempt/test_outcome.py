@@ -4,7 +4,8 @@ import pytest
 
 from jobs.attempt.attempt import Attempt
 from jobs.attempt.supervisor import Ended, ended
-from jobs.spec import Resources, Submission
+from jobs.spec import Submission
+from seqlm.resources import Resources
 from seqlm.rundir import RunDirectory
 from seqlm.state import FailureKind
 from tests.facts import fail

@@ -9,11 +9,12 @@ import pytest
 
 from jobs.attempt.supervisor import Ended
 from jobs.backends.local import LocalBackend
-from jobs.spec import Resources, RunSpec, Submission
+from jobs.spec import RunSpec, Submission
 from jobs.study.kept_code import Code
 from seqlm import machine
 from seqlm.errors import BackendError
 from seqlm.machine import Gpu
+from seqlm.resources import Resources
 from tests import commands
 from tests.seqlm.training.studies import make_config
 from tests.waiting import wait_for

@@ -64,7 +64,8 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from jobs.launch.dispatch import Dispatcher
 from jobs.launch.job import LaunchOptions
 from jobs.plan.planned import plan
-from jobs.spec import Resources, RunSpec, Submission
+from jobs.spec import RunSpec, Submission
+from seqlm.resources import Resources
 from jobs.study.kept_code import live_code
 from seqlm.rundir import RunDirectory
 from tests.seqlm.training.studies import make_config

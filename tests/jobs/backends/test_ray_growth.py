@@ -9,8 +9,9 @@ from jobs.backends.ray_backend import RayBackend
 from jobs.backends.ray_executor import REFRESH_SECONDS, REQUEST_SECONDS, RayExecutor, _Group, _Job
 from jobs.backends.ray_growth import Bundle, Largest, bundles
 from jobs.plan.capacity import Allocation, Capacity, Node
-from jobs.spec import Resources, RunSpec, Submission
+from jobs.spec import RunSpec, Submission
 from seqlm.errors import BackendError
+from seqlm.resources import Resources
 from tests.ray_lab import RayLab
 from tests.seqlm.training.studies import make_config
 from tests.small_study import RayStudy, worker_of

@@ -14,9 +14,10 @@ from jobs.backends.ray_cluster import RayCluster
 from jobs.backends.ray_executor import PATIENCE_SECONDS, RayExecutor, _Group, _Job
 from jobs.backends.ray_rank import RankHost
 from jobs.plan.capacity import Allocation, Capacity, Node
-from jobs.spec import Resources, Submission
+from jobs.spec import Submission
 from jobs.study.kept_code import Code
 from seqlm.errors import BackendError, LostBackendError
+from seqlm.resources import Resources
 from seqlm.rundir import RunDirectory
 
 KILL = """

@@ -18,13 +18,14 @@ from jobs.launch.prepare import estimated, launch
 from jobs.manifests.policy import Policy
 from jobs.plan.estimate import Throughput, training_tokens_per_epoch
 from jobs.plan.planned import PlannedRun
-from jobs.spec import Resources, RunSpec, Submission
+from jobs.spec import RunSpec, Submission
 from jobs.study.folder import observe_study
 from jobs.study.kept_code import Code
 from seqlm.config import RunConfig
 from seqlm.data.corpus import CorpusFacts, load_corpus
 from seqlm.errors import CanaryError
 from seqlm.files import write_json
+from seqlm.resources import Resources
 from seqlm.rundir import RunDirectory
 from tests.facts import fail
 from tests.fakes import FakeBackend, make_fresh

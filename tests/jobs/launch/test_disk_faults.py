@@ -10,12 +10,13 @@ import pytest
 from jobs.launch.prepare import plan_runs
 from jobs.manifests.policy import Policy
 from jobs.plan.planned import plan
-from jobs.spec import Resources, RunSpec, Submission
+from jobs.spec import RunSpec, Submission
 from jobs.study.budget import Budget
 from jobs.study.folder import Observer, launching, observe_study
 from seqlm.environment import MICRO_BATCHES
 from seqlm.errors import FileError
 from seqlm.files import write_json, write_json_lines
+from seqlm.resources import Resources
 from seqlm.rundir import RunDirectory
 from tests.analysis.attempt_files import write_attempt
 from tests.cancelling import cancel

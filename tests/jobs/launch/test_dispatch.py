@@ -22,11 +22,12 @@ from jobs.launch.job import LaunchOptions
 from jobs.launch.prepare import plan_runs, resolve_resources
 from jobs.manifests.policy import Policy
 from jobs.plan.planned import PlannedRun, plan
-from jobs.spec import Resources, RunSpec, Submission
+from jobs.spec import RunSpec, Submission
 from jobs.study.budget import Budget
 from jobs.study.kept_code import Code
 from seqlm.errors import EXIT_RUNG, BackendError, FileError
 from seqlm.files import write_json, write_json_lines
+from seqlm.resources import Resources
 from seqlm.rundir import RunDirectory
 from seqlm.search import Search, decide
 from seqlm.state import State

@@ -9,10 +9,11 @@ import pytest
 from jobs.backends.base import Backend
 from jobs.backends.local import LocalBackend
 from jobs.launch.prepare import plan_runs, resolve_resources
-from jobs.spec import Resources, RunSpec
+from jobs.spec import RunSpec
 from seqlm import machine
 from seqlm.files import write_json, write_json_lines
 from seqlm.machine import Gpu
+from seqlm.resources import Resources
 from seqlm.rundir import RunDirectory
 from slurm.backend import SlurmBackend
 from slurm.settings import SlurmSettings

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from jobs.manifests.filters import asks_for_identity, facts_of, facts_of_spec, meets, parse, select, whole_id
-from jobs.spec import Resources, RunSpec
+from jobs.spec import RunSpec
 from seqlm.config import RunConfig
 from seqlm.errors import UsageError
+from seqlm.resources import Resources
 
 
 def config(arch: str, lr: float, hidden_size: int = 8, seed: int = 1, vocab_size: int | None = None) -> RunConfig:

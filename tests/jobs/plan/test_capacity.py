@@ -3,8 +3,8 @@ from typing import Any
 import pytest
 
 from jobs.plan.capacity import Allocation, Capacity, Card, Node
-from jobs.spec import Resources
 from seqlm.errors import BackendError
+from seqlm.resources import Resources
 
 
 def cluster(*nodes: tuple[float, int]) -> Capacity:

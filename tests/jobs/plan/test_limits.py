@@ -8,9 +8,10 @@ import pytest
 
 from jobs.plan.limits import Limits, advice, fitting, more_memory_gb
 from jobs.plan.planned import PlannedRun
-from jobs.spec import Resources, RunSpec
+from jobs.spec import RunSpec
 from seqlm.config import RunConfig
 from seqlm.files import write_json, write_json_lines
+from seqlm.resources import Resources
 from seqlm.rundir import RunDirectory
 from tests.fakes import make_fresh
 from tests.seqlm.training.studies import make_config

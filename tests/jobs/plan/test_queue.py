@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from jobs.plan.capacity import Allocation, Capacity, Node
 from jobs.plan.planned import PlannedRun
 from jobs.plan.queue import Queue, places, wall_seconds
-from jobs.spec import Resources, RunSpec
+from jobs.spec import RunSpec
+from seqlm.resources import Resources
 from tests.fakes import make_planned
 from tests.seqlm.training.studies import make_config
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from jobs.manifests.policy import Policy
-from jobs.spec import Resources
 from jobs.study.budget import READ_SECONDS, Budget, Hours, hours_of
 from jobs.study.folder import ObservedRun, observe_study
 from jobs.study.squeue import Scheduler
 from seqlm.errors import FileError
 from seqlm.files import write_json
+from seqlm.resources import Resources
 from seqlm.rundir import BEHAVIOUR_FOLDER, RunDirectory, study_record_file
 from seqlm.training import attempt
 from seqlm.training.distributed import Rank

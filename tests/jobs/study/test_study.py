@@ -6,7 +6,7 @@ import pytest
 from jobs.cli.studying import print_log
 from jobs.launch.prepare import launch_record, run_record
 from jobs.manifests.filters import select
-from jobs.spec import Resources, RunSpec
+from jobs.spec import RunSpec
 from jobs.study.folder import (
     ObservedRun,
     find_study,
@@ -17,6 +17,7 @@ from jobs.study.folder import (
 from jobs.study.kept_code import Code
 from seqlm.errors import FileError, UsageError
 from seqlm.files import write_json
+from seqlm.resources import Resources
 from seqlm.rundir import RunDirectory
 from tests.facts import fail
 from tests.seqlm.training.studies import make_config
