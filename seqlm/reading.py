@@ -70,7 +70,6 @@ FIELDS: Mapping[str, Mapping[str, Any]] = {
         "command": list,
         **dict.fromkeys(("resources", "code", "git", "versions"), dict),
     },
-    "start.json": {"launcher": dict | None, "resources": dict, "backend": str},
     "result.json": {"epochs": int | None},
     "queue.json": {"launcher": dict, "waiting": dict},
     "request.json": {"runs": dict[str, dict[str, Any]]},

@@ -58,6 +58,7 @@ from seqlm.reading import (
     without_impossible,
     wrong_field,
 )
+from seqlm.records.attempts import Start
 from seqlm.requests import RUN_ID, Request, Requests
 from seqlm.state import Facts, RunState, View, state_of
 
@@ -212,7 +213,7 @@ class RunDirectory:
 
     def start_file(self, attempt: int) -> Path:
         """Who follows an attempt, and with what it starts. An attempt that a user started has none."""
-        return self.attempt_dir(attempt) / "start.json"
+        return self.attempt_dir(attempt) / Start.FILE
 
     def end_file(self, attempt: int, rank: int = 0) -> Path:
         """How a rank of an attempt ended, in its own words: ``end.json``, ``end-1.json``, ..."""
@@ -544,13 +545,13 @@ class RunDirectory:
         was_killed = any(record.get("kind") == "oom" for record in exits)
         if not was_killed and (end.kind not in ("node", "start") or end.node is not None):
             return end
-        start = read_json(self.start_file(attempt)) or {}
-        match start:
-            case {"resources": {"gpus": int() | float() as gpus}, "memory_mb": int(memory)} if was_killed and gpus > 0:
-                return replace(end, memory_mb=memory)
-            case {"node": str(node)} if not was_killed:  # the only one that it had
-                return replace(end, node=node)
-        return end
+        start = Start.read(self.attempt_dir(attempt))
+        if start is None:
+            return end
+        if not was_killed:
+            return replace(end, node=start.node)
+        has_gpu = start.resources.gpus is not None and start.resources.gpus > 0
+        return replace(end, memory_mb=start.memory_mb) if has_gpu else end
 
     def _witnesses(self, attempt: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Return what the ranks of an attempt have recorded of its end, and those who waited for them.
@@ -581,10 +582,9 @@ class RunDirectory:
         """Say whether the run is tried again after the last of these failures."""
         most = 1
         if failures[-1].kind == "oom":
-            start = read_json(self.start_file(failures[-1].attempt)) or {}
-            match start.get("resources"):
-                case {"ranks": int(ranks)} if ranks > 0:
-                    most = most_micro_batches(self.read_config().train.batch_size, ranks)
+            start = Start.read(self.attempt_dir(failures[-1].attempt))
+            if start is not None:
+                most = most_micro_batches(self.read_config().train.batch_size, start.resources.ranks)
         return verdict(policy, failures, most_micro_batches=most)
 
     def write_end(self, attempt: int, rank: int, record: Mapping[str, Any], *, guard: Guard = unguarded) -> None:

@@ -37,8 +37,9 @@ from jobs.study.kept_code import running_code
 from seqlm.ends import FIRST_DELAY_SECONDS, End, Verdict
 from seqlm.environment import ATTEMPT, MICRO_BATCHES
 from seqlm.errors import DamagedFileError, FileError, SeqlmError, UsageError, is_storage_failure
-from seqlm.files import read_json, write_json
+from seqlm.files import write_json
 from seqlm.reading import confine, exists
+from seqlm.records import attempts
 from seqlm.rundir import Observation, RunDirectory
 from seqlm.state import FailureKind
 from slurm.allocation import JobBackend, SlurmContext, node_file
@@ -334,11 +335,11 @@ def serve(
             return
         time.sleep(POLL_SECONDS)
     attempt = look_again(run.last_attempt)
-    record = look_again(read_json, run.start_file(attempt)) or {}
+    begun = look_again(attempts.Start.read, run.attempt_dir(attempt)) or attempts.Start()
     item = look_again(_planned, plan, array, run, Observation(state="pending"))
     code = running_code(plan.code)
     submission = look_again(next_submission, item, plan.options, code)
-    env = {ATTEMPT.name: str(attempt), MICRO_BATCHES.name: str(record["micro_batches"])}
+    env = {ATTEMPT.name: str(attempt), MICRO_BATCHES.name: str(begun.micro_batches)}
     submission = replace(submission, attempt=attempt, env={**submission.env, **env})
     ranks = backend.ranks(backend.submit(submission))
 

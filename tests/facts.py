@@ -9,6 +9,7 @@ from typing import Any
 from jobs.spec import RunSpec
 from seqlm.files import make_directory, read_json, write_json
 from seqlm.lease import Lease, claim, kept
+from seqlm.records.attempts import Start
 from seqlm.requests import file_request
 from seqlm.rundir import RunDirectory
 
@@ -53,9 +54,9 @@ def stop(run: RunDirectory, evidence: Mapping[str, Any]) -> None:
     write_json(run.rung_file(evidence["rung"]), {"decision": "stopped", "attempt": attempt, **evidence})
 
 
-def start_of(run: RunDirectory) -> dict[str, Any]:
+def start_of(run: RunDirectory) -> Start:
     """Return the record of the start of a run's newest attempt."""
-    return read_json(run.start_file(run.last_attempt())) or {}
+    return Start.read(run.attempt_dir(run.last_attempt())) or Start()
 
 
 def launch_again(run: RunDirectory, policy: Mapping[str, Any] | None = None) -> None:

@@ -16,6 +16,7 @@ from seqlm.files import read_json
 from seqlm.lease import last_sign_of
 from seqlm.machine import short_name
 from seqlm.reading import listed, moment
+from seqlm.records.attempts import Start
 from seqlm.rounding import ROUNDING, differences
 from seqlm.rundir import RunDirectory
 
@@ -47,11 +48,11 @@ def read_attempts(
 
     def row(attempt: int) -> dict[str, Any]:
         is_last = attempt == attempts[-1]
+        start = Start.read(run.attempt_dir(attempt), warnings.append)
         files: list[Path] = read_or_warn(lambda: listed(run.attempt_dir(attempt), "*.json"), [], warnings)
-        found = {path.name: read(path) for path in files}
-        start, progress, last, exit_ = (
-            found.get(path(attempt).name, {})
-            for path in (run.start_file, run.progress_file, run.end_file, run.exit_file)
+        found = {path.name: read(path) for path in files if path.name != Start.FILE}
+        progress, last, exit_ = (
+            found.get(path(attempt).name, {}) for path in (run.progress_file, run.end_file, run.exit_file)
         )
         of_ranks = [record for name, record in found.items() if name.startswith("worker") and record]
         workers = sorted(of_ranks, key=lambda worker: as_number(worker.get("rank")))
@@ -133,17 +134,21 @@ def _iso(seconds: float | None) -> str | None:
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
-def _place(workers: Sequence[Mapping[str, Any]], start: Mapping[str, Any]) -> dict[str, Any]:
+def _place(workers: Sequence[Mapping[str, Any]], start: Start | None) -> dict[str, Any]:
     """Where the attempt ran and with what. An attempt that a user started has no ``start``."""
     first: Mapping[str, Any] = workers[0] if workers else {}
-    given = start.get("resources", {})
-    ranks = next((n for n in (as_number(first.get("ranks")), as_number(given.get("ranks"))) if n >= 1), math.nan)
-    gpus, cores = as_number(given.get("gpus")) * ranks, as_number(given.get("cpus"))
+    asked = None if start is None else start.resources
+    ranks = as_number(first.get("ranks"))
+    if not ranks >= 1:
+        ranks = math.nan if asked is None else float(asked.ranks)
+    gpus = math.nan if asked is None else as_number(asked.gpus) * ranks
+    cores = math.nan if asked is None else as_number(asked.cpus)
     on_gpus = sum(bool(worker.get("gpu")) for worker in workers)
     gpus = gpus if not math.isnan(gpus) else float(on_gpus) if workers else math.nan
     cores = (as_number(first.get("threads")) if math.isnan(cores) else cores) * ranks
     return {
-        **{key: as_text(start.get(key)) for key in ("backend", "job_id")},
+        "backend": None if start is None else as_text(start.backend),
+        "job_id": None if start is None else as_text(start.job_id),
         **{key: as_text(first.get(key)) for key in ("host", "node", "device")},
         "ranks": ranks,
         "micro_batches": as_number(first.get("micro_batches")),

@@ -2,7 +2,7 @@
 
 import functools
 import os
-from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, final
 
 from jobs.attempt.supervisor import Ended, cause
@@ -10,10 +10,11 @@ from jobs.spec import Submission
 from seqlm.ends import most_micro_batches
 from seqlm.environment import MICRO_BATCHES
 from seqlm.errors import EXIT_BUSY, EXIT_RUNG, EXIT_UNPRINTED, STOPPED_EXITS
-from seqlm.files import json_text, make_directory, read_json, write_once
+from seqlm.files import make_directory, read_json
 from seqlm.hang import Heartbeat, hung_seconds
 from seqlm.lease import last_sign_of, live_owner
 from seqlm.reading import exists, timestamp
+from seqlm.records.attempts import Start
 from seqlm.rundir import RunDirectory
 from seqlm.state import FailureKind
 
@@ -75,8 +76,8 @@ class Attempt:
         """Whether its worker makes progress. It is watched from the first use on."""
         return Heartbeat(self.run, self.number, hung_seconds({**os.environ, **self._submission.env}))
 
-    def record_start(self, launch: Mapping[str, Any]) -> bool:
-        """Write ``start.json`` before the ranks are started. ``launch``: who starts them.
+    def record_start(self, start: Start) -> bool:
+        """Write ``start.json`` before the ranks are started. ``start`` says who starts them.
 
         Returns whether this process was the first to start the attempt.
 
@@ -84,16 +85,17 @@ class Attempt:
             FileError: it cannot be written.
         """
         submission = self._submission
-        record = {
-            **launch,
-            "resources": submission.resources.to_dict(),
-            "micro_batches": MICRO_BATCHES.read(submission.env),
-            "argv": list(submission.argv),
-            "code": str(submission.cwd),
-            "started_at": timestamp(),
-        }
-        make_directory(self.run.attempt_dir(self.number))
-        return write_once(self.run.start_file(self.number), json_text(record).encode())
+        whole = replace(
+            start,
+            resources=submission.resources,
+            micro_batches=MICRO_BATCHES.read(submission.env),
+            argv=submission.argv,
+            code=str(submission.cwd),
+            started_at=timestamp(),
+        )
+        folder = self.run.attempt_dir(self.number)
+        make_directory(folder)
+        return whole.write(folder, once=True)
 
     def record(self, kind: FailureKind | None, message: str, **more: Any) -> None:
         """Record how the attempt ended, if that adds something to what its ranks have recorded.

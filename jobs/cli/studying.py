@@ -248,7 +248,7 @@ def mark(runs: Iterable[ObservedRun]) -> list[ObservedRun]:
     found = [run for run in runs if run.observation.state in ("pending", "queued", "running")]
     if found:
         wanted: dict[str, Any] = {one.run.id: {} for one in found}
-        record = {"kind": "cancel", "at": timestamp(), "launcher": this_launcher(), "runs": wanted}
+        record = {"kind": "cancel", "at": timestamp(), "launcher": this_launcher().to_plain(), "runs": wanted}
         file_request(found[0].run.path.parent, record)
     return found
 

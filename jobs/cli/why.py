@@ -25,9 +25,9 @@ from seqlm.errors import FileError, SeqlmError
 from seqlm.files import read_json
 from seqlm.hang import waiting_ranks
 from seqlm.reading import finite, timestamp
+from seqlm.records.attempts import Start
 from seqlm.requests import numbered
-from seqlm.resources import Resources
-from seqlm.schema import fits, read
+from seqlm.schema import fits
 
 GO_ON = "`run` starts it, or goes on from its last checkpoint"
 NEXT = {
@@ -142,8 +142,8 @@ def slow_runs(runs: Iterable[ObservedRun]) -> dict[str, str]:
 def spent(one: ObservedRun) -> dict[str, str]:
     """Return where the time of a run went, what its last attempt asked for and used, and what would be enough."""
     run, attempt, details = one.run, one.run.last_attempt(), dict[str, str]()
-    start = read_json(run.start_file(attempt)) or {}
-    asked = read(Resources, start.get("resources", {}))
+    start = Start.read(run.attempt_dir(attempt)) or Start()
+    asked = start.resources
     names = {**PHASES, "waiting": "waiting for ranks"} if asked.ranks > 1 else PHASES
     times: defaultdict[str, float] = defaultdict(float)
     for epoch in one.epochs():
@@ -156,7 +156,7 @@ def spent(one: ObservedRun) -> dict[str, str]:
     if total := math.fsum(times.values()):
         shares = sorted(((seconds / total, phase) for phase, seconds in times.items()), reverse=True)
         details["time"] = ", ".join(f"{phase} {share:.0%}" for share, phase in shares if share >= 0.005)
-    request = numbered(run.path.parent, int(finite(start.get("request")) or 0))
+    request = numbered(run.path.parent, start.request or 0)
     plan = read_json(request / PLAN_FILE) or {}
     arrays = (one for one in plan.get("arrays", ()) if fits(Mapping[str, Any], one.get("runs")))
     job: Mapping[str, Any] = next((one for one in arrays if run.id in one["runs"] and not one.get("is_pool")), {})

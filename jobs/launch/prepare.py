@@ -34,10 +34,11 @@ from seqlm.data.corpus import CorpusFacts, cached_facts, load_corpus, resolve_da
 from seqlm.data.layout import require_windows
 from seqlm.environment import DATA
 from seqlm.errors import BackendError, DamagedFileError, DataError, FileError, ModelError, UnfitFileError, UsageError
-from seqlm.files import make_directory, read_json
+from seqlm.files import make_directory
 from seqlm.lease import last_beat
 from seqlm.model_files import ModelFiles, keep_tokenizer, read_model_files
 from seqlm.reading import exists, listed, timestamp
+from seqlm.records.attempts import Start
 from seqlm.requests import Request, file_request
 from seqlm.rounding import threads_of_checkpoint
 from seqlm.rundir import FINGERPRINT_DIGITS, SAME_DIGITS, Observation, RunDirectory, require_format
@@ -324,7 +325,7 @@ def _request(
     record = {
         "kind": "run",
         "at": timestamp(),
-        "launcher": this_launcher(),
+        "launcher": this_launcher().to_plain(),
         "backend": target.name,
         "policy": options.policy.to_dict(),
         "runs": {
@@ -400,7 +401,7 @@ def record_what_scheduler_knows(item: PlannedRun) -> None:
     if seen.state != "failed" or not attempt or run.end(attempt).has_ended:
         return
     beat = last_beat(run.lease_dir, attempt)
-    parts = (read_json(run.start_file(attempt)) or {}).get("micro_batches", 1)
+    parts = (Start.read(run.attempt_dir(attempt)) or Start()).micro_batches
     known = {"kind": seen.kind, "message": (seen.reason or "").removeprefix(f"{seen.kind}: "), "micro_batches": parts}
     run.write_exit(attempt, known if beat is None else {**known, "ended_at": timestamp(beat)})
 

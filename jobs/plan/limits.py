@@ -15,9 +15,10 @@ from seqlm.enough import enough
 from seqlm.errors import SeqlmError
 from seqlm.files import read_json
 from seqlm.reading import listed
+from seqlm.records.attempts import Start
 from seqlm.resources import Resources
 from seqlm.rundir import RunDirectory
-from seqlm.schema import fits, read
+from seqlm.schema import fits
 
 STEP_MINUTES = 15
 """The shortest time to ask for. Further ones are 2, 4, 8, ... times as long, so that few arrays are made."""
@@ -140,10 +141,11 @@ def fitting(
             config = alike(run.read_config())
             epochs = run.read_metrics()[0] if config in configs else []
             for attempt in {number for epoch in epochs if type(number := epoch.get("attempt")) is int}:
-                start, worker = (read_json(file(attempt)) or {} for file in (run.start_file, run.worker_file))
+                start = Start.read(run.attempt_dir(attempt)) or Start()
+                worker = read_json(run.worker_file(attempt)) or {}
                 place = run.read_environment(worker).get("variables", {}).get("SLURM_JOB_PARTITION")
-                if start.get("backend") == "slurm" and place in partitions:
-                    resources = replace(read(Resources, start.get("resources", {})), priority=0)
+                if start.backend == "slurm" and place in partitions:
+                    resources = replace(start.resources, priority=0)
                     device = str(worker.get("device"))
                     earlier[config, resources].add(run, attempt, resources.ranks, device, epochs)
     return {

@@ -26,6 +26,7 @@ from seqlm.files import read_json, remove, write_json
 from seqlm.lease import claim, kept, live_owner
 from seqlm.model_files import read_model_files
 from seqlm.reading import confine, exists, finite, is_file, is_folder, listed, one_look, timestamp
+from seqlm.records.attempts import LauncherProcess, Start
 from seqlm.requests import Request, Requests, file_request
 from seqlm.resources import Resources
 from seqlm.rundir import BEHAVIOUR_FOLDER, CANARY_FOLDER, Observation, RunDirectory, require_format, study_record_file
@@ -343,8 +344,7 @@ def launching(study_dir: Path) -> Iterator[None]:
 class Launcher:
     """A live launcher of a study."""
 
-    identity: Mapping[str, Any]
-    """The launcher as the records of a study name it: ``pid`` and ``host``."""
+    identity: LauncherProcess
     waiting: Mapping[str, str]
     """Run id -> why the run has not started, for the runs in its queue."""
     has_listed: bool
@@ -356,22 +356,23 @@ class Launcher:
         Raises:
             FileError: the record of the attempt cannot be read.
         """
-        start = read_json(run.start_file(attempt)) if (attempt := run.last_attempt()) else None
-        return (start or {}).get("launcher") == self.identity
+        attempt = run.last_attempt()
+        start = Start.read(run.attempt_dir(attempt)) if attempt else None
+        return start is not None and start.launcher == self.identity
 
 
-def this_launcher() -> dict[str, Any]:
+def this_launcher() -> LauncherProcess:
     """Return this process as the records of a study name a launcher."""
-    return {"pid": os.getpid(), "host": socket.gethostname()}
+    return LauncherProcess(pid=os.getpid(), host=socket.gethostname())
 
 
 def launcher_of(study_dir: Path) -> Launcher | None:
     """Return the live launcher of this study, or ``None``."""
     if (owner := live_owner(launcher_dir(study_dir))) is None:
         return None
-    identity = {"pid": owner.get("pid"), "host": owner.get("host")}
+    identity = LauncherProcess(pid=owner.get("pid"), host=owner.get("host"))
     queue = read_json(queue_file(study_dir)) or {}
-    has_listed = queue.get("launcher") == identity
+    has_listed = queue.get("launcher") == identity.to_plain()
     return Launcher(identity=identity, waiting=queue.get("waiting", {}) if has_listed else {}, has_listed=has_listed)
 
 
@@ -381,7 +382,13 @@ def file_limit(study_dir: Path, max_parallel: int) -> None:
     Raises:
         FileError: the request cannot be written.
     """
-    record = {"kind": "limit", "at": timestamp(), "launcher": this_launcher(), "max_parallel": max_parallel, "runs": {}}
+    record = {
+        "kind": "limit",
+        "at": timestamp(),
+        "launcher": this_launcher().to_plain(),
+        "max_parallel": max_parallel,
+        "runs": {},
+    }
     file_request(study_dir, record)
 
 
@@ -470,4 +477,4 @@ def queue_file(study_dir: Path) -> Path:
 
 def write_queue(study_dir: Path, waiting: Mapping[str, str], request: int | None = None) -> None:
     """Record for ``status`` which runs of a request wait, in queue order: run id -> why the run has not started."""
-    write_json(queue_file(study_dir), {"launcher": this_launcher(), "request": request, "waiting": waiting})
+    write_json(queue_file(study_dir), {"launcher": this_launcher().to_plain(), "request": request, "waiting": waiting})

@@ -75,7 +75,7 @@ def test_where_ray_cannot_start_the_runs_of_a_manifest_that_names_it_go_to_local
     assert "set RAY_TMPDIR" in warning
     assert "backend local" in warning
     (run,) = study.runs()
-    assert start_of(run)["backend"] == "local"
+    assert start_of(run).backend == "local"
 
     logs = study("logs", "small.toml", "rnn-adam")
     assert "epoch 2/2 done" in logs.stdout

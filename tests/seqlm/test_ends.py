@@ -13,6 +13,7 @@ from jobs.spec import RunSpec
 from seqlm.ends import End, Verdict, end_of, verdict
 from seqlm.errors import FileError
 from seqlm.files import write_json, write_json_lines
+from seqlm.records.attempts import Start
 from seqlm.rundir import Observation, RunDirectory
 from seqlm.state import FailureKind, State, View
 from tests.facts import fail, launch_again
@@ -219,7 +220,7 @@ def test_a_record_that_the_disk_does_not_read_is_an_error(run: RunDirectory) -> 
 
 @pytest.mark.parametrize("state", ["failed", "running", "cancelled"])
 def test_what_only_a_scheduler_knows_is_put_on_record(run: RunDirectory, state: State) -> None:
-    write_json(run.start_file(1), {"micro_batches": 4})
+    Start(micro_batches=4).write(run.attempt_dir(1))
     seen = Observation(state=state, reason="oom: SLURM reports OUT_OF_MEMORY", kind="oom")
     item = PlannedRun(
         spec=RunSpec(name="a", config=make_config()), run=run, observation=seen, action="start", reason=None

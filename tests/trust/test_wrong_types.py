@@ -184,7 +184,7 @@ def study_files(ids: list[str]) -> dict[str, Any]:
     }
     request = {"kind": "run", "backend": "slurm", "launcher": {"pid": 1, "host": "x"}, "runs": {ids[-1]: {"epochs": 3}}}
     plan = {"arrays": [{"runs": {ids[-1]: {}}, "job": "1", "jobs": 1, "is_pool": True, "why": "x"}]}
-    queue = {"launcher": this_launcher(), "waiting": {ids[1]: "x"}}
+    queue = {"launcher": this_launcher().to_plain(), "waiting": {ids[1]: "x"}}
     note = {"at": "x", "runs": ids, "tags": ["good"], "text": "t"}
     return {"study.json": record, "queue.json": queue, "notes/000001/note.json": note} | {
         f"launches/000001/{name}.json": found

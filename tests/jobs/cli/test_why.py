@@ -11,6 +11,8 @@ import launch
 from jobs.cli.why import GO_ON, NEXT
 from jobs.study.folder import PLAN_FILE, launching, write_queue
 from seqlm.files import write_json, write_json_lines
+from seqlm.records.attempts import Start
+from seqlm.resources import Resources
 from seqlm.rundir import RunDirectory
 from seqlm.state import FailureKind
 from tests.commands import ask
@@ -65,7 +67,7 @@ def done(run: RunDirectory, *seconds: float) -> None:
     records = [{"epoch": epoch, "epoch_seconds": time, **every} for epoch, time in enumerate(seconds)]
     write_json_lines(run.metrics_file, records)
     run.attempt_dir(1).mkdir(parents=True)
-    write_json(run.start_file(1), {"request": 1, "resources": {"ranks": 2, "cpus": 3}})
+    Start(request=1, resources=Resources(ranks=2, cpus=3)).write(run.attempt_dir(1))
     for rank in range(2):
         used = {"seconds": 4320.0, "cpu_seconds": 4320.0 * 1.1, "peak_resident_bytes": 3 * 2**30}
         write_json(run.worker_file(1, rank), {"device": "a card", "resources": used})
