@@ -58,7 +58,7 @@ from seqlm.reading import (
     without_impossible,
     wrong_field,
 )
-from seqlm.records.attempts import Start
+from seqlm.records.attempts import Exit, RankEnd, Start
 from seqlm.requests import RUN_ID, Request, Requests
 from seqlm.state import Facts, RunState, View, state_of
 
@@ -217,11 +217,11 @@ class RunDirectory:
 
     def end_file(self, attempt: int, rank: int = 0) -> Path:
         """How a rank of an attempt ended, in its own words: ``end.json``, ``end-1.json``, ..."""
-        return self.attempt_dir(attempt) / (f"end-{rank}.json" if rank else "end.json")
+        return self.attempt_dir(attempt) / (f"end-{rank}.json" if rank else RankEnd.FILE)
 
     def exit_file(self, attempt: int) -> Path:
         """How an attempt ended, as seen from outside, if that adds something."""
-        return self.attempt_dir(attempt) / "exit.json"
+        return self.attempt_dir(attempt) / Exit.FILE
 
     def worker_file(self, attempt: int, rank: int = 0) -> Path:
         """Host, devices and resources of a rank of an attempt: ``worker.json``, ``worker-1.json``, ..."""
@@ -542,7 +542,7 @@ class RunDirectory:
         """Return how an attempt ended, as far as it has."""
         ranks, exits = self._witnesses(attempt)
         end = end_of(attempt, ranks, exits)
-        was_killed = any(record.get("kind") == "oom" for record in exits)
+        was_killed = any(record.kind == "oom" for record in exits)
         if not was_killed and (end.kind not in ("node", "start") or end.node is not None):
             return end
         start = Start.read(self.attempt_dir(attempt))
@@ -553,21 +553,22 @@ class RunDirectory:
         has_gpu = start.resources.gpus is not None and start.resources.gpus > 0
         return replace(end, memory_mb=start.memory_mb) if has_gpu else end
 
-    def _witnesses(self, attempt: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    def _witnesses(self, attempt: int) -> tuple[list[RankEnd], list[Exit]]:
         """Return what the ranks of an attempt have recorded of its end, and those who waited for them.
 
         A damaged record counts as a failure of kind ``node``: the machine may have crashed while it was written.
         """
-        ranks: list[dict[str, Any]] = []
-        exits: list[dict[str, Any]] = []
+        ranks: list[RankEnd] = []
+        exits: list[Exit] = []
         for path in listed(self.attempt_dir(attempt), "e*.json"):
             try:
-                record = read_json(path) or {}
+                if path.name == Exit.FILE:
+                    exits += filter(None, [Exit.read_file(path)])
+                else:
+                    ranks += filter(None, [RankEnd.read_file(path)])
             except DamagedFileError:
                 message = f"{path.name} is damaged: the machine may have crashed while it was written"
-                exits.append({"kind": "node", "message": message})
-                continue
-            (exits if path.name == "exit.json" else ranks).append(record)
+                exits.append(Exit(kind="node", message=message))
         return ranks, exits
 
     def failures(self, first: int = 1) -> list[End]:
@@ -587,26 +588,31 @@ class RunDirectory:
                 most = most_micro_batches(self.read_config().train.batch_size, start.resources.ranks)
         return verdict(policy, failures, most_micro_batches=most)
 
-    def write_end(self, attempt: int, rank: int, record: Mapping[str, Any], *, guard: Guard = unguarded) -> None:
-        """Write how a rank ended, as the rank says.
+    def write_end(self, attempt: int, end: RankEnd, *, guard: Guard = unguarded) -> None:
+        """Write how a rank ended, as the rank says, with the present time and progress.
 
         Raises:
             LeaseLostError: ``guard`` says that the run belongs to another worker by now.
         """
         make_directory(self.attempt_dir(attempt))
-        known: dict[str, Any] = {"rank": rank, "ended_at": timestamp()}
+        progress = None
         with contextlib.suppress(FileError):
-            known["progress"] = self.progress()
-        write_once(self.end_file(attempt, rank), json_text({**known, **record}).encode(), guard=guard)
+            progress = self.progress()
+        end = replace(end, ended_at=timestamp(), progress=progress)
+        end.write_file(self.end_file(attempt, end.rank), once=True, guard=guard)
 
-    def write_exit(self, attempt: int, record: Mapping[str, Any]) -> None:
-        """Write how an attempt ended, as seen from outside, if that adds something to what its ranks say."""
-        known = {} if "progress" in record else {"progress": self.progress()}
-        record = {"ended_at": timestamp(), **known, **record}
+    def write_exit(self, attempt: int, record: Exit) -> None:
+        """Write how an attempt ended, as seen from outside, if that adds something to what its ranks say.
+
+        A time or progress that ``record`` lacks is the present one.
+        """
+        progress = self.progress() if record.progress is None else record.progress
+        record = replace(record, ended_at=record.ended_at or timestamp(), progress=progress)
         ranks, exits = self._witnesses(attempt)
         if end_of(attempt, ranks, [*exits, record]) != end_of(attempt, ranks, exits):
-            make_directory(self.attempt_dir(attempt))
-            write_once(self.exit_file(attempt), json_text(record).encode())
+            folder = self.attempt_dir(attempt)
+            make_directory(folder)
+            record.write(folder, once=True)
 
     def progress(self) -> Progress:
         """Return what is saved of the run, from its metrics and the position of its last checkpoint."""

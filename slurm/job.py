@@ -21,7 +21,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, final
+from typing import final
 
 from jobs.launch import notify
 from jobs.launch.background import STOP_SECONDS, Interrupts
@@ -40,6 +40,7 @@ from seqlm.errors import DamagedFileError, FileError, SeqlmError, UsageError, is
 from seqlm.files import write_json
 from seqlm.reading import confine, exists
 from seqlm.records import attempts
+from seqlm.records.attempts import Exit
 from seqlm.rundir import Observation, RunDirectory
 from seqlm.state import FailureKind
 from slurm.allocation import JobBackend, SlurmContext, node_file
@@ -301,19 +302,20 @@ def _told(run: RunDirectory, budget: Budget) -> Observation:
 def _fail(run: RunDirectory, error: Exception, host: JobHost) -> None:
     """Record an error in the files of a run that is not over: an attempt could not even be started."""
     message = str(error) if isinstance(error, SeqlmError) else f"{type(error).__name__}: {error}"
-    _record(run, {"kind": "node" if is_storage_failure(error) else "code", "message": message}, host)
+    kind: FailureKind = "node" if is_storage_failure(error) else "code"
+    _record(run, Exit(kind=kind, message=message), host)
 
 
 def _give_up(run: RunDirectory, end: End, host: JobHost) -> None:
     """Record that this job has tried in vain to train a run, unless its failures say more."""
     message = f"{end.message}; given up after {host.start.idle()} starts of its job in which nothing was trained"
-    _record(run, {"kind": end.kind, "message": message, "stands": True}, host)
+    _record(run, Exit(kind=end.kind, message=message, stands=True), host)
 
 
-def _record(run: RunDirectory, record: Mapping[str, Any], host: JobHost) -> None:
+def _record(run: RunDirectory, record: Exit, host: JobHost) -> None:
     with contextlib.suppress(SeqlmError, OSError):
         if run.observe().state == "pending" and is_named_by(run, host.plan.options.request):
-            record = {**record, "where": host.where, "node": host.context.host}
+            record = replace(record, where=host.where, node=host.context.host)
             run.write_exit(run.last_attempt() + 1, record)
 
 

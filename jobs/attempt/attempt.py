@@ -14,7 +14,7 @@ from seqlm.files import make_directory, read_json
 from seqlm.hang import Heartbeat, hung_seconds
 from seqlm.lease import last_sign_of, live_owner
 from seqlm.reading import exists, timestamp
-from seqlm.records.attempts import Start
+from seqlm.records.attempts import Exit, Start
 from seqlm.rundir import RunDirectory
 from seqlm.state import FailureKind
 
@@ -53,11 +53,12 @@ def end_left(run: RunDirectory, where: str) -> None:
         number >= max(1, run.first_attempt()) and exists(run.start_file(number)) and exists(run.worker_file(number))
     )
     if has_begun and not run.end(number).has_ended and live_owner(run.lease_dir) is None:
-        record = {"kind": "node", "message": "its worker is gone without a word", "where": where}
         sign = last_sign_of(read_json(run.progress_file(number)) or {})
         started_at = (read_json(run.worker_file(number)) or {}).get("started_at")
         ended_at = started_at if sign is None else timestamp(sign)
-        run.write_exit(number, {"ended_at": ended_at, **record})  # what it has cost, not when it was found
+        # The time is that of its last sign of life, which is what it has cost, not when it was found.
+        message = "its worker is gone without a word"
+        run.write_exit(number, Exit(kind="node", message=message, where=where, ended_at=ended_at))
 
 
 @final
@@ -104,8 +105,8 @@ class Attempt:
             FileError: a file of the run cannot be read or written.
         """
         parts = MICRO_BATCHES.read(self._submission.env)
-        known = {"kind": kind, "message": message, "where": self._where, "micro_batches": parts}
-        self.run.write_exit(self.number, {**known, **more})
+        record = Exit(kind=kind, message=message, where=self._where, micro_batches=parts, **more)
+        self.run.write_exit(self.number, record)
 
     def _has_begun(self) -> bool:
         """Return whether a rank has recorded anything.

@@ -25,7 +25,7 @@ from seqlm.ends import End, Verdict, verdict
 from seqlm.errors import EXIT_BUSY, STOPPED_EXITS, FileError, file_errors
 from seqlm.gpus import TakenError
 from seqlm.hang import hung_seconds
-from seqlm.records.attempts import Start
+from seqlm.records.attempts import Exit, Start
 from seqlm.requests import Requests
 from seqlm.rundir import RunDirectory
 from seqlm.state import FailureKind
@@ -399,7 +399,7 @@ class Dispatcher:
 
         Of a run that a later request names, nothing is recorded.
         """
-        record = {"kind": kind, "message": message, "where": self._host.where, **more}
+        record = Exit(kind=kind, message=message, where=self._host.where, **more)
         try:
             with file_errors("read or write", item.run.path, within=True):
                 if self._is_ours(item):

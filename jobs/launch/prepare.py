@@ -38,7 +38,7 @@ from seqlm.files import make_directory
 from seqlm.lease import last_beat
 from seqlm.model_files import ModelFiles, keep_tokenizer, read_model_files
 from seqlm.reading import exists, listed, timestamp
-from seqlm.records.attempts import Start
+from seqlm.records.attempts import Exit, Start
 from seqlm.requests import Request, file_request
 from seqlm.rounding import threads_of_checkpoint
 from seqlm.rundir import FINGERPRINT_DIGITS, SAME_DIGITS, Observation, RunDirectory, require_format
@@ -402,8 +402,9 @@ def record_what_scheduler_knows(item: PlannedRun) -> None:
         return
     beat = last_beat(run.lease_dir, attempt)
     parts = (Start.read(run.attempt_dir(attempt)) or Start()).micro_batches
-    known = {"kind": seen.kind, "message": (seen.reason or "").removeprefix(f"{seen.kind}: "), "micro_batches": parts}
-    run.write_exit(attempt, known if beat is None else {**known, "ended_at": timestamp(beat)})
+    message = (seen.reason or "").removeprefix(f"{seen.kind}: ")
+    ended_at = None if beat is None else timestamp(beat)
+    run.write_exit(attempt, Exit(kind=seen.kind, message=message, micro_batches=parts, ended_at=ended_at))
 
 
 def _label(item: PlannedRun) -> dict[str, str]:

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from seqlm.records.base import Record
 from seqlm.resources import Resources
-from seqlm.schema import Count
+from seqlm.schema import Count, NotNegative
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,3 +42,56 @@ class Start(Record):
     code: str = ""
     """Folder of the code."""
     started_at: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankEnd(Record):
+    """``end.json``, ``end-1.json``, ...: how a rank of an attempt ended, in its own words."""
+
+    FILE: ClassVar[str] = "end.json"
+    OPTIONAL: ClassVar[frozenset[str]] = frozenset(
+        {"progress", "kind", "message", "where", "peer_lost", "node", "micro_batches"}
+    )
+
+    rank: NotNegative = 0
+    ended_at: str | None = None
+    progress: tuple[int, int] | None = None
+    """Finished epochs that were saved, then steps of the next one. ``None``: unknown."""
+    outcome: str | None = None
+    """``done``, ``rung``, ``interrupted`` or ``failed``."""
+    kind: str | None = None
+    """Kind of failure (:data:`seqlm.state.FailureKind`). ``None``: it has not failed. Likewise the fields below."""
+    message: str | None = None
+    where: str | None = None
+    """Where in the code it failed."""
+    peer_lost: bool | None = None
+    """Whether the rank only lost another one."""
+    node: str | None = None
+    """The node that failed. ``None``: unknown."""
+    micro_batches: Count | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exit(Record):
+    """``exit.json``: how an attempt ended, as seen from outside, if that adds something to what its ranks say."""
+
+    FILE: ClassVar[str] = "exit.json"
+    OPTIONAL: ClassVar[frozenset[str]] = frozenset(
+        {"progress", "where", "micro_batches", "exit_code", "node", "stands"}
+    )
+
+    ended_at: str | None = None
+    progress: tuple[int, int] | None = None
+    """As of :class:`RankEnd`."""
+    kind: str | None = None
+    """Kind of failure (:data:`seqlm.state.FailureKind`). ``None``: it has not failed."""
+    message: str = ""
+    where: str | None = None
+    """Who found that it had ended."""
+    micro_batches: Count | None = None
+    exit_code: int | None = None
+    """Exit code of the rank that explains the others. Negative: the signal that killed it."""
+    node: str | None = None
+    """The node that failed. ``None``: not recorded, or one of several."""
+    stands: bool | None = None
+    """Whether the launcher or job has given the run up."""

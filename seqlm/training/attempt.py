@@ -11,7 +11,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -33,6 +33,7 @@ from seqlm.files import Guard, make_directory, unguarded, write_json
 from seqlm.hang import explain
 from seqlm.lease import claim, kept, require_attempt
 from seqlm.reading import timestamp
+from seqlm.records.attempts import RankEnd
 from seqlm.rundir import RunDirectory, stopped_reason
 from seqlm.training.distributed import AllLeave, Rank
 from seqlm.training.failure import describe_failure, failure_text, tell
@@ -143,7 +144,7 @@ class Attempt:
                 is_cancelled = run.is_cancelled()
             tell(CANCELLED if is_cancelled else STOPPED)
             code, outcome = EXIT_STOPPED, "interrupted"
-        self._write_end({"outcome": outcome})
+        self._write_end(RankEnd(rank=self.rank.index, outcome=outcome))
         if self.rank.is_first:
             run.drop_progress(self.number)
         return code
@@ -151,19 +152,19 @@ class Attempt:
     def _failed(self, error: Exception) -> int:
         tell(failure_text(error))
         record = describe_failure(error, rank=self.rank.index, ranks=self.rank.world_size)
-        if record["peer_lost"] and (why := explain(self.run, self.number)):
-            record["message"] = f"{why} ({record['message']})"
+        if record.peer_lost and (why := explain(self.run, self.number)):
+            record = replace(record, message=f"{why} ({record.message})")
         is_told = self._write_end(record)
         return EXIT_FAILED if is_told and not is_storage_failure(error) else EXIT_STORAGE
 
-    def _write_end(self, record: Mapping[str, Any]) -> bool:
+    def _write_end(self, record: RankEnd) -> bool:
         """Write how this rank ended, and return whether that is written. Its launcher sees at least the exit code.
 
         Raises:
             LeaseLostError: the run belongs to another worker by now.
         """
         try:
-            self.run.write_end(self.number, self.rank.index, record, guard=self.guard)
+            self.run.write_end(self.number, record, guard=self.guard)
         except FileError as unwritable:
             tell(f"error: {unwritable}")
             return False

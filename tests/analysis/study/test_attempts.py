@@ -13,6 +13,7 @@ from analysis.study.columns import ATTEMPTS
 from analysis.study.study import StudyFiles, load_study
 from seqlm.files import read_json, write_json, write_json_lines
 from seqlm.reading import moment
+from seqlm.records.attempts import Exit
 from seqlm.rundir import RunDirectory
 from tests.analysis.attempt_files import at, write_attempt, write_job
 from tests.analysis.hand_made import add_run
@@ -131,7 +132,7 @@ NAN = float("nan")
         (lambda run: write_attempt(run, 2, start=300), 2, {"seconds": 699}),
         (lambda run: write_attempt(run, 1, start=260), 1, {"seconds": NAN, "ended_at": None}),
         (
-            lambda run: run.write_exit(1, {"kind": "preempted", "message": "m", "ended_at": at(260)}),
+            lambda run: run.write_exit(1, Exit(kind="preempted", message="m", ended_at=at(260))),
             1,
             {"outcome": "failed", "failure_kind": "preempted", "seconds": 260},
         ),

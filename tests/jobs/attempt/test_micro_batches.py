@@ -9,6 +9,7 @@ from seqlm.data.layout import own_columns
 from seqlm.ends import most_micro_batches
 from seqlm.environment import MICRO_BATCHES
 from seqlm.models.language_model import FusedModel
+from seqlm.records.attempts import Exit
 from seqlm.rundir import RunDirectory
 from seqlm.training import worker
 from seqlm.training.attempt import StopSignal
@@ -16,7 +17,7 @@ from tests.seqlm.training.studies import make_config, make_run, write_text
 
 
 def end(run: RunDirectory, attempt: int, kind: str, parts: int) -> None:
-    run.write_exit(attempt, {"kind": kind, "message": "x", "micro_batches": parts})
+    run.write_exit(attempt, Exit(kind=kind, message="x", micro_batches=parts))
 
 
 @pytest.mark.parametrize(("batch_size", "ranks", "most"), [(8, 1, 8), (20, 1, 16), (20, 3, 4), (20, 20, 1), (7, 2, 2)])

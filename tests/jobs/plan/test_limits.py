@@ -11,7 +11,7 @@ from jobs.plan.planned import PlannedRun
 from jobs.spec import RunSpec
 from seqlm.config import RunConfig
 from seqlm.files import write_json, write_json_lines
-from seqlm.records.attempts import Start
+from seqlm.records.attempts import Exit, RankEnd, Start
 from seqlm.resources import Resources
 from seqlm.rundir import RunDirectory
 from tests.fakes import make_fresh
@@ -127,10 +127,10 @@ def test_only_a_kill_for_the_memory_of_a_node_on_a_gpu_asks_for_more_of_it(tmp_p
     gpu, cpu = (trained(tmp_path, seed, resources=Resources(gpus=1 - seed)) for seed in (0, 1))
     for run in (gpu, cpu):
         Start(resources=Resources(gpus=float(run is gpu)), memory_mb=2048).write(run.attempt_dir(1))
-        run.write_exit(1, {"kind": "oom", "message": "killed"})
+        run.write_exit(1, Exit(kind="oom", message="killed"))
     assert [more_memory_gb(run) for run in (gpu, cpu)] == [3.0, 0.0]
     own = trained(tmp_path, 2)
-    own.write_end(1, 0, {"kind": "oom", "message": "CUDA out of memory"})
+    own.write_end(1, RankEnd(kind="oom", message="CUDA out of memory"))
     assert more_memory_gb(own) == 0.0
 
 
