@@ -85,7 +85,7 @@ class Points:
             self._values.setdefault(((record["epoch"] + 1) * steps - 1, False), {}).update(_numbers("epoch", record))
         if epochs and (found := _numbers("result", result)):
             self._values[(epochs_of(result) or len(epochs)) * steps - 1, True] = found
-        self._start = moment((read_json(run.worker_file(1)) or {}).get("started_at")) or 0.0
+        self._start = moment(run.read_worker(1).started_at) or 0.0
 
     def __iter__(self) -> Iterator[Point]:
         time = start = self._start

@@ -41,6 +41,7 @@ from seqlm.errors import FileError, LeaseLostError, RunBusyError, file_errors
 from seqlm.files import json_text, make_directory, open_at, read_json, write_json, write_once
 from seqlm.processes import is_alive, this_process
 from seqlm.reading import at, exists, listed, moment, status, timestamp
+from seqlm.records.attempts import Exit, ProgressFile
 
 LOOK_SECONDS = 1.0
 """How often a lease is looked at that may be stale."""
@@ -221,10 +222,11 @@ def last_beat(folder: Path, attempt: int) -> float | None:
     return None
 
 
-def last_sign_of(*records: Mapping[str, Any]) -> float | None:
+def last_sign_of(progress: ProgressFile | None, exit_: Exit | None) -> float | None:
     """Return when an attempt last lived, by its progress and its exit, in seconds since 1970. ``None``: unknown."""
-    times = [moment(record.get(key)) for record in records for key in ("updated_at", "ended_at")]
-    return max((time for time in times if time is not None), default=None)
+    updated = None if progress is None else moment(progress.updated_at)
+    ended = None if exit_ is None else moment(exit_.ended_at)
+    return max((time for time in (updated, ended) if time is not None), default=None)
 
 
 def newest_lease(folder: Path) -> dict[str, Any]:

@@ -58,7 +58,7 @@ from seqlm.reading import (
     without_impossible,
     wrong_field,
 )
-from seqlm.records.attempts import Exit, RankEnd, Start
+from seqlm.records.attempts import Environment, Exit, Position, ProgressFile, RankEnd, Start, Worker
 from seqlm.requests import RUN_ID, Request, Requests
 from seqlm.state import Facts, RunState, View, state_of
 
@@ -181,7 +181,7 @@ class RunDirectory:
     last_checkpoint = _Below("checkpoints", "last.pt")
     previous_checkpoint = _Below("checkpoints", "previous.pt")
     """The checkpoint before :attr:`last_checkpoint`, for when that one turns out to be damaged."""
-    position_file = _Below("checkpoints", "position.json")
+    position_file = _Below("checkpoints", Position.FILE)
     """Epoch and step of :attr:`last_checkpoint`, readable without PyTorch."""
     best_checkpoint = _Below("checkpoints", "best.pt")
     lease_dir = _Below("lease")
@@ -225,7 +225,7 @@ class RunDirectory:
 
     def worker_file(self, attempt: int, rank: int = 0) -> Path:
         """Host, devices and resources of a rank of an attempt: ``worker.json``, ``worker-1.json``, ..."""
-        return self.attempt_dir(attempt) / (f"worker-{rank}.json" if rank else "worker.json")
+        return self.attempt_dir(attempt) / (f"worker-{rank}.json" if rank else Worker.FILE)
 
     def hang_file(self, attempt: int, rank: int = 0) -> Path:
         """Where a rank is that makes no progress. It goes if the rank goes on (:mod:`seqlm.hang`)."""
@@ -236,16 +236,23 @@ class RunDirectory:
         is_below = self.path.parent.name in (CANARY_FOLDER, BEHAVIOUR_FOLDER)
         return self.path.parents[1 if is_below else 0] / "environments" / f"{digest}.json"
 
-    def read_environment(self, worker: Mapping[str, Any]) -> dict[str, Any]:
+    def read_worker(self, attempt: int, rank: int = 0) -> Worker:
+        """Return what a rank of an attempt has recorded of itself; an empty record if it has not."""
+        return Worker.read_file(self.worker_file(attempt, rank)) or Worker()
+
+    def read_environment(self, worker: Worker) -> Environment:
         """Return with what packages, driver and variables a rank ran; empty if that is not known, or damaged."""
-        digest, found = str(worker.get("environment")), None
+        digest = worker.environment or ""
+        if not re.fullmatch("[0-9a-f]{64}", digest):
+            return Environment()
+        found = None
         with contextlib.suppress(FileError):
-            found = read_json(self.environment(digest)) if re.fullmatch("[0-9a-f]{64}", digest) else None
-        return found if found and isinstance(found.get("packages"), dict) else {}
+            found = Environment.read_file(self.environment(digest))
+        return found or Environment()
 
     def progress_file(self, attempt: int) -> Path:
         """The progress of an attempt within its epoch, written by its first rank at intervals."""
-        return self.attempt_dir(attempt) / "progress.json"
+        return self.attempt_dir(attempt) / ProgressFile.FILE
 
     def attempts(self) -> list[int]:
         """Numbers of the attempts made so far, ascending."""
@@ -530,11 +537,13 @@ class RunDirectory:
         """
         if self.has_checkpoint():
             return None
-        position: Mapping[str, Any] = {}
+        position = None
         with contextlib.suppress(DamagedFileError):  # a run with a damaged record starts from its first epoch
-            position = read_json(self.position_file) or {}
-        at_end = (position.get("epoch"), position.get("step")) == (epochs, 0)
-        if not (at_end or (position and exists(self.result_file))):
+            position = Position.read_file(self.position_file)
+        if position is None:
+            return None
+        is_at_end = (position.epoch, position.step) == (epochs, 0)
+        if not is_at_end and not exists(self.result_file):
             return None
         return f"its last.pt was deleted after the training had ended; move {self.path} away to train it again"
 
@@ -619,9 +628,9 @@ class RunDirectory:
         records, _ = self.read_metrics()
         saved = (int(records[-1]["epoch"]) + 1 if records else 0, 0)
         with contextlib.suppress(FileError):
-            match read_json(self.position_file):
-                case {"epoch": int(epoch), "step": int(step)}:
-                    return max(saved, (epoch, step))
+            position = Position.read_file(self.position_file)
+            if position is not None:
+                return max(saved, (position.epoch, position.step))
         return saved
 
     def request(self) -> Request | None:

@@ -10,11 +10,11 @@ from jobs.spec import Submission
 from seqlm.ends import most_micro_batches
 from seqlm.environment import MICRO_BATCHES
 from seqlm.errors import EXIT_BUSY, EXIT_RUNG, EXIT_UNPRINTED, STOPPED_EXITS
-from seqlm.files import make_directory, read_json
+from seqlm.files import make_directory
 from seqlm.hang import Heartbeat, hung_seconds
 from seqlm.lease import last_sign_of, live_owner
 from seqlm.reading import exists, timestamp
-from seqlm.records.attempts import Exit, Start
+from seqlm.records.attempts import Exit, ProgressFile, Start
 from seqlm.rundir import RunDirectory
 from seqlm.state import FailureKind
 
@@ -53,9 +53,8 @@ def end_left(run: RunDirectory, where: str) -> None:
         number >= max(1, run.first_attempt()) and exists(run.start_file(number)) and exists(run.worker_file(number))
     )
     if has_begun and not run.end(number).has_ended and live_owner(run.lease_dir) is None:
-        sign = last_sign_of(read_json(run.progress_file(number)) or {})
-        started_at = (read_json(run.worker_file(number)) or {}).get("started_at")
-        ended_at = started_at if sign is None else timestamp(sign)
+        sign = last_sign_of(ProgressFile.read(run.attempt_dir(number)), None)
+        ended_at = run.read_worker(number).started_at if sign is None else timestamp(sign)
         # The time is that of its last sign of life, which is what it has cost, not when it was found.
         message = "its worker is gone without a word"
         run.write_exit(number, Exit(kind="node", message=message, where=where, ended_at=ended_at))

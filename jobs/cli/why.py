@@ -25,7 +25,7 @@ from seqlm.errors import FileError, SeqlmError
 from seqlm.files import read_json
 from seqlm.hang import waiting_ranks
 from seqlm.reading import finite, timestamp
-from seqlm.records.attempts import Start
+from seqlm.records.attempts import Start, Worker
 from seqlm.requests import numbered
 from seqlm.schema import fits
 
@@ -119,12 +119,11 @@ def slow_runs(runs: Iterable[ObservedRun]) -> dict[str, str]:
     """Return by how much slow runs are slower than runs like them on the same kind of device, and than planned."""
     groups = defaultdict[Hashable, list[tuple[ObservedRun, float, float]]](list)
     for one in runs:
-        seconds, worker = sorted(one.values("epoch_seconds")), dict[str, Any]()
+        seconds, worker = sorted(one.values("epoch_seconds")), Worker()
         with contextlib.suppress(FileError):
-            worker = read_json(one.run.worker_file(one.run.last_attempt())) or {}
+            worker = one.run.read_worker(one.run.last_attempt())
         if seconds and one.config is not None:
-            places = (str(worker.get(key)) for key in ("device", "ranks", "threads"))
-            groups[alike(one.config), *places].append(
+            groups[alike(one.config), worker.device, worker.ranks, worker.threads].append(
                 (one, statistics.median(seconds), seconds[len(seconds) * TENTHS // 10])
             )
     found = {}

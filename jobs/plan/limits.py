@@ -13,9 +13,8 @@ from jobs.plan.planned import PlannedRun
 from seqlm.config import RunConfig
 from seqlm.enough import enough
 from seqlm.errors import SeqlmError
-from seqlm.files import read_json
 from seqlm.reading import listed
-from seqlm.records.attempts import Start
+from seqlm.records.attempts import Start, Usage, Worker
 from seqlm.resources import Resources
 from seqlm.rundir import RunDirectory
 from seqlm.schema import fits
@@ -48,19 +47,22 @@ def used(run: RunDirectory, attempt: int, ranks: int) -> Used | None:
     """Return what an attempt has used. ``None``: one of its ranks has recorded nothing, or what no machine does."""
     cores, longest, on_nodes = [], 0.0, defaultdict[Any, float](float)
     for file in listed(run.attempt_dir(attempt), "worker*.json"):
-        worker = read_json(file) or {}
-        match worker:
-            case {
-                "resources": {
-                    "seconds": int() | float() as seconds,
-                    "cpu_seconds": int() | float() as busy,
-                    "peak_resident_bytes": int() | float() as peak,
-                }
-            } if 0 < seconds <= LONGEST and 0 <= busy <= MOST_CORES * seconds and 0 <= peak <= MOST_MEMORY:
-                cores.append(busy / seconds)
-                longest = max(longest, seconds)
-                on_nodes[worker.get("node") or worker.get("host")] += peak
+        worker = Worker.read_file(file) or Worker()
+        if worker.resources is None or not _is_possible(worker.resources):
+            continue
+        seconds, busy = worker.resources.seconds or 0.0, worker.resources.cpu_seconds or 0.0
+        cores.append(busy / seconds)
+        longest = max(longest, seconds)
+        on_nodes[worker.node or worker.host] += worker.resources.peak_resident_bytes or 0.0
     return Used(cores=cores, memory_bytes=max(on_nodes.values()), seconds=longest) if len(cores) == ranks else None
+
+
+def _is_possible(used: Usage) -> bool:
+    """Return whether a rank has recorded time, cores and memory, and no machine has less."""
+    seconds, busy, peak = used.seconds, used.cpu_seconds, used.peak_resident_bytes
+    if seconds is None or busy is None or peak is None:
+        return False
+    return 0 < seconds <= LONGEST and 0 <= busy <= MOST_CORES * seconds and 0 <= peak <= MOST_MEMORY
 
 
 def alike(config: RunConfig) -> Hashable:
@@ -142,11 +144,11 @@ def fitting(
             epochs = run.read_metrics()[0] if config in configs else []
             for attempt in {number for epoch in epochs if type(number := epoch.get("attempt")) is int}:
                 start = Start.read(run.attempt_dir(attempt)) or Start()
-                worker = read_json(run.worker_file(attempt)) or {}
-                place = run.read_environment(worker).get("variables", {}).get("SLURM_JOB_PARTITION")
+                worker = run.read_worker(attempt)
+                place = run.read_environment(worker).variables.get("SLURM_JOB_PARTITION")
                 if start.backend == "slurm" and place in partitions:
                     resources = replace(start.resources, priority=0)
-                    device = str(worker.get("device"))
+                    device = worker.device or ""
                     earlier[config, resources].add(run, attempt, resources.ranks, device, epochs)
     return {
         item.run.id: earlier[kinds[item.run.id]].limits(

@@ -12,14 +12,15 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Self, TypeAlias, TypeVar, final
+from typing import Self, TypeAlias, TypeVar, final
 
 from jobs.manifests.policy import Policy
 from jobs.study.record import StudyRecord
 from seqlm.errors import DamagedFileError, UnfitFileError
-from seqlm.files import read_json
 from seqlm.lease import last_sign_of
-from seqlm.reading import finite, listed, moment
+from seqlm.reading import listed, moment
+from seqlm.records.attempts import Exit, ProgressFile, RankEnd, Worker
+from seqlm.records.base import RecordT
 from seqlm.resources import Resources
 from seqlm.rundir import CANARY_FOLDER, RunDirectory
 
@@ -115,19 +116,21 @@ class Budget:
     def _read(self, key: _Attempt, folder: Path) -> Hours:
         """Return what one attempt has used. A worker that recorded no end counts until its last sign of life."""
         files = _unless_linked(lambda: listed(folder, "worker*.json"))
-        workers = {path.stem.removeprefix("worker"): _record(path) for path in files}
-        has_ended = len(workers) >= max((finite(worker.get("ranks")) or 0 for worker in workers.values()), default=1)
+        workers = {path.stem.removeprefix("worker"): _read(Worker, path) or Worker() for path in files}
+        has_ended = len(workers) >= max((worker.ranks or 0 for worker in workers.values()), default=1)
         used, sign = [], None
         for rank, worker in workers.items():
-            start, end = moment(worker.get("started_at")), moment(_record(folder / f"end{rank}.json").get("ended_at"))
+            said = _read(RankEnd, folder / f"end{rank}.json") or RankEnd()
+            start, end = moment(worker.started_at), moment(said.ended_at)
             if end is None:
                 has_ended = False
-                sign = sign or last_sign_of(_record(folder / "progress.json"), _record(folder / "exit.json"))
+                if sign is None:
+                    progress, exit_ = _read(ProgressFile, folder / ProgressFile.FILE), _read(Exit, folder / Exit.FILE)
+                    sign = last_sign_of(progress, exit_)
                 end = sign
             if start is not None and end is not None:
                 hours = max(0.0, end - start) / 3600
-                gpus, cores = finite(worker.get("gpus")) or 0.0, finite(worker.get("threads")) or 1.0
-                used.append({"gpu_hours": max(0.0, gpus * hours), "core_hours": max(0.0, cores * hours)})
+                used.append({"gpu_hours": (worker.gpus or 0.0) * hours, "core_hours": (worker.threads or 1) * hours})
         amount = total(used)
         if has_ended:
             self._ended.add(key)
@@ -156,7 +159,7 @@ def _unless_linked(look: Callable[[], list[T]]) -> list[T]:
     return []
 
 
-def _record(path: Path) -> Mapping[str, Any]:
+def _read(kind: type[RecordT], path: Path) -> RecordT | None:
     with contextlib.suppress(DamagedFileError, UnfitFileError):  # one damaged file must not hide what the others say
-        return read_json(path) or {}
-    return {}
+        return kind.read_file(path)
+    return None

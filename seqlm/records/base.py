@@ -73,24 +73,28 @@ class Record:
         except WrongFieldError as error:
             raise DamagedFileError(f"{path} is damaged ({error}); move it away") from None
 
-    def write(self, folder: Path, *, once: bool = False, guard: Guard = unguarded) -> bool:
+    def write(self, folder: Path, *, once: bool = False, sync: bool = True, guard: Guard = unguarded) -> bool:
         """Write the record to the file ``FILE`` of a folder. Arguments, result and errors as of :meth:`write_file`."""
-        return self.write_file(folder / self.FILE, once=once, guard=guard)
+        return self.write_file(folder / self.FILE, once=once, sync=sync, guard=guard)
 
-    def write_file(self, path: Path, *, once: bool = False, guard: Guard = unguarded) -> bool:
+    def write_file(self, path: Path, *, once: bool = False, sync: bool = True, guard: Guard = unguarded) -> bool:
         """Write the record to a file in one step. Return whether this call has written it.
 
-        ``once``: a file that exists stays as it is. ``guard`` is called just before the file takes its place.
+        ``once``: a file that exists stays as it is. ``sync`` and ``guard``: as in :func:`seqlm.files.replacing`. A file
+        that is written once is flushed to disk in any case.
 
         Raises:
             FileError: the file cannot be written.
             LeaseLostError: ``guard`` says that the run belongs to another worker by now.
         """
-        text = json_text(self.to_plain())
         if once:
-            return write_once(path, text.encode(), guard=guard)
-        write_text(path, text, guard=guard)
+            return write_once(path, self.to_text().encode(), guard=guard)
+        write_text(path, self.to_text(), sync=sync, guard=guard)
         return True
+
+    def to_text(self) -> str:
+        """Return the text of the file."""
+        return json_text(self.to_plain())
 
     def to_plain(self) -> dict[str, Any]:
         """Return the fields as plain data, as the file has them."""

@@ -8,7 +8,7 @@ import torch
 
 from seqlm.environment import CANARY, KEEP_LAST
 from seqlm.errors import CheckpointError
-from seqlm.files import read_json, write_json
+from seqlm.files import write_json
 from seqlm.models.products import onednn_fault
 from seqlm.reading import timestamp
 from seqlm.rounding import changes, worker_of_checkpoint
@@ -112,7 +112,7 @@ def _resume(trainer: Trainer, files: CheckpointFiles, progress: Progress) -> Non
     progress.say(f"resumed after {position.epoch} of {trainer.config.train.epochs} epochs{steps}")
     if trainer.rank.is_first:
         files.write_metrics(trainer.history)  # the file may have been cut or lost
-        if line := changes(worker_of_checkpoint(run), read_json(run.worker_file(trainer.attempt)) or {}):
+        if line := changes(worker_of_checkpoint(run), run.read_worker(trainer.attempt)):
             progress.say(line)
 
 

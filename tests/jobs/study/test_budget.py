@@ -46,7 +46,7 @@ def test_an_attempt_counts_from_the_start_of_its_process(tmp_path: Path, monkeyp
     monkeypatch.setattr(attempt, "process_seconds", lambda: 2 * HOUR)  # in which it has imported what it needs
     run = make_run(tmp_path / "a-1", make_config())
     made = attempt.Attempt(run=run, rank=Rank(), number=1)
-    threads = made.record_start()["threads"]
+    threads = made.record_start().threads
     run.write_end(1, RankEnd(outcome="done"))
     assert spent(tmp_path)["core_hours"] >= 2 * threads
 

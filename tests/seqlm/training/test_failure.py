@@ -156,5 +156,5 @@ def test_code_that_was_deleted_under_a_run_is_no_fault_of_the_run(
     assert failure_kind(error) == "code"
     monkeypatch.setattr(failure, "__file__", str(tmp_path / "gone" / "failure.py"))
     record = describe_failure(error, rank=0)
-    assert record["kind"] == "node"
-    assert "deleted" in record["message"]
+    assert record.kind == "node"
+    assert "deleted" in record.message
