@@ -70,7 +70,6 @@ FIELDS: Mapping[str, Mapping[str, Any]] = {
         "command": list,
         **dict.fromkeys(("resources", "code", "git", "versions"), dict),
     },
-    "result.json": {"epochs": int | None},
     "queue.json": {"launcher": dict, "waiting": dict},
     "request.json": {"runs": dict[str, dict[str, Any]]},
     "runs.json": {"provenance": dict, "runs": dict[str, dict[str, Any]]},

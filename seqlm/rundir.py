@@ -39,7 +39,6 @@ from seqlm.files import (
     remove,
     unguarded,
     write_json,
-    write_once,
     write_text,
 )
 from seqlm.lease import live_owner
@@ -59,6 +58,7 @@ from seqlm.reading import (
     wrong_field,
 )
 from seqlm.records.attempts import Environment, Exit, Position, ProgressFile, RankEnd, Start, Worker
+from seqlm.records.runs import CanaryResult, Result, Rung
 from seqlm.requests import RUN_ID, Request, Requests
 from seqlm.state import Facts, RunState, View, state_of
 
@@ -160,10 +160,10 @@ class RunDirectory:
     metrics_file = _Below("metrics.jsonl")
     trace_file = _Below("steps.f32")
     """Loss, gradient norm and time of every step (:mod:`seqlm.trace`)."""
-    result_file = _Below("result.json")
+    result_file = _Below(Result.FILE)
     model_dir = _Below("model")
     """The files of the user's own model, kept when the run was launched. Other runs have no such folder."""
-    canary_file = _Below("canary.json")
+    canary_file = _Below(CanaryResult.FILE)
     """What a canary has measured; no other run has one."""
     behaviour_file = _Below("behaviour.json")
     """How the trained model behaves, written after training by :mod:`analysis.behaviour`."""
@@ -479,42 +479,42 @@ class RunDirectory:
             found = self._provenance(*launched)
         return found or {}
 
-    def read_result(self) -> dict[str, Any] | None:
-        result = read_json(self.result_file)
-        return None if result is None else without_impossible(result, [key for key in result if key.endswith("_ppl")])
+    def read_result(self) -> Result | None:
+        """Return what the run has come to. ``None``: it is not done."""
+        return Result.read(self.path)
 
-    def write_result(self, result: Mapping[str, Any], *, guard: Guard = unguarded) -> None:
+    def write_result(self, result: Result, *, guard: Guard = unguarded) -> None:
         """Write what the run has come to. A result for the same epochs stays as it is.
 
         On a network file system a host may not see for a minute that another one has finished a run.
         """
-        if not write_once(self.result_file, json_text(result).encode(), guard=guard):
-            found = self.read_result()
-            if found is None or epochs_of(found) != epochs_of(result):
-                write_json(self.result_file, result, guard=guard)
+        if not result.write(self.path, once=True, guard=guard):
+            before = self.read_result()
+            if before is None or before.epochs != result.epochs:
+                result.write(self.path, guard=guard)
 
-    def read_canary(self) -> dict[str, Any] | None:
-        return read_json(self.canary_file)
+    def read_canary(self) -> CanaryResult | None:
+        """Return what a canary has measured. ``None``: this is no canary, or it has not passed."""
+        return CanaryResult.read(self.path)
 
     def is_done(self) -> bool:
         """Whether the run has a result, for as many epochs as ``config.json`` requests."""
         result = self.read_result()
         return result is not None and self._covers(result, self.first_attempt())
 
-    def _covers(self, result: Mapping[str, Any], first: int, config: RunConfig | None = None) -> bool:
+    def _covers(self, result: Result, first: int, config: RunConfig | None = None) -> bool:
         """Whether a result is what was asked: its epochs, or an attempt from ``first`` on if it has none.
 
         If it is about fewer epochs than ``config`` has, more have been requested since.
         """
-        epochs = epochs_of(result)
-        if epochs is None and isinstance(attempt := result.get("attempt"), int):
-            return attempt >= first
-        return epochs is None or epochs >= (config or self.read_config()).train.epochs
+        if result.epochs is None:
+            return result.attempt is None or result.attempt >= first
+        return result.epochs >= (config or self.read_config()).train.epochs
 
     def _has_passed(self, first: int) -> bool:
         """Whether it is a canary that has passed in an attempt from ``first`` on."""
-        attempt = (self.read_canary() or {}).get("attempt", 0) if self.is_canary else 0
-        return isinstance(attempt, int) and attempt >= first
+        canary = self.read_canary() if self.is_canary else None
+        return canary is not None and canary.attempt >= first
 
     def has_ended(self) -> bool:
         """Whether the run is done, cancelled or stopped by a search, has damaged files, or has failed for good."""
@@ -642,27 +642,27 @@ class RunDirectory:
         newest = self.request()
         return 1 if newest is None else newest.first_attempt(self.id)
 
-    def read_rungs(self) -> dict[int, dict[str, Any]]:
+    def read_rungs(self) -> dict[int, Rung]:
         """Return what the search has decided about the run, by rung. A damaged decision is made again."""
         found = {}
         for path in listed(self.path, "rung-*.json"):
             rung = path.stem.removeprefix("rung-")
             with contextlib.suppress(DamagedFileError):
-                if rung.isdecimal() and (record := read_json(path)):
+                if rung.isdecimal() and (record := Rung.read_file(path)) is not None:
                     found[int(rung)] = record
         return found
 
-    def read_stopped(self, first: int | None = None) -> dict[str, Any] | None:
+    def read_stopped(self, first: int | None = None) -> Rung | None:
         """Return why the search stopped the run; ``None``: it has not, or a later request lets the run go on.
 
         ``first``: the first attempt that the newest request is about, if it is known.
         """
         rungs = self.read_rungs()
-        newest = rungs[max(rungs)] if rungs else {}
-        if newest.get("decision") != "stopped":
+        newest = rungs[max(rungs)] if rungs else Rung()
+        if newest.decision != "stopped":
             return None
-        attempt = newest.get("attempt")
-        return newest if not isinstance(attempt, int) or attempt >= (first or self.first_attempt()) else None
+        is_history = newest.attempt is not None and newest.attempt < (first or self.first_attempt())
+        return None if is_history else newest
 
     def read_metrics(self) -> tuple[list[dict[str, Any]], list[str]]:
         """Return the epochs of ``metrics.jsonl``, and one warning for each line that is no complete record."""
@@ -701,7 +701,7 @@ class RunDirectory:
         newest = self.request()
         return newest is not None and newest.is_cancel
 
-    def facts(self, epochs: int, result: Mapping[str, Any] | None, config: RunConfig | None = None) -> Facts:
+    def facts(self, epochs: int, result: Result | None, config: RunConfig | None = None) -> Facts:
         """Read what decides the state of the run. ``epochs``, ``result`` and ``config`` are those of its files.
 
         The state of a worker on this machine is certain. A worker of another host counts as alive if its heartbeat is
@@ -753,17 +753,18 @@ class RunDirectory:
             return Observation(**vars(state_of(facts, view or View(), spent)))
         result = self.read_result()
         facts = self.facts(0, result, config)
-        of_result = epochs_of(result or {}) or 0
+        of_result = 0 if result is None else result.epochs or 0
         epoch: int | None
+        best: float | None
         if result is not None and facts.is_done and of_result:  # it sums up the epochs
-            epoch, best = of_result - 1, result.get("best_val_ppl")
+            epoch, best = of_result - 1, result.best_val_ppl
         else:
             epochs, _ = self.read_metrics()
             epoch = epochs[-1]["epoch"] if epochs else None
             best = min((ppl for one in epochs if (ppl := finite(one["val_ppl"])) is not None), default=None)
             facts = replace(facts, epochs=0 if epoch is None else epoch + 1)
         found = state_of(facts, view or View(), spent)
-        return Observation(**vars(found), epoch=epoch, best_val_ppl=finite(best), result_epochs=of_result)
+        return Observation(**vars(found), epoch=epoch, best_val_ppl=best, result_epochs=of_result)
 
 
 def study_record_file(study_dir: Path) -> Path:
@@ -799,21 +800,14 @@ def require_format(study_dir: Path) -> None:
         )
 
 
-def epochs_of(result: Mapping[str, Any]) -> int | None:
-    """Return the epochs that a result is about. ``None``: it does not say, as in a behaviour job."""
-    epochs = result.get("epochs")
-    return epochs if type(epochs) is int and 0 <= epochs <= MOST_EPOCHS else None
-
-
-def stopped_reason(stopped: Mapping[str, Any]) -> str:
+def stopped_reason(stopped: Rung) -> str:
     """Return the decision that stopped a run in one line, such as ``stopped at epoch 9: 5th of 12, keeps 4``."""
-    rank, value, guessing = stopped.get("rank"), finite(stopped.get("value")), finite(stopped.get("guessing"))
+    value, guessing = stopped.value, stopped.guessing
     if guessing is not None and (value is None or value > guessing):
         found = "is not finite" if value is None else f"= {value:.6g}"
-        what = f"{stopped.get('metric')} {found}, worse than guessing ({guessing:.6g})"
-        return f"stopped at epoch {stopped.get('rung')}: {what}"
-    place = ordinal(rank) if isinstance(rank, int) else "?"
-    return f"stopped at epoch {stopped.get('rung')}: {place} of {stopped.get('of')}, keeps {stopped.get('goes_on')}"
+        return f"stopped at epoch {stopped.rung}: {stopped.metric} {found}, worse than guessing ({guessing:.6g})"
+    place = "?" if stopped.rank is None else ordinal(stopped.rank)
+    return f"stopped at epoch {stopped.rung}: {place} of {stopped.of}, keeps {stopped.goes_on}"
 
 
 def ordinal(number: int) -> str:

@@ -16,6 +16,7 @@ from seqlm.lease import last_sign_of
 from seqlm.machine import short_name
 from seqlm.reading import listed, moment
 from seqlm.records.attempts import Exit, GpuUsage, ProgressFile, RankEnd, Start, Usage, Worker
+from seqlm.records.runs import Result
 from seqlm.rounding import differences
 from seqlm.rundir import RunDirectory
 
@@ -25,7 +26,7 @@ def read_attempts(
     *,
     state: str,
     epochs: Sequence[Mapping[str, Any]],
-    result: Mapping[str, Any],
+    result: Result | None,
     warnings: list[str],
 ) -> list[dict[str, Any]]:
     """Return a row of the attempts table for each attempt, and add a warning for each file that is damaged.
@@ -59,7 +60,10 @@ def read_attempts(
         if workers:
             circumstances.append(first)
             changes = differences(*circumstances[-2:]) if len(circumstances) > 1 else {}
-        if result and result.get("attempt", attempt if is_last and state == "done" else None) == attempt:
+        finished_by = None if result is None else result.attempt
+        if result is not None and finished_by is None and is_last and state == "done":
+            finished_by = attempt
+        if finished_by == attempt:
             outcome = "done"
         elif end.outcome in ("done", "rung"):  # the result is of a later attempt, which went further, or none
             outcome = end.outcome
@@ -72,7 +76,8 @@ def read_attempts(
             outcome, kind = "cancelled", "cancelled"
         else:
             outcome = "interrupted" if workers or progress is not None or kept else "not started"
-        ends = [last.ended_at, result.get("finished_at") if outcome == "done" else None]
+        finished_at = result.finished_at if result is not None and outcome == "done" else None
+        ends = [last.ended_at, finished_at]
         ended_at = next(filter(None, map(moment, ends)), last_sign_of(progress, exit_))
         started_at = moment(first.started_at)
         seconds = ended_at - started_at if started_at is not None and ended_at is not None else math.nan

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from seqlm.errors import FileError
 from seqlm.reading import read_archive
+from seqlm.records.runs import Result
 from seqlm.rounding import ROUNDING
 from seqlm.rundir import RunDirectory
 from seqlm.trace import read_trace
@@ -76,18 +77,17 @@ def patch(a: RunDirectory, b: RunDirectory) -> str:
 
 def _facts(run: RunDirectory) -> dict[str, dict[str, Any]]:
     """Return what is compared of a run, by kind and key. Versions and device are those of its newest attempt."""
-    config, result, seen = run.read_config().by_key(), run.read_result() or {}, run.observe()
+    config, result, seen = run.read_config().by_key(), run.read_result() or Result(), run.observe()
     worker = run.read_worker(run.last_attempt())
-    digest = config.pop("data.sha256") or result.get("corpus_sha256")  # the result has that of Penn Treebank
+    digest = config.pop("data.sha256") or result.corpus_sha256  # the result has that of Penn Treebank
     environment = run.read_environment(worker)
-    of_result = {key: result[key] for key in RESULT if result.get(key) is not None}
     return {
         "configuration": config,
         "data": {"sha256": digest} if digest else {},
         "code": {name: hashlib.sha256(content).hexdigest()[:12] for name, content in _code(run).items()},
         "versions": {**_known(worker, ("python", "torch")), **environment.packages, **_known(environment, SYSTEM)},
         "device": _known(worker, ("host", "gpus", *(key for key in ROUNDING if key != "torch"))),
-        "results": {**_known(seen, ("state", "epochs_done", "best_val_ppl")), **of_result},
+        "results": {**_known(seen, ("state", "epochs_done", "best_val_ppl")), **_known(result, RESULT)},
     }
 
 

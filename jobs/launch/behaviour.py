@@ -25,6 +25,7 @@ from seqlm.config import DataConfig, RunConfig
 from seqlm.errors import FileError, UsageError, printable
 from seqlm.files import file_sha256, read_json
 from seqlm.reading import is_file
+from seqlm.records.runs import BehaviourResult
 from seqlm.rundir import BEHAVIOUR_FOLDER, BEHAVIOUR_VERSION, RunDirectory
 from seqlm.trust import distrusted, table_digest
 
@@ -117,15 +118,13 @@ class BehaviourJob:
         """Return whether the stored result has these checkpoints and settings. A damaged result counts as none."""
         run = self.run.run
         with contextlib.suppress(FileError):
-            result = self.folder.read_result() or {}
-            made = result.get("settings")
-            found = [result.get(key) for key in ("version", "checkpoint_sha256", "judge_sha256")]
+            result = BehaviourResult.read(self.folder.path) or BehaviourResult()
+            made = (result.version, result.checkpoint_sha256, result.judge_sha256)
             return (
                 is_file(run.behaviour_file)
                 and is_file(run.samples_file)
-                and found == [BEHAVIOUR_VERSION, self.checkpoint_sha256, self.judge_sha256]
-                and isinstance(made, dict)
-                and self.settings.items() <= made.items()
+                and made == (BEHAVIOUR_VERSION, self.checkpoint_sha256, self.judge_sha256)
+                and self.settings.items() <= result.settings.items()
             )
         return False
 
@@ -228,8 +227,9 @@ class BehaviourLaunch:
                 state, reason = str(seen.state), seen.reason
                 if state == "done":
                     reason = "computed" if job.folder.id in self.tasks else "up to date"
-                    if unknown := (job.folder.read_result() or {}).get("unknown"):
-                        reason += f"; not in its vocabulary: {', '.join(map(str, unknown))}"
+                    result = BehaviourResult.read(job.folder.path)
+                    if result is not None and result.unknown:
+                        reason += f"; not in its vocabulary: {', '.join(result.unknown)}"
             elif is_file(job.run.run.behaviour_file):
                 state, reason = "kept", "its checkpoints/best.pt is gone; the earlier result is kept"
             else:

@@ -82,7 +82,7 @@ def check(todo: Sequence[PlannedRun], executor: Executor, code: Code, options: L
     for item in canaries:
         pair, seen, record = pair_of(item.spec.config), item.run.observe(), item.run.read_canary()
         if seen.state == "done" and record is not None:
-            figures = f"{record['step_seconds']:.2g} s a step, {terminal.memory(record['peak_memory_bytes'])}"
+            figures = f"{record.step_seconds:.2g} s a step, {terminal.memory(record.peak_memory_bytes)}"
             terminal.tell(f"canary {pair} passes: {figures}")
         else:
             terminal.tell(f"canary {pair} fails")

@@ -61,7 +61,7 @@ class ObservedRun:
         seen, result = self.observation, None
         with contextlib.suppress(FileError):
             result = self.run.read_result() if seen.state == "done" else None
-        found = {key: finite((result or {}).get(field)) for key, field in RESULTS.items()}
+        found = {key: None if result is None else getattr(result, field) for key, field in RESULTS.items()}
         states = {"state": seen.state, "kind": seen.kind, "origin": self.origin}
         return {**states, "epochs_done": seen.epochs_done, **found, "val_ppl": seen.best_val_ppl}
 

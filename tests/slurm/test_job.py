@@ -26,6 +26,7 @@ from jobs.study.folder import observe_study
 from seqlm import ends
 from seqlm.errors import FileError
 from seqlm.files import write_json
+from seqlm.records.runs import Result
 from seqlm.requests import Request, Requests, file_request
 from seqlm.resources import Resources
 from seqlm.rundir import RunDirectory
@@ -488,7 +489,7 @@ def test_a_run_short_of_memory_goes_on_in_its_job_with_smaller_micro_batches_unt
     run = make(tmp_path)
     told = plan(run, program=SHORT_OF_MEMORY, policy=Policy())
     assert work(told)
-    assert run.read_result() == {"micro_batches": 4}
+    assert run.read_result() == Result(micro_batches=4)
     assert asked(told) == []
     assert [failed.micro_batches for failed in run.failures()] == [1, 2]
 

@@ -10,6 +10,7 @@ from seqlm.ends import most_micro_batches
 from seqlm.environment import MICRO_BATCHES
 from seqlm.models.language_model import FusedModel
 from seqlm.records.attempts import Exit
+from seqlm.records.runs import Result
 from seqlm.rundir import RunDirectory
 from seqlm.training import worker
 from seqlm.training.attempt import StopSignal
@@ -75,5 +76,5 @@ def test_the_trainer_short_of_memory_ends_done_with_four_micro_batches(
     for _ in range(3):
         monkeypatch.setenv(MICRO_BATCHES.name, str(micro_batches(run, 8, 1)))
         worker.main([str(run.path)])
-    assert (run.read_result() or {})["micro_batches"] == 4
+    assert (run.read_result() or Result()).micro_batches == 4
     assert [(failed.kind, failed.micro_batches) for failed in run.failures()] == [("oom", 1), ("oom", 2)]

@@ -429,7 +429,7 @@ def test_a_stopped_run_is_left_alone_however_many_epochs_are_requested_and_goes_
     assert [item.run for item in by_hand] == [item.run for item in stopped]
     run_all(FakeBackend(climb), by_hand, search=search)
     assert {(item.run.observe().state, item.run.observe().epochs_done) for item in items} == {("done", EPOCHS)}
-    assert all(item.run.read_rungs()[2]["decision"] == "stopped" for item in stopped)
+    assert all(item.run.read_rungs()[2].decision == "stopped" for item in stopped)
 
 
 # -- files that cannot be read or written; see test_disk_faults.py, too ------------------------------------------------
