@@ -15,8 +15,8 @@ from jobs.spec import Submission
 from seqlm import machine
 from seqlm.errors import EXIT_LOST, BackendError, FileError
 from seqlm.files import read_json
+from seqlm.records.batch import ArrayPlan
 from seqlm.rundir import RunDirectory
-from slurm.submission import ArrayPlan
 
 LOST_SECONDS = 120.0
 """How long after its ranks on the first node a run waits for those on the others. A lost node ends the whole job."""

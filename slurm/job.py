@@ -32,7 +32,6 @@ from jobs.plan.limits import MORE_MEMORY
 from jobs.plan.planned import PlannedRun
 from jobs.spec import RunSpec
 from jobs.study.budget import Budget
-from jobs.study.folder import PLAN_FILE, WITHDRAWN_FILE
 from jobs.study.kept_code import running_code
 from seqlm.ends import FIRST_DELAY_SECONDS, End, Verdict
 from seqlm.environment import ATTEMPT, MICRO_BATCHES
@@ -41,6 +40,7 @@ from seqlm.files import write_json
 from seqlm.reading import confine, exists
 from seqlm.records import attempts
 from seqlm.records.attempts import Exit
+from seqlm.records.batch import ArrayPlan, Batch, Withdrawn
 from seqlm.rundir import Observation, RunDirectory
 from seqlm.state import FailureKind
 from slurm.allocation import JobBackend, SlurmContext, node_file
@@ -48,7 +48,7 @@ from slurm.canary import withdraw
 from slurm.control import clock_ahead_s, job_words, look_again
 from slurm.share import Share, is_named_by
 from slurm.slot import Start
-from slurm.submission import ArrayPlan, JobPlan
+from slurm.submission import JobPlan
 
 POLL_SECONDS = 0.5
 """Time between two looks at the folder of the run from a node that is not the first."""
@@ -406,10 +406,10 @@ def _run_part(
     Raises:
         UsageError: the job is not to start: its launch is withdrawn, or the plan is not its own.
     """
-    if exists(plan.folder / WITHDRAWN_FILE):
+    if exists(plan.folder / Withdrawn.FILE):
         raise UsageError("this job does not start: its launch is withdrawn")
     if context.job.partition("_")[0] not in (one.job for one in plan.arrays[number : number + 1]):
-        raise UsageError(f"this job does not start: {plan.folder / PLAN_FILE} is that of another study's jobs")
+        raise UsageError(f"this job does not start: {plan.folder / Batch.FILE} is that of another study's jobs")
     if context.node_rank:
         serve(plan, number, context, signals, first_host, start)
     else:

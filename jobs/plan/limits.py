@@ -15,6 +15,7 @@ from seqlm.enough import enough
 from seqlm.errors import SeqlmError
 from seqlm.reading import listed
 from seqlm.records.attempts import Start, Usage, Worker
+from seqlm.records.batch import Limits
 from seqlm.resources import Resources
 from seqlm.rundir import RunDirectory
 from seqlm.schema import fits
@@ -68,15 +69,6 @@ def _is_possible(used: Usage) -> bool:
 def alike(config: RunConfig) -> Hashable:
     """Return what decides how long an epoch takes, as far as the configuration does."""
     return config.model, config.data, replace(config.train, epochs=1), config.eval
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """What the job of a run asks for."""
-
-    timeout_min: int
-    mem_gb: float | None = None
-    """Of each node. ``None``: the cluster's default."""
 
 
 class Earlier:

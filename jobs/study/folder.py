@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import os
-import re
 import socket
 import statistics
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -21,16 +20,17 @@ from jobs.study.record import StudyRecord
 from jobs.study.squeue import Claim, Scheduler
 from seqlm.architectures import CustomConfig
 from seqlm.config import RunConfig
-from seqlm.errors import DamagedFileError, FileError, SeqlmError, UnfitFileError, UsageError
+from seqlm.errors import FileError, SeqlmError, UnfitFileError, UsageError
 from seqlm.files import read_json, remove, write_json
 from seqlm.lease import claim, kept, live_owner
 from seqlm.model_files import read_model_files
 from seqlm.reading import confine, exists, finite, is_file, is_folder, listed, one_look, timestamp
 from seqlm.records.attempts import LauncherProcess, Start
+from seqlm.records.batch import Batch, Submitted, Withdrawn
 from seqlm.requests import Request, Requests, file_request
 from seqlm.resources import Resources
 from seqlm.rundir import BEHAVIOUR_FOLDER, CANARY_FOLDER, Observation, RunDirectory, require_format, study_record_file
-from seqlm.schema import fits, read
+from seqlm.schema import read
 from seqlm.state import View
 
 LAST = ("train_ppl", "val_ppl", "train_tokens_per_second")
@@ -410,15 +410,6 @@ def newest_limit(study_dir: Path, request: int) -> int | None:
 # -- records of launches: each written while its writer owns the study -------------------------------------------
 
 
-PLAN_FILE = "plan.json"
-"""What the jobs of a scheduler do, in the folder of their request."""
-SUBMITTED_FILE = "submitted.json"
-"""Says, in the folder of a request, that all its jobs are submitted. Without it they count as never submitted."""
-WITHDRAWN_FILE = "withdrawn.json"
-"""Says, in the folder of a request, that its jobs are cancelled and count no more."""
-_JOB = re.compile(r"[0-9]{1,18}")
-
-
 def read_jobs(study_dir: Path) -> dict[str, Claim]:
     """Return the job of each run whose newest request went to a scheduler, by run id, as the files claim.
 
@@ -453,21 +444,17 @@ def _submitted(study_dir: Path) -> dict[str, tuple[Claim | None, str]]:
 
 def _jobs_of(request: Request) -> Iterator[tuple[str, Claim | None, str]]:
     """Yield each run of a request, its job, and why it has none, if the request is submitted and not withdrawn."""
-    if exists(request.folder / WITHDRAWN_FILE) or not exists(request.folder / SUBMITTED_FILE):
+    if exists(request.folder / Withdrawn.FILE) or not exists(request.folder / Submitted.FILE):
         return
-    plan_file = request.folder / PLAN_FILE
-    for array in (read_json(plan_file) or {}).get("arrays", []):
-        job, jobs, runs = array.get("job"), array.get("jobs"), array.get("runs")
-        is_valid = type(jobs) is int and fits(Mapping[str, Any], runs)
-        if not is_valid or not (job is None or (isinstance(job, str) and _JOB.fullmatch(job))):
-            raise DamagedFileError(f"{plan_file} is damaged (expected id, jobs and runs of each array); move it away")
-        for place, run_id in enumerate(runs):
-            if job is None:
-                why = f"SLURM takes no more jobs of yours now ({array.get('why')}); the next `run` submits it"
+    batch = Batch.read(request.folder) or Batch()
+    for array in batch.arrays:
+        for place, run_id in enumerate(array.runs):
+            if array.job is None:
+                why = f"SLURM takes no more jobs of yours now ({array.why}); the next `run` submits it"
                 yield run_id, None, why
             else:
-                task = f"{job}_{place % max(1, jobs)}"
-                yield run_id, Claim(job if array.get("is_pool") is True else task, request.folder), ""
+                task = f"{array.job}_{place % max(1, array.jobs)}"
+                yield run_id, Claim(array.job if array.is_pool else task, request.folder), ""
 
 
 def queue_file(study_dir: Path) -> Path:

@@ -20,12 +20,12 @@ from jobs.launch import dispatch
 from jobs.launch.dispatch import Dispatcher
 from jobs.launch.job import LaunchOptions
 from jobs.manifests.policy import Policy
-from jobs.plan.limits import Limits
 from jobs.study import budget
 from jobs.study.folder import observe_study
 from seqlm import ends
 from seqlm.errors import FileError
 from seqlm.files import write_json
+from seqlm.records.batch import ArrayPlan, Limits
 from seqlm.records.runs import Result
 from seqlm.requests import Request, Requests, file_request
 from seqlm.resources import Resources
@@ -34,7 +34,7 @@ from slurm import allocation, control, job
 from slurm.allocation import SlurmContext
 from slurm.job import Signals, run_job, serve
 from slurm.slot import MOST_IDLE, OVER, Start
-from slurm.submission import ArrayPlan, JobPlan
+from slurm.submission import JobPlan
 from tests.analysis.attempt_files import write_attempt
 from tests.jobs.launch.test_notify import MESSAGES, numbers
 from tests.seqlm.training.studies import make_config, make_run

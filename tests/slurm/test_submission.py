@@ -15,12 +15,12 @@ import pytest
 
 from jobs.launch.job import LaunchOptions
 from jobs.manifests.policy import Policy
-from jobs.plan.limits import Limits
 from jobs.plan.planned import PlannedRun
 from jobs.spec import RunSpec
 from jobs.study.folder import read_jobs
 from jobs.study.kept_code import Code
 from seqlm.errors import BackendError
+from seqlm.records.batch import Limits
 from seqlm.requests import Request, file_request
 from seqlm.resources import Resources
 from slurm.environment import batch_script, submit_script

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from jobs.plan.limits import Limits, advice, fitting, more_memory_gb
+from jobs.plan.limits import advice, fitting, more_memory_gb
 from jobs.plan.planned import PlannedRun
 from jobs.spec import RunSpec
 from seqlm.config import RunConfig
 from seqlm.files import write_json, write_json_lines
 from seqlm.records.attempts import Exit, RankEnd, Start
+from seqlm.records.batch import Limits
 from seqlm.resources import Resources
 from seqlm.rundir import RunDirectory
 from tests.fakes import make_fresh
