@@ -26,7 +26,7 @@ from seqlm.resources import Resources
 from seqlm.rundir import RunDirectory
 from slurm.submission import JobPlan
 from tests.analysis.attempt_files import ORIGIN, at, write_attempt, write_job
-from tests.analysis.contents import sentences
+from tests.analysis.contents import said
 from tests.facts import fail, stop
 from tests.fake_slurm import FakeSlurm, Job
 from tests.jobs.plan.test_limits import trained
@@ -356,8 +356,7 @@ def test_the_report_has_the_share_in_which_a_submitted_pool_was_idle(fake: FakeS
         write_job(run, 1, backend="slurm", job=job, cpus=1, gpus=0)
     study = load_study(tmp_path / "s")
     assert used_of_pools(study.directories.values(), study.attempts) == {"core": (6.0, 3.0)}
-    (line,) = (line for line in sentences(cost_section(study)) if "idle" in line)
-    assert "6.00 core hours, of which 50 % were idle" in line
+    assert "6.00 core hours, of which 50 % were idle" in said(cost_section(study).blocks)
 
 
 PRIORITIES = """
