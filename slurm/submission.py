@@ -82,7 +82,6 @@ class JobPlan:
             data={run_id: str(path) for run_id, path in self.data.items()},
             launched=self.launched,
             signal_before_s=self.signal_before_s,
-            exclude=self.exclude,
             must_have_nodes=self.must_have_nodes,
             grid=None if self.grid is None else str(self.grid),
         )
@@ -109,7 +108,6 @@ class JobPlan:
             data={run_id: Path(place) for run_id, place in batch.data.items()},
             launched=batch.launched,
             signal_before_s=batch.signal_before_s,
-            exclude=batch.exclude,
             must_have_nodes=batch.must_have_nodes,
             grid=None if batch.grid is None else Path(batch.grid),
         )

@@ -69,8 +69,6 @@ class Batch(Record):
     """Run id -> the fingerprints of the configurations whose models its worker may run."""
     signal_before_s: int = 0
     """How long before its time limit a job gets a signal."""
-    exclude: str | None = None
-    """Nodes that the jobs must not get, as a SLURM host list. ``None``: no node is excluded."""
     must_have_nodes: bool = False
     """Whether the settings name the nodes of the jobs, so that none can be excluded."""
     grid: str | None = None
