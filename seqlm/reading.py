@@ -70,10 +70,8 @@ FIELDS: Mapping[str, Mapping[str, Any]] = {
         "command": list,
         **dict.fromkeys(("resources", "code", "git", "versions"), dict),
     },
-    "queue.json": {"launcher": dict, "waiting": dict},
     "request.json": {"runs": dict[str, dict[str, Any]]},
     "runs.json": {"provenance": dict, "runs": dict[str, dict[str, Any]]},
-    "note.json": {"runs": list[str], "tags": list[str] | None, "text": str | None},
 }
 """Name of a JSON file in a study -> its fields on whose type programs rely. A field of another type is damage."""
 

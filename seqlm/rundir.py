@@ -59,6 +59,7 @@ from seqlm.reading import (
 )
 from seqlm.records.attempts import Environment, Exit, Position, ProgressFile, RankEnd, Start, Worker
 from seqlm.records.runs import CanaryResult, Result, Rung
+from seqlm.records.studies import TaskFile
 from seqlm.requests import RUN_ID, Request, Requests
 from seqlm.state import Facts, RunState, View, state_of
 
@@ -186,7 +187,7 @@ class RunDirectory:
     best_checkpoint = _Below("checkpoints", "best.pt")
     lease_dir = _Below("lease")
     """The owners of the run (:mod:`seqlm.lease`)."""
-    task_file = _Below("task.json")
+    task_file = _Below(TaskFile.FILE)
     """What a behaviour job has to compute. A run has no such file."""
 
     def attempt_dir(self, attempt: int) -> Path:

@@ -30,17 +30,11 @@ STAY = {
 """File -> how often it parses JSON, and what that is."""
 LEFT = {
     "seqlm/lease.py": 1,
-    "seqlm/notes.py": 1,
     "seqlm/requests.py": 2,
     "seqlm/rundir.py": 2,
-    "jobs/launch/behaviour.py": 1,
     "jobs/plan/record.py": 1,
-    "jobs/study/folder.py": 1,
-    "jobs/study/kept_code.py": 2,
-    "jobs/study/launched.py": 1,
     "jobs/study/record.py": 1,
     "slurm/allocation.py": 1,
-    "analysis/behaviour/task.py": 1,
     "analysis/export.py": 1,
     "analysis/study/behaviour.py": 1,
     "analysis/study/record.py": 1,

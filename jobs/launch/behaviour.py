@@ -23,9 +23,10 @@ from jobs.study.launched import TASK_SETTINGS
 from jobs.study.record import StudyRecord
 from seqlm.config import DataConfig, RunConfig
 from seqlm.errors import FileError, UsageError, printable
-from seqlm.files import file_sha256, read_json
+from seqlm.files import file_sha256
 from seqlm.reading import is_file
 from seqlm.records.runs import BehaviourResult
+from seqlm.records.studies import TaskFile
 from seqlm.rundir import BEHAVIOUR_FOLDER, BEHAVIOUR_VERSION, RunDirectory
 from seqlm.trust import distrusted, table_digest
 
@@ -132,9 +133,10 @@ class BehaviourJob:
 def _last_settings(folder: RunDirectory) -> dict[str, Any]:
     """Return the settings that flags set at a job's last launch; empty if this user has not launched it with them."""
     with contextlib.suppress(FileError):
-        settings = (read_json(folder.task_file) or {}).get("settings")
-        if not isinstance(settings, dict) or not settings:
+        task = TaskFile.read(folder.path)
+        if task is None or not task.settings:
             return {}
+        settings = task.settings
         why = distrusted({table_digest(TASK_SETTINGS, settings): printable(str(folder.task_file))})
         if why is None:
             return {key: settings[key] for key in SETTINGS if key in settings}

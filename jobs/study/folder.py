@@ -21,12 +21,13 @@ from jobs.study.squeue import Claim, Scheduler
 from seqlm.architectures import CustomConfig
 from seqlm.config import RunConfig
 from seqlm.errors import FileError, SeqlmError, UnfitFileError, UsageError
-from seqlm.files import read_json, remove, write_json
+from seqlm.files import remove
 from seqlm.lease import claim, kept, live_owner
 from seqlm.model_files import read_model_files
 from seqlm.reading import confine, exists, finite, is_file, is_folder, listed, one_look, timestamp
 from seqlm.records.attempts import LauncherProcess, Start
 from seqlm.records.batch import Batch, Submitted, Withdrawn
+from seqlm.records.studies import QueueFile
 from seqlm.requests import Request, Requests, file_request
 from seqlm.resources import Resources
 from seqlm.rundir import BEHAVIOUR_FOLDER, CANARY_FOLDER, Observation, RunDirectory, require_format, study_record_file
@@ -371,9 +372,9 @@ def launcher_of(study_dir: Path) -> Launcher | None:
     if (owner := live_owner(launcher_dir(study_dir))) is None:
         return None
     identity = LauncherProcess(pid=owner.get("pid"), host=owner.get("host"))
-    queue = read_json(queue_file(study_dir)) or {}
-    has_listed = queue.get("launcher") == identity.to_plain()
-    return Launcher(identity=identity, waiting=queue.get("waiting", {}) if has_listed else {}, has_listed=has_listed)
+    queue = QueueFile.read(study_dir) or QueueFile()
+    has_listed = queue.launcher == identity
+    return Launcher(identity=identity, waiting=queue.waiting if has_listed else {}, has_listed=has_listed)
 
 
 def file_limit(study_dir: Path, max_parallel: int) -> None:
@@ -457,11 +458,6 @@ def _jobs_of(request: Request) -> Iterator[tuple[str, Claim | None, str]]:
                 yield run_id, Claim(array.job if array.is_pool else task, request.folder), ""
 
 
-def queue_file(study_dir: Path) -> Path:
-    """Return the file that lists the waiting runs of a study's launcher, with reasons."""
-    return study_dir / "queue.json"
-
-
 def write_queue(study_dir: Path, waiting: Mapping[str, str], request: int | None = None) -> None:
     """Record for ``status`` which runs of a request wait, in queue order: run id -> why the run has not started."""
-    write_json(queue_file(study_dir), {"launcher": this_launcher().to_plain(), "request": request, "waiting": waiting})
+    QueueFile(launcher=this_launcher(), request=request, waiting=waiting).write(study_dir)
