@@ -36,7 +36,6 @@ from jobs.study.kept_code import running_code
 from seqlm.ends import FIRST_DELAY_SECONDS, End, Verdict
 from seqlm.environment import ATTEMPT, MICRO_BATCHES
 from seqlm.errors import DamagedFileError, FileError, SeqlmError, UsageError, is_storage_failure
-from seqlm.files import write_json
 from seqlm.reading import confine, exists
 from seqlm.records import attempts
 from seqlm.records.attempts import Exit
@@ -352,7 +351,7 @@ def serve(
         return _now_true(lambda: run.end(attempt).kind is not None)
 
     ended = ranks.follow(POLL_SECONDS, is_stopped=is_stopped, has_peer_failed=has_peer_failed)
-    look_again(write_json, node_file(submission, context.node_rank), vars(ended))
+    look_again(ended.write_file, node_file(submission, context.node_rank))
 
 
 def _now_true(look: Callable[[], bool]) -> bool:

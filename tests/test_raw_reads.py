@@ -29,12 +29,10 @@ STAY = {
 }
 """File -> how often it parses JSON, and what that is."""
 LEFT = {
-    "seqlm/lease.py": 1,
     "seqlm/requests.py": 2,
     "seqlm/rundir.py": 2,
     "jobs/plan/record.py": 1,
     "jobs/study/record.py": 1,
-    "slurm/allocation.py": 1,
     "analysis/export.py": 1,
     "analysis/study/behaviour.py": 1,
     "analysis/study/record.py": 1,

@@ -259,7 +259,7 @@ def wait_until_stopped(runs: Iterable[ObservedRun]) -> dict[str, str]:
     wait_until_free([one.run.lease_dir for one in runs], seconds=STOP_SECONDS)
     for one in runs:
         if (owner := live_owner(one.run.lease_dir)) is not None:
-            who = f"its worker on {owner.get('host', 'an unknown host')} (process {owner.get('pid', 'unknown')})"
+            who = f"its worker on {owner.host or 'an unknown host'} (process {owner.pid or 'unknown'})"
             line = f"marked as cancelled, but {who} has not stopped yet; see status, and end it there if it hangs"
             found[one.run.id] = line
     return found

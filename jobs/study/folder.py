@@ -371,7 +371,7 @@ def launcher_of(study_dir: Path) -> Launcher | None:
     """Return the live launcher of this study, or ``None``."""
     if (owner := live_owner(launcher_dir(study_dir))) is None:
         return None
-    identity = LauncherProcess(pid=owner.get("pid"), host=owner.get("host"))
+    identity = LauncherProcess(pid=owner.pid, host=owner.host)
     queue = QueueFile.read(study_dir) or QueueFile()
     has_listed = queue.launcher == identity
     return Launcher(identity=identity, waiting=queue.waiting if has_listed else {}, has_listed=has_listed)

@@ -143,7 +143,7 @@ def test_a_worker_of_another_host_is_cancelled_by_the_mark_and_waited_for(
     worker = threading.Thread(target=obey)
     worker.start()
     assert cancel_all(tmp_path / "s") == {"run1": None}
-    assert lease.newest_lease(run.lease_dir)["released"], "not before it has ended"
+    assert lease.newest_lease(run.lease_dir).released, "not before it has ended"
     worker.join()
     assert run.observe().state == "cancelled"
 
