@@ -45,7 +45,7 @@ class Cluster:
         monkeypatch.setattr(processes, "this_host", lambda: self.host(self._host))
 
     def host(self, name: str) -> dict[str, str]:
-        return {"host": name, "machine_id": f"machine of {name}"}
+        return {"host": name, "machine_id": f"machine of {name}", "boot_id": "b", "pid_namespace": "pid:[1]"}
 
     def claim(self, host: str, *, while_waiting: Callable[[], object] = lambda: None, attempt: int = 1) -> Lease:
         def pause(seconds: float) -> None:
@@ -499,7 +499,7 @@ def test_the_record_of_a_lease_says_who_holds_it_since_when(cluster: Cluster) ->
         lease.release()
     owners = [record.pop("owner") for record in records]
     times = [datetime.fromisoformat(record.pop("taken_at")) for record in records]
-    expected: dict[str, Any] = {"host": "a", "machine_id": "machine of a"}
+    expected: dict[str, Any] = cluster.host("a")
     expected |= {
         "pid": os.getpid(),
         "process_group": os.getpgrp(),
