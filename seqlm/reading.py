@@ -70,8 +70,6 @@ FIELDS: Mapping[str, Mapping[str, Any]] = {
         "command": list,
         **dict.fromkeys(("resources", "code", "git", "versions"), dict),
     },
-    "request.json": {"runs": dict[str, dict[str, Any]]},
-    "runs.json": {"provenance": dict, "runs": dict[str, dict[str, Any]]},
 }
 """Name of a JSON file in a study -> its fields on whose type programs rely. A field of another type is damage."""
 

@@ -38,7 +38,6 @@ from seqlm.files import (
     read_json_lines,
     remove,
     unguarded,
-    write_json,
     write_text,
 )
 from seqlm.lease import live_owner
@@ -58,6 +57,7 @@ from seqlm.reading import (
     wrong_field,
 )
 from seqlm.records.attempts import Environment, Exit, Position, ProgressFile, RankEnd, Start, Worker
+from seqlm.records.requests import Folder
 from seqlm.records.runs import CanaryResult, Result, Rung
 from seqlm.records.studies import TaskFile
 from seqlm.requests import RUN_ID, Request, Requests
@@ -321,7 +321,7 @@ class RunDirectory:
         order = provenance.get("order")
         return (order if isinstance(order, int) else math.inf, self.id)
 
-    def launched(self) -> tuple[Request, Mapping[str, Any]] | None:
+    def launched(self) -> tuple[Request, Folder] | None:
         """Return the newest request to train the run, and what the run's folder gets. ``None``: there is none."""
         request = self.requests.to_train(self.id)
         found = None if request is None else request.planned(self.id)
@@ -347,7 +347,7 @@ class RunDirectory:
         """
         if (found := self.launched()) is None:
             return
-        config, task = self._config(found[1].get("config"), found[0].folder), found[1].get("task")
+        config = self._config(found[1].config, found[0].folder)
         model, data = config.model, config.data
         files = tokenizer = None
         if isinstance(model, CustomConfig):
@@ -355,8 +355,9 @@ class RunDirectory:
         if data.tokenizer_sha256 is not None:
             tokenizer = self.tokenizer_source(data.tokenizer_sha256)
         self.create(config, self._provenance(*found), tokenizer, files)
+        task = found[1].task
         if task is not None:
-            write_json(self.task_file, task)
+            task.write(self.path)
 
     def create(
         self,
@@ -437,14 +438,15 @@ class RunDirectory:
         request = self.requests.to_train(self.id)
         file = self.config_file
         if raw is None and request is not None:
-            raw, file = (request.planned(self.id) or {}).get("config"), request.folder
+            planned = request.planned(self.id)
+            raw, file = None if planned is None else dict(planned.config or {}), request.folder
         if raw is None:
             raise DamagedFileError(
                 f"{self.config_file} is missing, and so is the launch of its run; move the folder away"
             )
         config = self._config(raw, file)
-        epochs = None if request is None else request.runs[self.id].get("epochs")
-        return config.with_epochs(epochs) if type(epochs) is int and 0 < epochs <= MOST_EPOCHS else config
+        epochs = None if request is None else request.runs[self.id].epochs
+        return config.with_epochs(epochs) if epochs else config
 
     def _config(self, raw: Any, source: Path) -> RunConfig:
         try:
@@ -452,9 +454,8 @@ class RunDirectory:
         except ConfigError as error:
             raise DamagedFileError(f"{source} is not a configuration of this version: {error.problems[0]}") from None
 
-    def _provenance(self, request: Request, planned: Mapping[str, Any]) -> dict[str, Any]:
-        own = planned.get("provenance")
-        found = {**request.plan.get("provenance", {}), **(own if isinstance(own, dict) else {})}
+    def _provenance(self, request: Request, planned: Folder) -> dict[str, Any]:
+        found = {**request.folders.provenance, **planned.provenance}
         if problem := wrong_field(self.provenance_file.name, found):
             raise DamagedFileError(f"{request.folder} is damaged ({problem}); move it away")
         return found
@@ -676,8 +677,8 @@ class RunDirectory:
         Final seeds are compared with nobody at a rung, and start once the run that they follow is done.
         """
         request = self.requests.to_train(self.id)
-        run_id = None if request is None else request.runs[self.id].get("after")
-        if not isinstance(run_id, str) or not RUN_ID.fullmatch(run_id):
+        run_id = None if request is None else request.runs[self.id].after
+        if run_id is None or not RUN_ID.fullmatch(run_id):
             return None
         return replace(self, path=self.path.with_name(run_id))
 

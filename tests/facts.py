@@ -10,6 +10,7 @@ from jobs.spec import RunSpec
 from seqlm.files import make_directory, read_json, write_json
 from seqlm.lease import Lease, claim, kept
 from seqlm.records.attempts import Start
+from seqlm.records.requests import RequestFile, Wanted
 from seqlm.requests import file_request
 from seqlm.rundir import RunDirectory
 
@@ -61,5 +62,5 @@ def start_of(run: RunDirectory) -> Start:
 
 def launch_again(run: RunDirectory, policy: Mapping[str, Any] | None = None) -> None:
     """Have a request name a run, as a launch does: what its attempts did so far is history."""
-    wanted = {run.id: {"from_attempt": run.last_attempt() + 1}}
-    file_request(run.path.parent, {"kind": "run", "policy": policy or {}, "runs": wanted})
+    wanted = {run.id: Wanted(from_attempt=run.last_attempt() + 1)}
+    file_request(run.path.parent, RequestFile(kind="run", policy=policy or {}, runs=wanted))

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from seqlm.records.batch import ArrayPlan, Batch, Submitted
+from seqlm.records.requests import RequestFile, Wanted
 from seqlm.requests import Request, file_request
 from seqlm.resources import Resources
 from seqlm.rundir import RunDirectory
@@ -12,8 +13,8 @@ from seqlm.rundir import RunDirectory
 
 def write_jobs(study_dir: Path, jobs: Mapping[str, str]) -> Request:
     """Record that runs (by id) are jobs, such as ``12_3``, or share those of an array ``12``, as a submission does."""
-    wanted = {run_id: {"from_attempt": RunDirectory(study_dir / run_id).last_attempt() + 1} for run_id in jobs}
-    request = file_request(study_dir, {"kind": "run", "backend": "slurm", "runs": wanted})
+    wanted = {run_id: Wanted(from_attempt=RunDirectory(study_dir / run_id).last_attempt() + 1) for run_id in jobs}
+    request = file_request(study_dir, RequestFile(kind="run", backend="slurm", runs=wanted))
     arrays: dict[str, dict[int, str]] = {}
     for run_id, job in jobs.items():
         array, _, index = job.partition("_")

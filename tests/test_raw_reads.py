@@ -29,7 +29,6 @@ STAY = {
 }
 """File -> how often it parses JSON, and what that is."""
 LEFT = {
-    "seqlm/requests.py": 2,
     "seqlm/rundir.py": 2,
     "jobs/plan/record.py": 1,
     "jobs/study/record.py": 1,

@@ -189,7 +189,7 @@ class BehaviourLaunch:
             self.jobs.append(job)
         self.specs: list[RunSpec] = []
         """The runs to launch: the configuration of each run whose job needs computing, on one rank."""
-        self.tasks: dict[str, dict[str, Any]] = {}
+        self.tasks: dict[str, TaskFile] = {}
         """Run id of each job that needs computing -> content of its task file."""
         for job in self.jobs:
             if job.checkpoint_sha256 is None or (job.is_current() and not force):
@@ -200,7 +200,7 @@ class BehaviourLaunch:
             resources, path = replace(spec.resources, ranks=1), find_data(data, spec.data_path)
             spec = replace(spec, resources=resources, data_path=path, command=command)
             self.specs.append(spec if job.judge is None else replace(spec, judge=job.judge.config))
-            self.tasks[run_id] = {"judge": job.judge_id, "settings": dict(job.settings)}
+            self.tasks[run_id] = TaskFile(judge=job.judge_id, settings=dict(job.settings))
 
     def options(self) -> LaunchOptions:
         """Return the options by which a launch of these jobs differs from a launch of runs."""

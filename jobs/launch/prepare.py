@@ -39,6 +39,7 @@ from seqlm.lease import last_beat
 from seqlm.model_files import ModelFiles, keep_tokenizer, read_model_files
 from seqlm.reading import exists, listed, timestamp
 from seqlm.records.attempts import Exit, Start
+from seqlm.records.requests import Folder, Folders, RequestFile, Wanted
 from seqlm.requests import Request, file_request
 from seqlm.rounding import threads_of_checkpoint
 from seqlm.rundir import FINGERPRINT_DIGITS, SAME_DIGITS, Observation, RunDirectory, require_format
@@ -296,7 +297,7 @@ def things_of(specs: Iterable[RunSpec], *, whole: bool = False) -> dict[str, str
 def _record_launch(specs: Sequence[RunSpec], options: LaunchOptions) -> None:
     """Record for this user what is launched: runs, judges, settings of behaviour, and tables with commands."""
     digests = {fingerprint for spec in specs for fingerprint in spec.may_run()}
-    digests |= {table_digest(TASK_SETTINGS, task["settings"]) for task in options.tasks.values()}
+    digests |= {table_digest(TASK_SETTINGS, task.settings) for task in options.tasks.values()}
     if options.record is not None:
         digests |= {table_digest(name, options.record.get(name)) for name in COMMANDING}
     launched.record(options.code_dir or options.study_dir, digests, terminal.tell)
@@ -314,30 +315,27 @@ def _request(
     keep_files([item.spec for item in todo], study_dir)
     code = live_code() if options.live_code else keep_code(options.code_dir or study_dir, tell=terminal.tell)
     requested = {spec.fingerprint: spec for spec in specs}
-    plan = {
-        item.run.id: {
-            "config": item.spec.config.to_dict(),
-            "provenance": {**run_record(requested[item.spec.fingerprint]), **_label(item)},
-            "task": options.tasks.get(item.run.id),
-        }
-        for item in todo
-    }
-    record = {
-        "kind": "run",
-        "at": timestamp(),
-        "launcher": this_launcher().to_plain(),
-        "backend": target.name,
-        "policy": options.policy.to_dict(),
-        "runs": {
-            item.run.id: {
-                "epochs": None if item.run.id in options.tasks else item.spec.config.train.epochs,
-                "from_attempt": item.run.last_attempt() + 1,
-                **({} if item.after is None else {"after": item.after.id}),
-            }
-            for item in todo
-        },
-    }
-    request = file_request(study_dir, record, {"provenance": launch_record(study_name(study_dir), code), "runs": plan})
+    folders, wanted = {}, {}
+    for item in todo:
+        spec, run_id = requested[item.spec.fingerprint], item.run.id
+        task = options.tasks.get(run_id)
+        provenance = {**run_record(spec), **_label(item)}
+        folders[run_id] = Folder(config=item.spec.config.to_dict(), provenance=provenance, task=task)
+        wanted[run_id] = Wanted(
+            epochs=item.spec.config.train.epochs if task is None else None,
+            from_attempt=item.run.last_attempt() + 1,
+            after=None if item.after is None else item.after.id,
+        )
+    record = RequestFile(
+        kind="run",
+        at=timestamp(),
+        launcher=this_launcher(),
+        backend=target.name,
+        policy=options.policy.to_dict(),
+        runs=wanted,
+    )
+    common = launch_record(study_name(study_dir), code)
+    request = file_request(study_dir, record, Folders(provenance=common, runs=folders))
     first = "waits for the canaries" if canary.wanted(options.canary, todo) else "about to start"
     write_queue(study_dir, {item.run.id: first for item in todo}, request.number)
     return code, request

@@ -27,6 +27,7 @@ from seqlm.model_files import read_model_files
 from seqlm.reading import confine, exists, finite, is_file, is_folder, listed, one_look, timestamp
 from seqlm.records.attempts import LauncherProcess, Start
 from seqlm.records.batch import Batch, Submitted, Withdrawn
+from seqlm.records.requests import RequestFile
 from seqlm.records.studies import QueueFile
 from seqlm.requests import Request, Requests, file_request
 from seqlm.resources import Resources
@@ -383,14 +384,8 @@ def file_limit(study_dir: Path, max_parallel: int) -> None:
     Raises:
         FileError: the request cannot be written.
     """
-    record = {
-        "kind": "limit",
-        "at": timestamp(),
-        "launcher": this_launcher().to_plain(),
-        "max_parallel": max_parallel,
-        "runs": {},
-    }
-    file_request(study_dir, record)
+    limit = RequestFile(kind="limit", at=timestamp(), launcher=this_launcher(), max_parallel=max_parallel)
+    file_request(study_dir, limit)
 
 
 def newest_limit(study_dir: Path, request: int) -> int | None:
@@ -402,9 +397,8 @@ def newest_limit(study_dir: Path, request: int) -> int | None:
     for one in Requests(study_dir).newest_first():
         if one.number <= request:
             break
-        most = one.record.get("max_parallel")
-        if one.record.get("kind") == "limit" and type(most) is int and most > 0:
-            return most
+        if one.record.kind == "limit" and one.record.max_parallel is not None:
+            return one.record.max_parallel
     return None
 
 
@@ -438,7 +432,7 @@ def open_jobs(
 
 def _submitted(study_dir: Path) -> dict[str, tuple[Claim | None, str]]:
     newest = Requests(study_dir).by_run()
-    requests = {request.number: request for request in newest.values() if request.record.get("backend") == "slurm"}
+    requests = {request.number: request for request in newest.values() if request.record.backend == "slurm"}
     jobs = ((request, *found) for request in requests.values() for found in _jobs_of(request))
     return {run_id: (job, why) for request, run_id, job, why in jobs if newest.get(run_id) is request}
 

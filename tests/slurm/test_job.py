@@ -26,6 +26,7 @@ from seqlm import ends
 from seqlm.errors import FileError
 from seqlm.files import write_json
 from seqlm.records.batch import ArrayPlan, Limits
+from seqlm.records.requests import RequestFile, Wanted
 from seqlm.records.runs import Result
 from seqlm.requests import Request, Requests, file_request
 from seqlm.resources import Resources
@@ -109,8 +110,8 @@ def plan(*runs: RunDirectory, program: str = TELL, **changes: object) -> JobPlan
     """A submission of one job with these runs."""
     study_dir = runs[0].path.parent
     policy = changes.setdefault("policy", Policy(max_stalled_retries=2)).to_dict()  # type: ignore[attr-defined]
-    wanted = {run.id: {"from_attempt": changes.pop("first", 1)} for run in runs}
-    request = file_request(study_dir, {"kind": "run", "backend": "slurm", "policy": policy, "runs": wanted})
+    wanted = {run.id: Wanted(from_attempt=changes.pop("first", 1)) for run in runs}
+    request = file_request(study_dir, RequestFile(kind="run", backend="slurm", policy=policy, runs=wanted))
     resources = changes.pop("resources", None) or Resources(cpus=1, gpus=0)
     array: dict[str, Any] = {"jobs": 1, "nodes": 1, "cpus": 8, "gpus": 1 if resources.gpus else 0}
     array |= {"at_once": len(runs), "timeout_min": changes.pop("timeout_min", 10), "most": changes.pop("most", None)}
