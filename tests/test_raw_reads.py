@@ -21,6 +21,7 @@ STAY = {
     "seqlm/trust.py": (2, "records in the user's own folder, and a table in memory"),
     "jobs/cli/doctor.py": (1, "what another process prints"),
     "jobs/launch/own_models.py": (1, "the answer of another process of seqlm, in a temporary folder"),
+    "analysis/export.py": (1, "exported.json, in a folder that the user has named"),
     "analysis/study/behaviour.py": (1, "samples.jsonl, which has a text in each line"),
     "slurm/control.py": (1, "what scontrol prints"),
     "slurm/doctor.py": (1, "what a job prints"),
@@ -32,7 +33,6 @@ LEFT = {
     "seqlm/rundir.py": 2,
     "jobs/plan/record.py": 1,
     "jobs/study/record.py": 1,
-    "analysis/export.py": 1,
     "analysis/study/behaviour.py": 1,
     "analysis/study/record.py": 1,
 }

@@ -40,6 +40,7 @@ from seqlm.model_files import ModelFiles, keep_tokenizer, read_model_files
 from seqlm.reading import exists, listed, timestamp
 from seqlm.records.attempts import Exit, Start
 from seqlm.records.requests import Folder, Folders, RequestFile, Wanted
+from seqlm.records.studies import TaskFile
 from seqlm.requests import Request, file_request
 from seqlm.rounding import threads_of_checkpoint
 from seqlm.rundir import FINGERPRINT_DIGITS, SAME_DIGITS, Observation, RunDirectory, require_format
@@ -82,7 +83,7 @@ def plan_runs(
     study_dir: Path,
     *,
     retry: bool = False,
-    tasks: Mapping[str, Mapping[str, Any]] | None = None,
+    tasks: Mapping[str, TaskFile] | None = None,
 ) -> list[PlannedRun]:
     """Return what a launch would do with each run. Reads the folders, writes nothing.
 
