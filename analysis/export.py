@@ -18,7 +18,8 @@ from typing import Any, NamedTuple, final
 from seqlm.errors import UsageError, file_errors
 from seqlm.files import folder_beside, make_directory, read_json, replace_folder, replacing, write_json
 from seqlm.reading import listed, moment
-from seqlm.rundir import RunDirectory, epochs_of
+from seqlm.records.runs import Result
+from seqlm.rundir import RunDirectory
 from seqlm.trace import read_trace
 
 STEP_VALUES = ("step/loss", "step/grad_norm", "step/seconds")
@@ -47,9 +48,9 @@ def export_run(run: RunDirectory, name: str, target: str, folder: Path) -> int:
         UsageError: the library of ``target`` is not installed.
     """
     record_file, key = folder / "exported.json", f"{target}/{run.path.parent.name}/{run.id}"
-    record, result, (epochs, _) = read_json(record_file) or {}, run.read_result() or {}, run.read_metrics()
+    record, result, (epochs, _) = read_json(record_file) or {}, run.read_result() or Result(), run.read_metrics()
     before = record.get(key, {"after": [-1, False], "batches": 0})
-    seen = [len(epochs), *run.progress(), result.get("epochs")]
+    seen = [len(epochs), *run.progress(), result.epochs]
     if seen == before.get("seen"):
         return 0
     points, after = Points(run, epochs, result), before["after"]
@@ -73,7 +74,7 @@ def export_run(run: RunDirectory, name: str, target: str, folder: Path) -> int:
 class Points:
     """The points of a run that a checkpoint covers, in order. Each is made when its turn comes: there may be many."""
 
-    def __init__(self, run: RunDirectory, epochs: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> None:
+    def __init__(self, run: RunDirectory, epochs: Sequence[Mapping[str, Any]], result: Result) -> None:
         """The last step of an epoch waits for the values of the epoch."""
         trace = read_trace(run)
         steps = trace.steps if trace else 1
@@ -83,9 +84,9 @@ class Points:
         """What epochs and the result say, by step and whether it is the result."""
         for record in epochs:
             self._values.setdefault(((record["epoch"] + 1) * steps - 1, False), {}).update(_numbers("epoch", record))
-        if epochs and (found := _numbers("result", result)):
-            self._values[(epochs_of(result) or len(epochs)) * steps - 1, True] = found
-        self._start = moment((read_json(run.worker_file(1)) or {}).get("started_at")) or 0.0
+        if epochs and (found := _numbers("result", vars(result))):
+            self._values[(result.epochs or len(epochs)) * steps - 1, True] = found
+        self._start = moment(run.read_worker(1).started_at) or 0.0
 
     def __iter__(self) -> Iterator[Point]:
         time = start = self._start

@@ -18,6 +18,7 @@ from typing import Any
 from benchmarks.shapes import built_in
 from seqlm.config import RunConfig
 from seqlm.files import write_json, write_text
+from seqlm.records.attempts import Start
 from seqlm.rundir import RunDirectory
 
 SEEDS = 3
@@ -66,7 +67,7 @@ def _make_run(study: Path, order: int, config: RunConfig, epochs: int) -> None:
     records = _epochs(rng, config, done, explodes=place == EXPLODING)
     if failure == "diverged" and records:
         records[-1] |= dict.fromkeys(("train_ppl", "val_ppl", "train_loss", "val_loss"))
-    write_json(run.start_file(1), {"backend": "slurm", "job_id": f"{order}"}, sync=False)
+    Start(backend="slurm", job_id=f"{order}").write(run.attempt_dir(1))
     write_json(run.worker_file(1), _worker(order, records), sync=False)
     write_text(run.metrics_file, "".join(json.dumps(record) + "\n" for record in records), sync=False)
     if failure:

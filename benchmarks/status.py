@@ -28,6 +28,7 @@ from seqlm.config import RunConfig
 from seqlm.files import write_json, write_json_lines
 from seqlm.lease import claim
 from seqlm.machine import cpu_count, cpu_model
+from seqlm.records.attempts import Start
 from seqlm.rundir import RunDirectory
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -123,7 +124,7 @@ def make_done(study: Path, runs: list[RunDirectory]) -> Iterator[None]:
     ]
     for run in runs:
         run.attempt_dir(1).mkdir(parents=True)
-        write_json(run.start_file(1), {"backend": "local"})
+        Start(backend="local").write(run.attempt_dir(1))
         claim(run.lease_dir, attempt=1, busy="busy").release()
         write_json_lines(run.metrics_file, epochs)
         write_json(run.result_file, {"epochs": EPOCHS, "best_epoch": EPOCHS - 1, "best_val_ppl": 143.0521312})

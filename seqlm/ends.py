@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, get_args
 
+from seqlm.records.attempts import Exit, RankEnd
 from seqlm.state import RETRIED, FailureKind
 
 FIRST_DELAY_SECONDS = 1.0
@@ -56,7 +57,7 @@ class End:
     """Whether its launcher or job has given the run up."""
 
 
-def end_of(attempt: int, ranks: Iterable[Mapping[str, Any]], exits: Iterable[Mapping[str, Any]]) -> End:
+def end_of(attempt: int, ranks: Iterable[RankEnd], exits: Iterable[Exit]) -> End:
     """Return how an attempt ended, from the records of its ranks and of those who waited for them, in any order.
 
     A kill by the system, which was out of memory, explains all others. Then comes a rank that diverged or ran out of
@@ -64,47 +65,44 @@ def end_of(attempt: int, ranks: Iterable[Mapping[str, Any]], exits: Iterable[Map
     another one, which is stronger than what was seen from outside.
     """
     ends, seen = list(ranks), list(exits)
-    causes = [(_weight_of_rank(record), record) for record in ends if record.get("kind")]
-    causes += [(_weight_of_exit(record), record) for record in seen if record.get("kind")]
-    first = next((record for record in ends if record.get("rank", 0) == 0), None)
-    cause = min(causes, key=lambda found: (found[0], _text(found[1].get("ended_at")) or ""), default=(0, {}))[1]
-    kind, parts = cause.get("kind"), cause.get("micro_batches")
+    first = next((record for record in ends if record.rank == 0), None)
+    outcome = None if first is None else first.outcome
+    has_ended = first is not None or bool(seen)
+    causes: list[tuple[int, RankEnd | Exit]] = [(_weight_of_rank(record), record) for record in ends if record.kind]
+    causes += [(_weight_of_exit(record), record) for record in seen if record.kind]
+    if not causes:
+        return End(attempt=attempt, outcome=_cut(outcome), has_ended=has_ended)
+    _, cause = min(causes, key=lambda weighed: (weighed[0], weighed[1].ended_at or ""))
     return End(
         attempt=attempt,
-        kind=None if kind is None else kind if kind in get_args(FailureKind) else "code",
-        message=str(cause.get("message") or "")[:LONGEST_TEXT],
-        where=_text(cause.get("where")),
-        outcome=None if first is None else _text(first.get("outcome")),
-        has_ended=first is not None or bool(seen),
-        at=_text(cause.get("ended_at")),
-        progress=progress_in(cause),
-        micro_batches=parts if type(parts) is int and parts > 0 else 1,
-        node=_text(cause.get("node")),
-        stands=cause.get("stands") is True,
+        kind=next((kind for kind in get_args(FailureKind) if kind == cause.kind), "code"),
+        message=_cut(cause.message) or "",
+        where=_cut(cause.where),
+        outcome=_cut(outcome),
+        has_ended=has_ended,
+        at=_cut(cause.ended_at),
+        progress=cause.progress,
+        micro_batches=cause.micro_batches or 1,
+        node=_cut(cause.node),
+        stands=isinstance(cause, Exit) and cause.stands is True,
     )
 
 
-def _weight_of_rank(record: Mapping[str, Any]) -> int:
-    return 1 if record.get("kind") in ("diverged", "oom") else 4 if record.get("peer_lost") else 3
+def _weight_of_rank(record: RankEnd) -> int:
+    if record.kind in ("diverged", "oom"):
+        return 1
+    return 4 if record.peer_lost else 3
 
 
-def _weight_of_exit(record: Mapping[str, Any]) -> int:
-    if record.get("kind") == "oom":
+def _weight_of_exit(record: Exit) -> int:
+    if record.kind == "oom":
         return 0
-    code = record.get("exit_code")
-    return 2 if isinstance(code, int) and code < 0 else 5
+    was_killed = record.exit_code is not None and record.exit_code < 0
+    return 2 if was_killed else 5
 
 
-def _text(value: Any) -> str | None:
-    return value[:LONGEST_TEXT] if isinstance(value, str) else None
-
-
-def progress_in(record: Mapping[str, Any]) -> Progress | None:
-    """Return what a record says was saved."""
-    match record.get("progress"):
-        case [int(epochs), int(steps)]:
-            return epochs, steps
-    return None
+def _cut(text: str | None) -> str | None:
+    return None if text is None else text[:LONGEST_TEXT]
 
 
 # -- whether a failure is final ------------------------------------------------------------------------------------

@@ -10,12 +10,12 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 from seqlm.environment import HUNG_MINUTES, PROGRESS_SECONDS
 from seqlm.errors import FileError
-from seqlm.files import read_json
 from seqlm.reading import exists, listed, read_tail, status
+from seqlm.records.attempts import HangFile, Worker
 from seqlm.rundir import RunDirectory
 
 LOOKS = 40
@@ -118,7 +118,7 @@ def explain(run: RunDirectory, attempt: int) -> str:
     It is a rank that has left nothing, or whose interpreter a call of C holds; else the one that has come to fewer
     collective operations than others.
     """
-    left, worker = _left_by_ranks(run, attempt), dict[str, Any]()
+    left, worker = _left_by_ranks(run, attempt), Worker()
     ranks = len(left)
     if all(where == GONE for _, where, _ in left):
         return ""
@@ -129,8 +129,8 @@ def explain(run: RunDirectory, attempt: int) -> str:
     awaited = min((call for number, _, call in left if call and number > came), default=None)
     operation = f"{awaited[1]} {awaited[0]}" if awaited else "the others"
     with contextlib.suppress(FileError):
-        worker = read_json(run.worker_file(attempt, rank)) or {}
-    who = f"rank {rank} of {ranks} ({worker.get('node') or worker.get('host') or 'unknown host'})"
+        worker = run.read_worker(attempt, rank)
+    who = f"rank {rank} of {ranks} ({worker.node or worker.host or 'unknown host'})"
     if all(number == came for number, _, _ in left):
         return f"all {ranks} ranks came to the same operation; {who} was {where}"
     return f"{who} did not come to {operation}; it was {where}"
@@ -158,11 +158,12 @@ def _left(run: RunDirectory, attempt: int, rank: int) -> tuple[int, str, tuple[i
     The number of a rank whose interpreter is held is -2, of one that has left nothing or a damaged file -1.
     """
     note = run.hang_file(attempt, rank)
-    with contextlib.suppress(FileError, OSError, LookupError, TypeError, ValueError):
-        if record := read_json(note):
-            calls = [(int(number), str(name), is_over) for number, name, is_over in record.get("collectives") or ()]
-            waits = [(number, name) for number, name, is_over in calls if not is_over]
-            return max(calls, default=(0,))[0], f"in {record['where']}", min(waits, default=None)
+    with contextlib.suppress(FileError, OSError):
+        record = HangFile.read_file(note)
+        if record is not None and record.where is not None:
+            waits = [(number, name) for number, name, is_over in record.collectives if not is_over]
+            last = max((number for number, _, _ in record.collectives), default=0)
+            return last, f"in {record.where}", min(waits, default=None)
         dump = read_tail(note.with_suffix(".txt"), LARGEST_DUMP).decode(errors="replace")
         main = dump.rpartition("(most recent call first):")[2]  # faulthandler lists the main thread last
         if frame := re.search(r'File "([^"]*)", line (\d+) in (.*)', main):

@@ -32,15 +32,18 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Literal, final
 
 from seqlm.environment import LEASE_SECONDS, STALE_LEASE_MINUTES
 from seqlm.errors import FileError, LeaseLostError, RunBusyError, file_errors
-from seqlm.files import json_text, make_directory, open_at, read_json, write_json, write_once
+from seqlm.files import make_directory, open_at
 from seqlm.processes import is_alive, this_process
 from seqlm.reading import at, exists, listed, moment, status, timestamp
+from seqlm.records.attempts import Exit, ProgressFile
+from seqlm.records.leases import LeaseFile
 
 LOOK_SECONDS = 1.0
 """How often a lease is looked at that may be stale."""
@@ -62,9 +65,9 @@ def stale_seconds() -> float:
 class Lease:
     """A lease that this process holds, or has held."""
 
-    def __init__(self, folder: Path, generation: int, record: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, generation: int, record: LeaseFile) -> None:
         self._folder = folder
-        self._record = dict(record)
+        self._record = record
         self.generation = generation
         self.file = folder / _name(generation)
 
@@ -82,7 +85,7 @@ class Lease:
     def release(self) -> None:
         """Say that the owner is done. One that has lost its lease, or whose disk is full, says nothing."""
         with contextlib.suppress(FileError, LeaseLostError):
-            write_json(self.file, {**self._record, "released": True}, guard=self.check)
+            replace(self._record, released=True).write_file(self.file, guard=self.check)
 
 
 def claim(
@@ -169,19 +172,19 @@ def require_attempt(folder: Path, attempt: int) -> None:
     An earlier one, since they may be here before their first rank. Raises ``LeaseLostError`` if it is of a later one.
     """
     owner = newest_lease(folder)
-    if isinstance(owner.get("attempt"), int) and owner["attempt"] > attempt:
+    if owner.attempt is not None and owner.attempt > attempt:
         raise LeaseLostError(f"this run was taken over by {_who(owner)}; this rank is of an earlier attempt")
 
 
-def live_owner(folder: Path) -> dict[str, Any] | None:
-    """The lease of an owner that seems to live: ``host``, ``pid``, ... ``None``: there is no such owner.
+def live_owner(folder: Path) -> LeaseFile | None:
+    """The lease of an owner that seems to live. ``None``: there is no such owner.
 
     It is known whether a process of this host lives. Of others, this is a guess from the age of the file by this
     machine's clock and the file system's, which may differ. Costs a listing of the folder; nothing is written.
     """
     generation = _highest_listed(folder)
     path = folder / _name(generation)
-    owner = _read(path) if generation else {}
+    owner = _read(path) if generation else LeaseFile()
     if not generation or _is_free(owner):
         return None
     if is_alive(owner):
@@ -217,17 +220,18 @@ def last_beat(folder: Path, attempt: int) -> float | None:
     """
     path = folder / _name(newest_generation(folder))
     with contextlib.suppress(OSError, FileError):
-        return status(path).st_mtime if _read(path).get("attempt") == attempt else None
+        return status(path).st_mtime if _read(path).attempt == attempt else None
     return None
 
 
-def last_sign_of(*records: Mapping[str, Any]) -> float | None:
+def last_sign_of(progress: ProgressFile | None, exit_: Exit | None) -> float | None:
     """Return when an attempt last lived, by its progress and its exit, in seconds since 1970. ``None``: unknown."""
-    times = [moment(record.get(key)) for record in records for key in ("updated_at", "ended_at")]
-    return max((time for time in times if time is not None), default=None)
+    updated = None if progress is None else moment(progress.updated_at)
+    ended = None if exit_ is None else moment(exit_.ended_at)
+    return max((time for time in (updated, ended) if time is not None), default=None)
 
 
-def newest_lease(folder: Path) -> dict[str, Any]:
+def newest_lease(folder: Path) -> LeaseFile:
     """What the run's newest lease says; nothing where it has had none, or it cannot be read."""
     return _read(folder / _name(newest_generation(folder)))
 
@@ -243,26 +247,25 @@ def _highest_listed(folder: Path) -> int:
     return max((int(path.stem) for path in listed(folder) if _FILE.fullmatch(path.name)), default=0)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> LeaseFile:
     """Return the record of a lease. It is empty if the file cannot be read: its owner is then unknown."""
     with contextlib.suppress(FileError):
-        return read_json(path) or {}
-    return {}
+        return LeaseFile.read_file(path) or LeaseFile()
+    return LeaseFile()
 
 
 def _take(folder: Path, generation: int, attempt: int | None) -> Lease | None:
     """Claim a generation; none where somebody else has it."""
-    record = {
-        "generation": generation,
-        "owner": secrets.token_hex(8),
+    record = LeaseFile(
+        generation=generation,
+        owner=secrets.token_hex(8),
         **this_process(),
-        "attempt": attempt,
-        "heartbeat_seconds": LEASE_SECONDS.read(),
-        "taken_at": timestamp(),
-        "released": False,
-    }
+        attempt=attempt,
+        heartbeat_seconds=LEASE_SECONDS.read(),
+        taken_at=timestamp(),
+    )
     try:
-        if write_once(folder / _name(generation), json_text(record).encode()):
+        if record.write_file(folder / _name(generation), once=True):
             return Lease(folder, generation, record)
     except FileError as error:
         if error.errno != errno.ENOENT or not exists(folder):
@@ -273,13 +276,15 @@ def _take(folder: Path, generation: int, attempt: int | None) -> Lease | None:
 # -- owners --------------------------------------------------------------------------------------------------------
 
 
-def _is_free(owner: Mapping[str, Any]) -> bool:
+def _is_free(owner: LeaseFile) -> bool:
     """Whether a lease can be taken over at once: it is released, or its process has ended."""
-    return bool(owner.get("released")) or is_alive(owner) is False
+    return owner.released or is_alive(owner) is False
 
 
-def _who(owner: Mapping[str, Any]) -> str:
-    return f"pid {owner.get('pid', '?')} on {owner.get('host', '?')}" if owner else "another worker"
+def _who(owner: LeaseFile) -> str:
+    if owner.pid is None or owner.host is None:
+        return "another worker"
+    return f"pid {owner.pid} on {owner.host}"
 
 
 def _watch(

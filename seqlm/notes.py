@@ -5,31 +5,40 @@ Whatever reads or writes them raises ``FileError`` if that fails, or ``DamagedFi
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from seqlm.files import read_json, write_json
 from seqlm.reading import listed, timestamp
+from seqlm.records.studies import Note
 from seqlm.requests import claim_number
 
 TAG = re.compile(r"[^\s,=<>!*?\[\]]+")
 """What a tag looks like, so that a filter can name it."""
-EMPTY: Mapping[str, Any] = {"tags": [], "text": ""}
-"""What is noted about a run without a note."""
 
 
-def read_notes(study_dir: Path) -> dict[str, Mapping[str, Any]]:
-    """Return ``tags`` and ``text`` of each run of a study that has a note, by run id."""
-    found: dict[str, Mapping[str, Any]] = {}
+@dataclass(frozen=True, kw_only=True)
+class Noted:
+    """What is noted about a run."""
+
+    tags: tuple[str, ...] = ()
+    text: str = ""
+
+
+def read_notes(study_dir: Path) -> dict[str, Noted]:
+    """Return what is noted about each run of a study that has a note, by run id."""
+    noted: dict[str, Noted] = {}
     for folder in listed(study_dir / "notes", "[0-9]*"):
-        record = read_json(folder / "note.json") or {}  # the process that claimed the number may have been killed
-        given = {key: record[key] for key in EMPTY if record.get(key) is not None}
-        found |= {run_id: {**found.get(run_id, EMPTY), **given} for run_id in record.get("runs", [])}
-    return found
+        note = Note.read(folder) or Note()  # the process that claimed the number may have been killed
+        for run_id in note.runs:
+            before = noted.get(run_id, Noted())
+            tags = before.tags if note.tags is None else note.tags
+            text = before.text if note.text is None else note.text
+            noted[run_id] = Noted(tags=tags, text=text)
+    return noted
 
 
 def write_note(study_dir: Path, runs: Iterable[str], tags: Sequence[str] | None, text: str | None) -> None:
     """Write a note about runs, given by their ids. ``None``: their tags, or their text, stay as they are."""
     folder = claim_number(study_dir.absolute() / "notes")
-    write_json(folder / "note.json", {"at": timestamp(), "runs": list(runs), "tags": tags, "text": text})
+    Note(at=timestamp(), runs=tuple(runs), tags=None if tags is None else tuple(tags), text=text).write(folder)

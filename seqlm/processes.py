@@ -3,9 +3,8 @@
 import contextlib
 import os
 import socket
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 
 def this_host() -> dict[str, str]:
@@ -51,15 +50,24 @@ def _process_fields(pid: int) -> list[str]:
     return fields if len(fields) > 19 else []
 
 
-def is_alive(owner: Mapping[str, Any]) -> bool | None:
-    """Whether a recorded process (:func:`this_process`) lives. ``None``: unknown.
+class Recorded(Protocol):
+    """A record of a process, with what :func:`this_process` says of it. ``None``: unknown."""
+
+    @property
+    def pid(self) -> int | None: ...
+    @property
+    def process_start(self) -> int | None: ...
+
+
+def is_alive(owner: Recorded) -> bool | None:
+    """Whether a recorded process lives. ``None``: unknown.
 
     A process that has the same id and another start time is another process. Unknown are processes of other hosts, and
     those whose start time is not known.
     """
-    pid, started = owner.get("pid"), owner.get("process_start")
-    is_here = all(owner.get(key) == value for key, value in this_host().items())
-    if not is_here or not isinstance(pid, int) or pid <= 0:
+    pid, started = owner.pid, owner.process_start
+    is_here = all(getattr(owner, key) == value for key, value in this_host().items())
+    if not is_here or pid is None or pid <= 0:
         return None
     try:
         os.kill(pid, 0)

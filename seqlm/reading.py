@@ -70,13 +70,6 @@ FIELDS: Mapping[str, Mapping[str, Any]] = {
         "command": list,
         **dict.fromkeys(("resources", "code", "git", "versions"), dict),
     },
-    "start.json": {"launcher": dict | None, "resources": dict, "backend": str},
-    "result.json": {"epochs": int | None},
-    "queue.json": {"launcher": dict, "waiting": dict},
-    "request.json": {"runs": dict[str, dict[str, Any]]},
-    "runs.json": {"provenance": dict, "runs": dict[str, dict[str, Any]]},
-    "plan.json": {"arrays": list[dict[str, Any]]},
-    "note.json": {"runs": list[str], "tags": list[str] | None, "text": str | None},
 }
 """Name of a JSON file in a study -> its fields on whose type programs rely. A field of another type is damage."""
 

@@ -9,7 +9,6 @@ raises ``FileError`` if that fails, or ``DamagedFileError``. Standard library al
 
 import contextlib
 import functools
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,11 +16,10 @@ from pathlib import Path
 from typing import Any, ClassVar, final
 
 from seqlm.errors import DamagedFileError, FileError, file_errors, printable
-from seqlm.files import make_directory, make_folder, read_json, write_json, write_text
+from seqlm.files import make_directory, make_folder
 from seqlm.reading import listed, status
+from seqlm.records.requests import Folder, Folders, RequestFile, Wanted
 
-REQUEST = "request.json"
-RUNS = "runs.json"
 RUN_ID = re.compile(r"[a-z0-9_][a-z0-9_.-]*")
 """A run's id is the name of its folder (:func:`seqlm.rundir.slugify`), and leads nowhere else."""
 
@@ -31,7 +29,7 @@ class Request:
     """One request."""
 
     folder: Path
-    record: Mapping[str, Any]
+    record: RequestFile
 
     @property
     def number(self) -> int:
@@ -40,42 +38,35 @@ class Request:
     @property
     def is_cancel(self) -> bool:
         """Whether its runs are to stop."""
-        return self.record.get("kind") == "cancel"
+        return self.record.kind == "cancel"
 
     @property
     def is_removal(self) -> bool:
         """Whether its runs were deleted, and are listed no more."""
-        return self.record.get("kind") == "remove"
+        return self.record.kind == "remove"
 
     @functools.cached_property
-    def plan(self) -> Mapping[str, Any]:
-        """What the folders of its runs get: ``provenance``, common to all, and ``runs``, by id.
-
-        Each of the runs has its ``config`` and its own part of the ``provenance``; a behaviour job its ``task``.
-        """
-        return read_json(self.folder / RUNS) or {}
+    def folders(self) -> Folders:
+        """What the folders of its runs get."""
+        return Folders.read(self.folder) or Folders()
 
     @property
-    def runs(self) -> Mapping[str, Mapping[str, Any]]:
+    def runs(self) -> Mapping[str, Wanted]:
         """Run id -> what is wanted of the run."""
-        found: Mapping[str, Mapping[str, Any]] = self.record.get("runs", {})
-        return found
+        return self.record.runs
 
     @property
     def policy(self) -> Mapping[str, Any]:
         """The policy with which its runs are tried again, as a manifest has it."""
-        policy = self.record.get("policy")
-        return policy if isinstance(policy, dict) else {}
+        return self.record.policy or {}
 
-    def planned(self, run_id: str) -> Mapping[str, Any] | None:
+    def planned(self, run_id: str) -> Folder | None:
         """Return what the folder of a run gets. ``None``: the request does not say."""
-        found: Mapping[str, Any] | None = self.plan.get("runs", {}).get(run_id)
-        return found
+        return self.folders.runs.get(run_id)
 
     def first_attempt(self, run_id: str) -> int:
         """Return the first attempt of a run that it is about: what happened before is history."""
-        first = self.runs[run_id].get("from_attempt")
-        return first if type(first) is int else 1
+        return self.runs[run_id].from_attempt
 
 
 @final
@@ -95,7 +86,7 @@ class Requests:
         """Every request, the newest first. Each is read when it is reached."""
         for folder in self._folders:
             if folder not in self._found:
-                key = (folder.absolute(), _stamp(folder / REQUEST))
+                key = (folder.absolute(), _stamp(folder / RequestFile.FILE))
                 request = self._known.get(key) or _read(folder)
                 self._found[folder] = request
                 if request is not None:
@@ -132,12 +123,14 @@ def _stamp(file: Path) -> object:
 
 def _read(folder: Path) -> Request | None:
     """Return a request. ``None``: the process that claimed the number has not written it, or was killed first."""
-    record = read_json(folder / REQUEST)
+    record = RequestFile.read(folder)
     if record is None or not folder.name.isdecimal():
         return None
-    if strange := [name for name in record.get("runs", {}) if not RUN_ID.fullmatch(name)]:
+    if strange := [name for name in record.runs if not RUN_ID.fullmatch(name)]:
         got = printable(strange[0])[:40]
-        raise DamagedFileError(f"{folder / REQUEST} is damaged (expected ids of runs, got {got}); move it away")
+        raise DamagedFileError(
+            f"{folder / RequestFile.FILE} is damaged (expected ids of runs, got {got}); move it away"
+        )
     return Request(folder=folder, record=record)
 
 
@@ -146,15 +139,15 @@ def numbered(study_dir: Path, number: int) -> Path:
     return study_dir / "launches" / f"{number:06d}"
 
 
-def file_request(study_dir: Path, record: Mapping[str, Any], plan: Mapping[str, Any] | None = None) -> Request:
+def file_request(study_dir: Path, record: RequestFile, folders: Folders | None = None) -> Request:
     """Claim the next number and write a request, which counts from then on.
 
-    ``plan`` is that of runs to train (:attr:`Request.plan`).
+    ``folders`` are those of runs to train.
     """
     folder = claim_number(study_dir.absolute() / "launches")
-    if plan is not None:
-        write_text(folder / RUNS, json.dumps(plan, ensure_ascii=False, allow_nan=False))
-    write_json(folder / REQUEST, record)
+    if folders is not None:
+        folders.write(folder)
+    record.write(folder)
     return Request(folder=folder, record=record)
 
 

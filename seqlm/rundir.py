@@ -38,8 +38,6 @@ from seqlm.files import (
     read_json_lines,
     remove,
     unguarded,
-    write_json,
-    write_once,
     write_text,
 )
 from seqlm.lease import live_owner
@@ -58,6 +56,10 @@ from seqlm.reading import (
     without_impossible,
     wrong_field,
 )
+from seqlm.records.attempts import Environment, Exit, Position, ProgressFile, RankEnd, Start, Worker
+from seqlm.records.requests import Folder
+from seqlm.records.runs import CanaryResult, Result, Rung
+from seqlm.records.studies import TaskFile
 from seqlm.requests import RUN_ID, Request, Requests
 from seqlm.state import Facts, RunState, View, state_of
 
@@ -159,10 +161,10 @@ class RunDirectory:
     metrics_file = _Below("metrics.jsonl")
     trace_file = _Below("steps.f32")
     """Loss, gradient norm and time of every step (:mod:`seqlm.trace`)."""
-    result_file = _Below("result.json")
+    result_file = _Below(Result.FILE)
     model_dir = _Below("model")
     """The files of the user's own model, kept when the run was launched. Other runs have no such folder."""
-    canary_file = _Below("canary.json")
+    canary_file = _Below(CanaryResult.FILE)
     """What a canary has measured; no other run has one."""
     behaviour_file = _Below("behaviour.json")
     """How the trained model behaves, written after training by :mod:`analysis.behaviour`."""
@@ -180,12 +182,12 @@ class RunDirectory:
     last_checkpoint = _Below("checkpoints", "last.pt")
     previous_checkpoint = _Below("checkpoints", "previous.pt")
     """The checkpoint before :attr:`last_checkpoint`, for when that one turns out to be damaged."""
-    position_file = _Below("checkpoints", "position.json")
+    position_file = _Below("checkpoints", Position.FILE)
     """Epoch and step of :attr:`last_checkpoint`, readable without PyTorch."""
     best_checkpoint = _Below("checkpoints", "best.pt")
     lease_dir = _Below("lease")
     """The owners of the run (:mod:`seqlm.lease`)."""
-    task_file = _Below("task.json")
+    task_file = _Below(TaskFile.FILE)
     """What a behaviour job has to compute. A run has no such file."""
 
     def attempt_dir(self, attempt: int) -> Path:
@@ -212,19 +214,19 @@ class RunDirectory:
 
     def start_file(self, attempt: int) -> Path:
         """Who follows an attempt, and with what it starts. An attempt that a user started has none."""
-        return self.attempt_dir(attempt) / "start.json"
+        return self.attempt_dir(attempt) / Start.FILE
 
     def end_file(self, attempt: int, rank: int = 0) -> Path:
         """How a rank of an attempt ended, in its own words: ``end.json``, ``end-1.json``, ..."""
-        return self.attempt_dir(attempt) / (f"end-{rank}.json" if rank else "end.json")
+        return self.attempt_dir(attempt) / (f"end-{rank}.json" if rank else RankEnd.FILE)
 
     def exit_file(self, attempt: int) -> Path:
         """How an attempt ended, as seen from outside, if that adds something."""
-        return self.attempt_dir(attempt) / "exit.json"
+        return self.attempt_dir(attempt) / Exit.FILE
 
     def worker_file(self, attempt: int, rank: int = 0) -> Path:
         """Host, devices and resources of a rank of an attempt: ``worker.json``, ``worker-1.json``, ..."""
-        return self.attempt_dir(attempt) / (f"worker-{rank}.json" if rank else "worker.json")
+        return self.attempt_dir(attempt) / (f"worker-{rank}.json" if rank else Worker.FILE)
 
     def hang_file(self, attempt: int, rank: int = 0) -> Path:
         """Where a rank is that makes no progress. It goes if the rank goes on (:mod:`seqlm.hang`)."""
@@ -235,16 +237,23 @@ class RunDirectory:
         is_below = self.path.parent.name in (CANARY_FOLDER, BEHAVIOUR_FOLDER)
         return self.path.parents[1 if is_below else 0] / "environments" / f"{digest}.json"
 
-    def read_environment(self, worker: Mapping[str, Any]) -> dict[str, Any]:
+    def read_worker(self, attempt: int, rank: int = 0) -> Worker:
+        """Return what a rank of an attempt has recorded of itself; an empty record if it has not."""
+        return Worker.read_file(self.worker_file(attempt, rank)) or Worker()
+
+    def read_environment(self, worker: Worker) -> Environment:
         """Return with what packages, driver and variables a rank ran; empty if that is not known, or damaged."""
-        digest, found = str(worker.get("environment")), None
+        digest = worker.environment or ""
+        if not re.fullmatch("[0-9a-f]{64}", digest):
+            return Environment()
+        found = None
         with contextlib.suppress(FileError):
-            found = read_json(self.environment(digest)) if re.fullmatch("[0-9a-f]{64}", digest) else None
-        return found if found and isinstance(found.get("packages"), dict) else {}
+            found = Environment.read_file(self.environment(digest))
+        return found or Environment()
 
     def progress_file(self, attempt: int) -> Path:
         """The progress of an attempt within its epoch, written by its first rank at intervals."""
-        return self.attempt_dir(attempt) / "progress.json"
+        return self.attempt_dir(attempt) / ProgressFile.FILE
 
     def attempts(self) -> list[int]:
         """Numbers of the attempts made so far, ascending."""
@@ -312,7 +321,7 @@ class RunDirectory:
         order = provenance.get("order")
         return (order if isinstance(order, int) else math.inf, self.id)
 
-    def launched(self) -> tuple[Request, Mapping[str, Any]] | None:
+    def launched(self) -> tuple[Request, Folder] | None:
         """Return the newest request to train the run, and what the run's folder gets. ``None``: there is none."""
         request = self.requests.to_train(self.id)
         found = None if request is None else request.planned(self.id)
@@ -338,7 +347,7 @@ class RunDirectory:
         """
         if (found := self.launched()) is None:
             return
-        config, task = self._config(found[1].get("config"), found[0].folder), found[1].get("task")
+        config = self._config(found[1].config, found[0].folder)
         model, data = config.model, config.data
         files = tokenizer = None
         if isinstance(model, CustomConfig):
@@ -346,8 +355,9 @@ class RunDirectory:
         if data.tokenizer_sha256 is not None:
             tokenizer = self.tokenizer_source(data.tokenizer_sha256)
         self.create(config, self._provenance(*found), tokenizer, files)
+        task = found[1].task
         if task is not None:
-            write_json(self.task_file, task)
+            task.write(self.path)
 
     def create(
         self,
@@ -428,14 +438,15 @@ class RunDirectory:
         request = self.requests.to_train(self.id)
         file = self.config_file
         if raw is None and request is not None:
-            raw, file = (request.planned(self.id) or {}).get("config"), request.folder
+            planned = request.planned(self.id)
+            raw, file = None if planned is None else dict(planned.config or {}), request.folder
         if raw is None:
             raise DamagedFileError(
                 f"{self.config_file} is missing, and so is the launch of its run; move the folder away"
             )
         config = self._config(raw, file)
-        epochs = None if request is None else request.runs[self.id].get("epochs")
-        return config.with_epochs(epochs) if type(epochs) is int and 0 < epochs <= MOST_EPOCHS else config
+        epochs = None if request is None else request.runs[self.id].epochs
+        return config.with_epochs(epochs) if epochs else config
 
     def _config(self, raw: Any, source: Path) -> RunConfig:
         try:
@@ -443,9 +454,8 @@ class RunDirectory:
         except ConfigError as error:
             raise DamagedFileError(f"{source} is not a configuration of this version: {error.problems[0]}") from None
 
-    def _provenance(self, request: Request, planned: Mapping[str, Any]) -> dict[str, Any]:
-        own = planned.get("provenance")
-        found = {**request.plan.get("provenance", {}), **(own if isinstance(own, dict) else {})}
+    def _provenance(self, request: Request, planned: Folder) -> dict[str, Any]:
+        found = {**request.folders.provenance, **planned.provenance}
         if problem := wrong_field(self.provenance_file.name, found):
             raise DamagedFileError(f"{request.folder} is damaged ({problem}); move it away")
         return found
@@ -471,42 +481,42 @@ class RunDirectory:
             found = self._provenance(*launched)
         return found or {}
 
-    def read_result(self) -> dict[str, Any] | None:
-        result = read_json(self.result_file)
-        return None if result is None else without_impossible(result, [key for key in result if key.endswith("_ppl")])
+    def read_result(self) -> Result | None:
+        """Return what the run has come to. ``None``: it is not done."""
+        return Result.read(self.path)
 
-    def write_result(self, result: Mapping[str, Any], *, guard: Guard = unguarded) -> None:
+    def write_result(self, result: Result, *, guard: Guard = unguarded) -> None:
         """Write what the run has come to. A result for the same epochs stays as it is.
 
         On a network file system a host may not see for a minute that another one has finished a run.
         """
-        if not write_once(self.result_file, json_text(result).encode(), guard=guard):
-            found = self.read_result()
-            if found is None or epochs_of(found) != epochs_of(result):
-                write_json(self.result_file, result, guard=guard)
+        if not result.write(self.path, once=True, guard=guard):
+            before = self.read_result()
+            if before is None or before.epochs != result.epochs:
+                result.write(self.path, guard=guard)
 
-    def read_canary(self) -> dict[str, Any] | None:
-        return read_json(self.canary_file)
+    def read_canary(self) -> CanaryResult | None:
+        """Return what a canary has measured. ``None``: this is no canary, or it has not passed."""
+        return CanaryResult.read(self.path)
 
     def is_done(self) -> bool:
         """Whether the run has a result, for as many epochs as ``config.json`` requests."""
         result = self.read_result()
         return result is not None and self._covers(result, self.first_attempt())
 
-    def _covers(self, result: Mapping[str, Any], first: int, config: RunConfig | None = None) -> bool:
+    def _covers(self, result: Result, first: int, config: RunConfig | None = None) -> bool:
         """Whether a result is what was asked: its epochs, or an attempt from ``first`` on if it has none.
 
         If it is about fewer epochs than ``config`` has, more have been requested since.
         """
-        epochs = epochs_of(result)
-        if epochs is None and isinstance(attempt := result.get("attempt"), int):
-            return attempt >= first
-        return epochs is None or epochs >= (config or self.read_config()).train.epochs
+        if result.epochs is None:
+            return result.attempt is None or result.attempt >= first
+        return result.epochs >= (config or self.read_config()).train.epochs
 
     def _has_passed(self, first: int) -> bool:
         """Whether it is a canary that has passed in an attempt from ``first`` on."""
-        attempt = (self.read_canary() or {}).get("attempt", 0) if self.is_canary else 0
-        return isinstance(attempt, int) and attempt >= first
+        canary = self.read_canary() if self.is_canary else None
+        return canary is not None and canary.attempt >= first
 
     def has_ended(self) -> bool:
         """Whether the run is done, cancelled or stopped by a search, has damaged files, or has failed for good."""
@@ -529,11 +539,13 @@ class RunDirectory:
         """
         if self.has_checkpoint():
             return None
-        position: Mapping[str, Any] = {}
+        position = None
         with contextlib.suppress(DamagedFileError):  # a run with a damaged record starts from its first epoch
-            position = read_json(self.position_file) or {}
-        at_end = (position.get("epoch"), position.get("step")) == (epochs, 0)
-        if not (at_end or (position and exists(self.result_file))):
+            position = Position.read_file(self.position_file)
+        if position is None:
+            return None
+        is_at_end = (position.epoch, position.step) == (epochs, 0)
+        if not is_at_end and not exists(self.result_file):
             return None
         return f"its last.pt was deleted after the training had ended; move {self.path} away to train it again"
 
@@ -541,32 +553,33 @@ class RunDirectory:
         """Return how an attempt ended, as far as it has."""
         ranks, exits = self._witnesses(attempt)
         end = end_of(attempt, ranks, exits)
-        was_killed = any(record.get("kind") == "oom" for record in exits)
+        was_killed = any(record.kind == "oom" for record in exits)
         if not was_killed and (end.kind not in ("node", "start") or end.node is not None):
             return end
-        start = read_json(self.start_file(attempt)) or {}
-        match start:
-            case {"resources": {"gpus": int() | float() as gpus}, "memory_mb": int(memory)} if was_killed and gpus > 0:
-                return replace(end, memory_mb=memory)
-            case {"node": str(node)} if not was_killed:  # the only one that it had
-                return replace(end, node=node)
-        return end
+        start = Start.read(self.attempt_dir(attempt))
+        if start is None:
+            return end
+        if not was_killed:
+            return replace(end, node=start.node)
+        has_gpu = start.resources.gpus is not None and start.resources.gpus > 0
+        return replace(end, memory_mb=start.memory_mb) if has_gpu else end
 
-    def _witnesses(self, attempt: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    def _witnesses(self, attempt: int) -> tuple[list[RankEnd], list[Exit]]:
         """Return what the ranks of an attempt have recorded of its end, and those who waited for them.
 
         A damaged record counts as a failure of kind ``node``: the machine may have crashed while it was written.
         """
-        ranks: list[dict[str, Any]] = []
-        exits: list[dict[str, Any]] = []
+        ranks: list[RankEnd] = []
+        exits: list[Exit] = []
         for path in listed(self.attempt_dir(attempt), "e*.json"):
             try:
-                record = read_json(path) or {}
+                if path.name == Exit.FILE:
+                    exits += filter(None, [Exit.read_file(path)])
+                else:
+                    ranks += filter(None, [RankEnd.read_file(path)])
             except DamagedFileError:
                 message = f"{path.name} is damaged: the machine may have crashed while it was written"
-                exits.append({"kind": "node", "message": message})
-                continue
-            (exits if path.name == "exit.json" else ranks).append(record)
+                exits.append(Exit(kind="node", message=message))
         return ranks, exits
 
     def failures(self, first: int = 1) -> list[End]:
@@ -581,41 +594,45 @@ class RunDirectory:
         """Say whether the run is tried again after the last of these failures."""
         most = 1
         if failures[-1].kind == "oom":
-            start = read_json(self.start_file(failures[-1].attempt)) or {}
-            match start.get("resources"):
-                case {"ranks": int(ranks)} if ranks > 0:
-                    most = most_micro_batches(self.read_config().train.batch_size, ranks)
+            start = Start.read(self.attempt_dir(failures[-1].attempt))
+            if start is not None:
+                most = most_micro_batches(self.read_config().train.batch_size, start.resources.ranks)
         return verdict(policy, failures, most_micro_batches=most)
 
-    def write_end(self, attempt: int, rank: int, record: Mapping[str, Any], *, guard: Guard = unguarded) -> None:
-        """Write how a rank ended, as the rank says.
+    def write_end(self, attempt: int, end: RankEnd, *, guard: Guard = unguarded) -> None:
+        """Write how a rank ended, as the rank says, with the present time and progress.
 
         Raises:
             LeaseLostError: ``guard`` says that the run belongs to another worker by now.
         """
         make_directory(self.attempt_dir(attempt))
-        known: dict[str, Any] = {"rank": rank, "ended_at": timestamp()}
+        progress = None
         with contextlib.suppress(FileError):
-            known["progress"] = self.progress()
-        write_once(self.end_file(attempt, rank), json_text({**known, **record}).encode(), guard=guard)
+            progress = self.progress()
+        end = replace(end, ended_at=timestamp(), progress=progress)
+        end.write_file(self.end_file(attempt, end.rank), once=True, guard=guard)
 
-    def write_exit(self, attempt: int, record: Mapping[str, Any]) -> None:
-        """Write how an attempt ended, as seen from outside, if that adds something to what its ranks say."""
-        known = {} if "progress" in record else {"progress": self.progress()}
-        record = {"ended_at": timestamp(), **known, **record}
+    def write_exit(self, attempt: int, record: Exit) -> None:
+        """Write how an attempt ended, as seen from outside, if that adds something to what its ranks say.
+
+        A time or progress that ``record`` lacks is the present one.
+        """
+        progress = self.progress() if record.progress is None else record.progress
+        record = replace(record, ended_at=record.ended_at or timestamp(), progress=progress)
         ranks, exits = self._witnesses(attempt)
         if end_of(attempt, ranks, [*exits, record]) != end_of(attempt, ranks, exits):
-            make_directory(self.attempt_dir(attempt))
-            write_once(self.exit_file(attempt), json_text(record).encode())
+            folder = self.attempt_dir(attempt)
+            make_directory(folder)
+            record.write(folder, once=True)
 
     def progress(self) -> Progress:
         """Return what is saved of the run, from its metrics and the position of its last checkpoint."""
         records, _ = self.read_metrics()
         saved = (int(records[-1]["epoch"]) + 1 if records else 0, 0)
         with contextlib.suppress(FileError):
-            match read_json(self.position_file):
-                case {"epoch": int(epoch), "step": int(step)}:
-                    return max(saved, (epoch, step))
+            position = Position.read_file(self.position_file)
+            if position is not None:
+                return max(saved, (position.epoch, position.step))
         return saved
 
     def request(self) -> Request | None:
@@ -627,27 +644,27 @@ class RunDirectory:
         newest = self.request()
         return 1 if newest is None else newest.first_attempt(self.id)
 
-    def read_rungs(self) -> dict[int, dict[str, Any]]:
+    def read_rungs(self) -> dict[int, Rung]:
         """Return what the search has decided about the run, by rung. A damaged decision is made again."""
         found = {}
         for path in listed(self.path, "rung-*.json"):
             rung = path.stem.removeprefix("rung-")
             with contextlib.suppress(DamagedFileError):
-                if rung.isdecimal() and (record := read_json(path)):
+                if rung.isdecimal() and (record := Rung.read_file(path)) is not None:
                     found[int(rung)] = record
         return found
 
-    def read_stopped(self, first: int | None = None) -> dict[str, Any] | None:
+    def read_stopped(self, first: int | None = None) -> Rung | None:
         """Return why the search stopped the run; ``None``: it has not, or a later request lets the run go on.
 
         ``first``: the first attempt that the newest request is about, if it is known.
         """
         rungs = self.read_rungs()
-        newest = rungs[max(rungs)] if rungs else {}
-        if newest.get("decision") != "stopped":
+        newest = rungs[max(rungs)] if rungs else Rung()
+        if newest.decision != "stopped":
             return None
-        attempt = newest.get("attempt")
-        return newest if not isinstance(attempt, int) or attempt >= (first or self.first_attempt()) else None
+        is_history = newest.attempt is not None and newest.attempt < (first or self.first_attempt())
+        return None if is_history else newest
 
     def read_metrics(self) -> tuple[list[dict[str, Any]], list[str]]:
         """Return the epochs of ``metrics.jsonl``, and one warning for each line that is no complete record."""
@@ -660,8 +677,8 @@ class RunDirectory:
         Final seeds are compared with nobody at a rung, and start once the run that they follow is done.
         """
         request = self.requests.to_train(self.id)
-        run_id = None if request is None else request.runs[self.id].get("after")
-        if not isinstance(run_id, str) or not RUN_ID.fullmatch(run_id):
+        run_id = None if request is None else request.runs[self.id].after
+        if run_id is None or not RUN_ID.fullmatch(run_id):
             return None
         return replace(self, path=self.path.with_name(run_id))
 
@@ -686,7 +703,7 @@ class RunDirectory:
         newest = self.request()
         return newest is not None and newest.is_cancel
 
-    def facts(self, epochs: int, result: Mapping[str, Any] | None, config: RunConfig | None = None) -> Facts:
+    def facts(self, epochs: int, result: Result | None, config: RunConfig | None = None) -> Facts:
         """Read what decides the state of the run. ``epochs``, ``result`` and ``config`` are those of its files.
 
         The state of a worker on this machine is certain. A worker of another host counts as alive if its heartbeat is
@@ -738,17 +755,18 @@ class RunDirectory:
             return Observation(**vars(state_of(facts, view or View(), spent)))
         result = self.read_result()
         facts = self.facts(0, result, config)
-        of_result = epochs_of(result or {}) or 0
+        of_result = 0 if result is None else result.epochs or 0
         epoch: int | None
+        best: float | None
         if result is not None and facts.is_done and of_result:  # it sums up the epochs
-            epoch, best = of_result - 1, result.get("best_val_ppl")
+            epoch, best = of_result - 1, result.best_val_ppl
         else:
             epochs, _ = self.read_metrics()
             epoch = epochs[-1]["epoch"] if epochs else None
             best = min((ppl for one in epochs if (ppl := finite(one["val_ppl"])) is not None), default=None)
             facts = replace(facts, epochs=0 if epoch is None else epoch + 1)
         found = state_of(facts, view or View(), spent)
-        return Observation(**vars(found), epoch=epoch, best_val_ppl=finite(best), result_epochs=of_result)
+        return Observation(**vars(found), epoch=epoch, best_val_ppl=best, result_epochs=of_result)
 
 
 def study_record_file(study_dir: Path) -> Path:
@@ -784,21 +802,14 @@ def require_format(study_dir: Path) -> None:
         )
 
 
-def epochs_of(result: Mapping[str, Any]) -> int | None:
-    """Return the epochs that a result is about. ``None``: it does not say, as in a behaviour job."""
-    epochs = result.get("epochs")
-    return epochs if type(epochs) is int and 0 <= epochs <= MOST_EPOCHS else None
-
-
-def stopped_reason(stopped: Mapping[str, Any]) -> str:
+def stopped_reason(stopped: Rung) -> str:
     """Return the decision that stopped a run in one line, such as ``stopped at epoch 9: 5th of 12, keeps 4``."""
-    rank, value, guessing = stopped.get("rank"), finite(stopped.get("value")), finite(stopped.get("guessing"))
+    value, guessing = stopped.value, stopped.guessing
     if guessing is not None and (value is None or value > guessing):
         found = "is not finite" if value is None else f"= {value:.6g}"
-        what = f"{stopped.get('metric')} {found}, worse than guessing ({guessing:.6g})"
-        return f"stopped at epoch {stopped.get('rung')}: {what}"
-    place = ordinal(rank) if isinstance(rank, int) else "?"
-    return f"stopped at epoch {stopped.get('rung')}: {place} of {stopped.get('of')}, keeps {stopped.get('goes_on')}"
+        return f"stopped at epoch {stopped.rung}: {stopped.metric} {found}, worse than guessing ({guessing:.6g})"
+    place = "?" if stopped.rank is None else ordinal(stopped.rank)
+    return f"stopped at epoch {stopped.rung}: {place} of {stopped.of}, keeps {stopped.goes_on}"
 
 
 def ordinal(number: int) -> str:

@@ -18,8 +18,9 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
 from seqlm.config import RunConfig, valid_keys
 from seqlm.errors import ConfigError, DamagedFileError, FileError, UsageError, nearest_key
-from seqlm.files import Guard, read_json, unguarded, write_json
-from seqlm.reading import finite, timestamp
+from seqlm.files import Guard, unguarded
+from seqlm.reading import timestamp
+from seqlm.records.runs import Rung
 from seqlm.rundir import RunDirectory
 from seqlm.schema import Count, Table, Valid, read
 
@@ -190,15 +191,14 @@ def _compared_value(other: RunDirectory, search: Search, rung: int, group: Group
 
     A decision by another metric or by fewer keys, before the table was changed, does not count.
     """
-    decision: Mapping[str, Any] = {}
+    decision = None
     with contextlib.suppress(DamagedFileError):
-        decision = read_json(other.rung_file(rung)) or {}
-    recorded, value = decision.get("group"), decision.get("value", "")
-    if decision.get("metric") == search.metric and isinstance(recorded, dict) and recorded.keys() >= group.keys():
+        decision = Rung.read_file(other.rung_file(rung))
+    recorded = None if decision is None or decision.metric != search.metric else decision.group
+    if decision is not None and recorded is not None and recorded.keys() >= group.keys():
         if any(recorded[key] != own for key, own in group.items()):
             return None
-        if value is None or finite(value) is not None:
-            return math.inf if value is None else float(value)
+        return math.inf if decision.value is None else float(decision.value)
     value = _value_at(other, search.metric, rung)
     return value if value is not None and _group_of(other, search) == group else None
 
@@ -231,28 +231,29 @@ def decide(
         LeaseLostError: ``guard`` says that the run belongs to another worker by now.
     """
     if rung in run.read_rungs():
-        return "stopped" if (run.read_stopped() or {}).get("rung") == rung else "goes on"
+        stopped = run.read_stopped()
+        return "stopped" if stopped is not None and stopped.rung == rung else "goes on"
     values, group = values_at(run, search, rung), _group_of(run, search)
     value, reached = values[run.id], list(values.values())
     going_on = places(len(reached), search.keep)
     worst = guessing(search.metric, vocab_size)
     is_good = goes_on(value, reached, keep=search.keep, min_runs=search.min_runs, guessing=worst)
     decision: Decision = "goes on" if is_good else "stopped"
-    evidence = {
-        "decision": decision,
-        "metric": search.metric,
-        "rung": rung,
-        "value": value,
-        "rank": _rank(value, reached),
-        "of": len(reached),
-        "keep": search.keep,
-        "goes_on": going_on,
-        "cut": min(sorted(reached)[going_on - 1], worst),
-        "min_runs": search.min_runs,
-        "guessing": worst,
-        "group": group,
-        "attempt": attempt,
-        "at": timestamp(),
-    }
-    write_json(run.rung_file(rung), evidence, guard=guard)
+    evidence = Rung(
+        decision=decision,
+        metric=search.metric,
+        rung=rung,
+        value=value,
+        rank=_rank(value, reached),
+        of=len(reached),
+        keep=search.keep,
+        goes_on=going_on,
+        cut=min(sorted(reached)[going_on - 1], worst),
+        min_runs=search.min_runs,
+        guessing=worst,
+        group=group,
+        attempt=attempt,
+        at=timestamp(),
+    )
+    evidence.write_file(run.rung_file(rung), guard=guard)
     return decision

@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from typing import TypeAlias, final, overload
 
 from seqlm.errors import DamagedFileError, file_errors
-from seqlm.files import Guard, open_at, read_json
+from seqlm.files import Guard, open_at
 from seqlm.reading import exists, read_bytes
+from seqlm.records.attempts import ProgressFile
 from seqlm.rundir import RunDirectory
 
 StepRow: TypeAlias = tuple[float, float, float]
@@ -95,11 +96,15 @@ def read_trace(run: RunDirectory) -> Trace | None:
 def _steps_of_an_epoch(run: RunDirectory) -> int:
     """Return how many steps an epoch of a run has; 0 if it does not say."""
     metrics, _ = run.read_metrics()
-    told = [metrics[-1]] if metrics else []
-    for attempt in reversed([] if metrics else run.attempts()):
+    if metrics:
+        steps = metrics[-1].get("steps")
+        return steps if type(steps) is int else 0
+    for attempt in reversed(run.attempts()):
         with contextlib.suppress(DamagedFileError):
-            told.append(read_json(run.progress_file(attempt)) or {})
-    return next((record["steps"] for record in told if type(record.get("steps")) is int), 0)
+            progress = ProgressFile.read(run.attempt_dir(attempt))
+            if progress is not None and progress.steps is not None:
+                return progress.steps
+    return 0
 
 
 @final

@@ -14,9 +14,8 @@ from jobs.plan.capacity import Allocation, Capacity, Card, Node
 from jobs.spec import Submission
 from seqlm import machine
 from seqlm.errors import EXIT_LOST, BackendError, FileError
-from seqlm.files import read_json
+from seqlm.records.batch import ArrayPlan
 from seqlm.rundir import RunDirectory
-from slurm.submission import ArrayPlan
 
 LOST_SECONDS = 120.0
 """How long after its ranks on the first node a run waits for those on the others. A lost node ends the whole job."""
@@ -121,13 +120,13 @@ class JobBackend(LocalBackend):
             return ended
         self._ended, ends = (ended, since), [ended]
         for node in range(1, self._context.nodes):
-            record = None
+            end = None
             with contextlib.suppress(FileError):  # the next look is soon
-                record = read_json(node_file(self._submission, node))
-            if record is None and time.monotonic() - since < LOST_SECONDS:
+                end = Ended.read_file(node_file(self._submission, node))
+            if end is None and time.monotonic() - since < LOST_SECONDS:
                 return None
-            lost = {"exit_code": EXIT_LOST, "message": f"node {node} of the job does not answer", "is_lost": True}
-            ends.append(Ended(**(record or lost)))
+            message = f"node {node} of the job does not answer"
+            ends.append(end or Ended(exit_code=EXIT_LOST, message=message, is_lost=True))
         self._ended = None
         return first_cause(ends)
 

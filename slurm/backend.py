@@ -18,17 +18,17 @@ from jobs.backends.base import Backend, Finding, Waiting
 from jobs.launch.canary import Canaries
 from jobs.launch.job import LaunchOptions
 from jobs.plan.capacity import Capacity, Node, with_noun
-from jobs.plan.limits import Limits, advice, fitting, more_memory_gb
+from jobs.plan.limits import advice, fitting, more_memory_gb
 from jobs.plan.planned import PlannedRun
 from jobs.plan.queue import places
 from jobs.spec import RunSpec
-from jobs.study.folder import PLAN_FILE, ObservedRun, open_jobs, read_jobs
+from jobs.study.folder import ObservedRun, open_jobs, read_jobs
 from jobs.study.kept_code import Code, live_code
 from jobs.study.squeue import cancel_jobs, live_jobs
 from seqlm.environment import SLURM_CONFIG
 from seqlm.errors import BackendError
-from seqlm.files import read_json
 from seqlm.lease import wait_until_free
+from seqlm.records.batch import Batch, Limits
 from seqlm.requests import Request
 from seqlm.resources import Resources
 from seqlm.rundir import CANARY_FOLDER, RunDirectory
@@ -211,8 +211,8 @@ class SlurmBackend(Backend):
         minutes, does, commands = LAST_MINUTES, [], []
         if message:
             does.append("sends the message that the study is over")
-            path = folder / PLAN_FILE
-            commands.append(f"{plan_program(path, plan_sha256(read_json(path) or {}), place, settings)} over")
+            digest = plan_sha256(Batch.read(folder) or Batch())
+            commands.append(f"{plan_program(folder / Batch.FILE, digest, place, settings)} over")
         if report:
             does.append("writes the report")
             command = f"{program_of(place, 'launch', settings)} report {shlex.quote(str(study_dir.absolute()))}"

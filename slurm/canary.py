@@ -10,11 +10,10 @@ from pathlib import Path
 
 from jobs.launch.canary import Canaries, of_canaries
 from jobs.launch.job import LaunchOptions
-from jobs.study.folder import SUBMITTED_FILE, WITHDRAWN_FILE
 from jobs.study.kept_code import Code
 from jobs.study.squeue import cancel_jobs, waiting_in
-from seqlm.files import json_text, write_once
 from seqlm.reading import exists, listed, timestamp
+from seqlm.records.batch import Submitted, Withdrawn
 from seqlm.rundir import CANARY_FOLDER
 from slurm.settings import SlurmSettings
 from slurm.submission import JobPlan, plan_jobs
@@ -40,7 +39,7 @@ def withdraw(folders: Collection[Path]) -> None:
         BackendError: SLURM does not answer. The jobs are marked, and a launch tries again.
     """
     for folder in folders:
-        write_once(folder / WITHDRAWN_FILE, json_text({"at": timestamp()}).encode())
+        Withdrawn(at=timestamp()).write(folder, once=True)
     cancel_jobs(waiting_in(folders))
 
 
@@ -57,8 +56,8 @@ def withdraw_stuck(study_dir: Path) -> None:
         job.folder
         for job in waiting_in(launches)
         if job.reason == "DependencyNeverSatisfied"
-        or exists(job.folder / WITHDRAWN_FILE)
-        or not exists(job.folder / SUBMITTED_FILE)
+        or exists(job.folder / Withdrawn.FILE)
+        or not exists(job.folder / Submitted.FILE)
     }
     if stuck:
         withdraw(stuck)

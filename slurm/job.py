@@ -21,7 +21,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, final
+from typing import final
 
 from jobs.launch import notify
 from jobs.launch.background import STOP_SECONDS, Interrupts
@@ -32,13 +32,14 @@ from jobs.plan.limits import MORE_MEMORY
 from jobs.plan.planned import PlannedRun
 from jobs.spec import RunSpec
 from jobs.study.budget import Budget
-from jobs.study.folder import PLAN_FILE, WITHDRAWN_FILE
 from jobs.study.kept_code import running_code
 from seqlm.ends import FIRST_DELAY_SECONDS, End, Verdict
 from seqlm.environment import ATTEMPT, MICRO_BATCHES
 from seqlm.errors import DamagedFileError, FileError, SeqlmError, UsageError, is_storage_failure
-from seqlm.files import read_json, write_json
 from seqlm.reading import confine, exists
+from seqlm.records import attempts
+from seqlm.records.attempts import Exit
+from seqlm.records.batch import ArrayPlan, Batch, Withdrawn
 from seqlm.rundir import Observation, RunDirectory
 from seqlm.state import FailureKind
 from slurm.allocation import JobBackend, SlurmContext, node_file
@@ -46,7 +47,7 @@ from slurm.canary import withdraw
 from slurm.control import clock_ahead_s, job_words, look_again
 from slurm.share import Share, is_named_by
 from slurm.slot import Start
-from slurm.submission import ArrayPlan, JobPlan
+from slurm.submission import JobPlan
 
 POLL_SECONDS = 0.5
 """Time between two looks at the folder of the run from a node that is not the first."""
@@ -300,19 +301,20 @@ def _told(run: RunDirectory, budget: Budget) -> Observation:
 def _fail(run: RunDirectory, error: Exception, host: JobHost) -> None:
     """Record an error in the files of a run that is not over: an attempt could not even be started."""
     message = str(error) if isinstance(error, SeqlmError) else f"{type(error).__name__}: {error}"
-    _record(run, {"kind": "node" if is_storage_failure(error) else "code", "message": message}, host)
+    kind: FailureKind = "node" if is_storage_failure(error) else "code"
+    _record(run, Exit(kind=kind, message=message), host)
 
 
 def _give_up(run: RunDirectory, end: End, host: JobHost) -> None:
     """Record that this job has tried in vain to train a run, unless its failures say more."""
     message = f"{end.message}; given up after {host.start.idle()} starts of its job in which nothing was trained"
-    _record(run, {"kind": end.kind, "message": message, "stands": True}, host)
+    _record(run, Exit(kind=end.kind, message=message, stands=True), host)
 
 
-def _record(run: RunDirectory, record: Mapping[str, Any], host: JobHost) -> None:
+def _record(run: RunDirectory, record: Exit, host: JobHost) -> None:
     with contextlib.suppress(SeqlmError, OSError):
         if run.observe().state == "pending" and is_named_by(run, host.plan.options.request):
-            record = {**record, "where": host.where, "node": host.context.host}
+            record = replace(record, where=host.where, node=host.context.host)
             run.write_exit(run.last_attempt() + 1, record)
 
 
@@ -334,11 +336,11 @@ def serve(
             return
         time.sleep(POLL_SECONDS)
     attempt = look_again(run.last_attempt)
-    record = look_again(read_json, run.start_file(attempt)) or {}
+    begun = look_again(attempts.Start.read, run.attempt_dir(attempt)) or attempts.Start()
     item = look_again(_planned, plan, array, run, Observation(state="pending"))
     code = running_code(plan.code)
     submission = look_again(next_submission, item, plan.options, code)
-    env = {ATTEMPT.name: str(attempt), MICRO_BATCHES.name: str(record["micro_batches"])}
+    env = {ATTEMPT.name: str(attempt), MICRO_BATCHES.name: str(begun.micro_batches)}
     submission = replace(submission, attempt=attempt, env={**submission.env, **env})
     ranks = backend.ranks(backend.submit(submission))
 
@@ -349,7 +351,7 @@ def serve(
         return _now_true(lambda: run.end(attempt).kind is not None)
 
     ended = ranks.follow(POLL_SECONDS, is_stopped=is_stopped, has_peer_failed=has_peer_failed)
-    look_again(write_json, node_file(submission, context.node_rank), vars(ended))
+    look_again(ended.write_file, node_file(submission, context.node_rank))
 
 
 def _now_true(look: Callable[[], bool]) -> bool:
@@ -403,10 +405,10 @@ def _run_part(
     Raises:
         UsageError: the job is not to start: its launch is withdrawn, or the plan is not its own.
     """
-    if exists(plan.folder / WITHDRAWN_FILE):
+    if exists(plan.folder / Withdrawn.FILE):
         raise UsageError("this job does not start: its launch is withdrawn")
     if context.job.partition("_")[0] not in (one.job for one in plan.arrays[number : number + 1]):
-        raise UsageError(f"this job does not start: {plan.folder / PLAN_FILE} is that of another study's jobs")
+        raise UsageError(f"this job does not start: {plan.folder / Batch.FILE} is that of another study's jobs")
     if context.node_rank:
         serve(plan, number, context, signals, first_host, start)
     else:

@@ -14,10 +14,10 @@ from typing import Annotated, Any, ClassVar
 from jobs.backends.base import BackendTable, Seconds
 from jobs.manifests.reader import Problems, check_table, read_toml_file
 from jobs.plan.capacity import TINY
-from jobs.plan.limits import Limits
 from seqlm.environment import SLURM_CONFIG
 from seqlm.errors import BackendError, ManifestError
 from seqlm.reading import exists
+from seqlm.records.batch import Limits
 from seqlm.resources import Resources
 from seqlm.schema import Count, Line, NotNegative, Table, Valid, Word, show
 

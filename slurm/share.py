@@ -10,12 +10,12 @@ import math
 import os
 import time
 from collections.abc import Collection, Mapping
-from typing import Any, final
+from typing import final
 
 from jobs.plan.capacity import Capacity
 from jobs.study.squeue import ask
 from seqlm.errors import BackendError, FileError
-from seqlm.files import read_json
+from seqlm.records.attempts import Start
 from seqlm.rundir import Observation, RunDirectory
 from slurm.allocation import SlurmContext
 from slurm.submission import JobPlan
@@ -49,8 +49,8 @@ class Share:
         """
         if is_over(seen):
             return False
-        attempt, start = self._newest(run) if self.array.is_pool else (0, {})
-        job = start.get("job_id")
+        attempt, start = self._newest(run) if self.array.is_pool else (0, Start())
+        job = start.job_id
         if job in (None, self._context.job):
             return True
         if seen.state == "running" or self.job_states().get(job) == "RUNNING":
@@ -87,19 +87,21 @@ class Share:
 
     def has_begun(self, run: RunDirectory) -> bool:
         """Return whether this start of the job has started the newest attempt of a run, as far as it can be read."""
-        start: Mapping[str, Any] = {}
+        start = Start()
         with contextlib.suppress(FileError):
             _, start = self._newest(run)
-        return (start.get("job_id"), start.get("restart")) == (self._context.job, os.environ.get("SLURM_RESTART_COUNT"))
+        return (start.job_id, start.restart) == (self._context.job, os.environ.get("SLURM_RESTART_COUNT"))
 
     def begun(self) -> list[RunDirectory]:
         """Return the runs that the job is to answer for: its own, or in a pool those it has started."""
         return [run for run in self._every if self.has_begun(run)] if self.array.is_pool else list(self.own)
 
-    def _newest(self, run: RunDirectory) -> tuple[int, Mapping[str, Any]]:
+    def _newest(self, run: RunDirectory) -> tuple[int, Start]:
         """Return the newest attempt of a run, 0 before the first, and its record if it is of this job's request."""
-        start = read_json(run.start_file(attempt)) if (attempt := run.last_attempt()) else None
-        return attempt, start if start is not None and start.get("request") == self._request else {}
+        attempt = run.last_attempt()
+        start = Start.read(run.attempt_dir(attempt)) if attempt else None
+        is_of_request = start is not None and start.request == self._request
+        return attempt, start if start is not None and is_of_request else Start()
 
     def job_states(self, *, at_once: bool = False) -> Mapping[str, str]:
         """Return the states of the jobs of the array that wait or run. Those that are ending are left out.

@@ -12,15 +12,14 @@ from typing import Any, Self
 from jobs import terminal
 from jobs.attempt.supervisor import progress_variables
 from jobs.launch.job import LaunchOptions
-from jobs.plan.limits import Limits
 from jobs.plan.planned import PlannedRun
-from jobs.study.folder import PLAN_FILE, SUBMITTED_FILE, study_name
+from jobs.study.folder import study_name
 from jobs.study.kept_code import Code
 from jobs.study.squeue import Claim, ask, cancel_jobs, live_jobs
 from seqlm.environment import STAGE
 from seqlm.errors import BackendError, FileError, UsageError
-from seqlm.files import json_text, read_json, write_json, write_once
 from seqlm.reading import timestamp
+from seqlm.records.batch import ArrayPlan, Batch, Limits, Submitted
 from seqlm.requests import numbered
 from seqlm.resources import Resources
 from seqlm.trust import table_digest
@@ -43,40 +42,6 @@ class _NoRoomError(BackendError):
 
 
 # -- the plan: what each job of a submission does, in one file next to the request ------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class ArrayPlan:
-    """An array: equal jobs, and their runs (:mod:`slurm.share`)."""
-
-    runs: Mapping[str, Resources]
-    """Run id -> its resources, in the order in which the runs start."""
-    jobs: int
-    """The number of jobs. 0: it is not submitted."""
-    nodes: int
-    """Nodes of each job. A job with several nodes has one run."""
-    cpus: int
-    """Cores of each node. Likewise ``gpus``."""
-    gpus: int
-    accelerator_type: str | None = None
-    """The type of the GPUs, as SLURM has it. ``None``: any."""
-    at_once: int | None
-    """Maximum number of runs of a job at once. ``None``: as many as there is room for."""
-    timeout_min: int
-    mem_gb: float | None = None
-    """Memory of each node. ``None``: the cluster's default."""
-    most: Limits | None = None
-    """The most that a job may ask for after one of its limits has ended it. ``None``: no more."""
-    is_pool: bool = False
-    """Whether a job with room takes runs of the others."""
-    job: str | None = None
-    """The id of the array. ``None``: it is not submitted."""
-    why: str = ""
-    """Why it is not, although the others are."""
-
-    @property
-    def priority(self) -> int:
-        return max(resources.priority for resources in self.runs.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,13 +73,22 @@ class JobPlan:
         """Return the plan with these arrays in place of one."""
         return replace(self, arrays=(*self.arrays[:number], *arrays, *self.arrays[number + 1 :]))
 
-    def write(self, path: Path) -> None:
-        """Write the plan for :meth:`read`."""
-        write_json(path, asdict(self))
+    def to_batch(self) -> Batch:
+        """Return the record of the plan, which :meth:`read` reads."""
+        return Batch(
+            options=asdict(self.options),
+            arrays=self.arrays,
+            code=str(self.code),
+            data={run_id: str(path) for run_id, path in self.data.items()},
+            launched=self.launched,
+            signal_before_s=self.signal_before_s,
+            must_have_nodes=self.must_have_nodes,
+            grid=None if self.grid is None else str(self.grid),
+        )
 
     @classmethod
     def read(cls, path: Path, sha256: str | None = None) -> Self:
-        """Read a plan that :meth:`write` wrote. ``sha256``: the digest that it must have. ``None``: any.
+        """Return the plan of the record in a file. ``sha256``: the digest that it must have. ``None``: any.
 
         Raises:
             FileError: it cannot be read.
@@ -122,16 +96,26 @@ class JobPlan:
         """
         from pydantic import TypeAdapter  # a launcher does without
 
-        if (raw := read_json(path)) is None:
+        batch = Batch.read_file(path)
+        if batch is None:
             raise FileError(f"cannot read {path}: No such file or directory")
-        if sha256 not in (None, plan_sha256(raw)):
+        if sha256 not in (None, plan_sha256(batch)):
             raise UsageError(f"{path} has changed since its launch; launch again")
-        return TypeAdapter(cls).validate_python(raw)
+        return cls(
+            options=TypeAdapter(LaunchOptions).validate_python(batch.options),
+            arrays=batch.arrays,
+            code=Path(batch.code),
+            data={run_id: Path(place) for run_id, place in batch.data.items()},
+            launched=batch.launched,
+            signal_before_s=batch.signal_before_s,
+            must_have_nodes=batch.must_have_nodes,
+            grid=None if batch.grid is None else Path(batch.grid),
+        )
 
 
-def plan_sha256(plan: Mapping[str, Any]) -> str:
+def plan_sha256(batch: Batch) -> str:
     """Return the digest of all of a plan but its arrays, whose ids SLURM gives later. The jobs' scripts have it."""
-    return table_digest("plan", {key: value for key, value in plan.items() if key != "arrays"})
+    return table_digest("plan", {key: value for key, value in batch.to_plain().items() if key != "arrays"})
 
 
 def plan_jobs(
@@ -254,10 +238,10 @@ def _submit(plans: Sequence[JobPlan], settings: SlurmSettings) -> list[str]:
             left = [array for array in plan.arrays if array.job is None]
             if not ids[-1]:
                 raise _NoRoomError(left[0].why)
-            plan.write(plan.folder / PLAN_FILE)
+            plan.to_batch().write(plan.folder)
         ask("scontrol", "release", ",".join(ids[0]))
         for plan in plans:
-            write_once(plan.folder / SUBMITTED_FILE, json_text({"at": timestamp()}).encode())
+            Submitted(at=timestamp()).write(plan.folder, once=True)
     except BaseException:
         with contextlib.suppress(BackendError):  # a later launch cancels what this one cannot
             claims = [Claim(job, plan.folder) for plan, jobs in zip(plans, ids, strict=False) for job in jobs]
@@ -326,8 +310,8 @@ def script(plan: JobPlan, number: int, settings: SlurmSettings, dependency: str 
     # Whatever ends on one node ends the job's start on all of them, and none ends because another one has ended well.
     words = ["env", f"SLURM_EXIT_ERROR={NOT_STARTED}", "srun", f"--cpus-per-task={array.cpus}", "--wait=0"]
     srun = shlex.join([*words, "--kill-on-bad-exit=1", *settings.srun_args])
-    digest = "DIGEST" if plan.options.request is None else plan_sha256(asdict(plan))
-    program = f"{plan_program(folder / PLAN_FILE, digest, plan.code, settings)} {number}"
+    digest = "DIGEST" if plan.options.request is None else plan_sha256(plan.to_batch())
+    program = f"{plan_program(folder / Batch.FILE, digest, plan.code, settings)} {number}"
     launch = [*setup_lines(settings), f'{srun} {program} "$1" $SLURMD_NODENAME']
     body = job_lines(folder / f"job-{number}", launch, may_avoid=not plan.must_have_nodes)
     given = {key: value for key, value in options.items() if value is not None}

@@ -9,6 +9,8 @@ from typing import Any
 from jobs.spec import RunSpec
 from seqlm.files import make_directory, read_json, write_json
 from seqlm.lease import Lease, claim, kept
+from seqlm.records.attempts import Start
+from seqlm.records.requests import RequestFile, Wanted
 from seqlm.requests import file_request
 from seqlm.rundir import RunDirectory
 
@@ -53,12 +55,12 @@ def stop(run: RunDirectory, evidence: Mapping[str, Any]) -> None:
     write_json(run.rung_file(evidence["rung"]), {"decision": "stopped", "attempt": attempt, **evidence})
 
 
-def start_of(run: RunDirectory) -> dict[str, Any]:
+def start_of(run: RunDirectory) -> Start:
     """Return the record of the start of a run's newest attempt."""
-    return read_json(run.start_file(run.last_attempt())) or {}
+    return Start.read(run.attempt_dir(run.last_attempt())) or Start()
 
 
 def launch_again(run: RunDirectory, policy: Mapping[str, Any] | None = None) -> None:
     """Have a request name a run, as a launch does: what its attempts did so far is history."""
-    wanted = {run.id: {"from_attempt": run.last_attempt() + 1}}
-    file_request(run.path.parent, {"kind": "run", "policy": policy or {}, "runs": wanted})
+    wanted = {run.id: Wanted(from_attempt=run.last_attempt() + 1)}
+    file_request(run.path.parent, RequestFile(kind="run", policy=policy or {}, runs=wanted))

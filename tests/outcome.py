@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from seqlm.environment import SEARCH
+from seqlm.records.runs import Result
 from seqlm.rundir import RunDirectory
 from seqlm.trace import read_trace
 from seqlm.training import attempt, worker
@@ -66,7 +67,9 @@ def outcome(run: RunDirectory) -> Outcome:
     return Outcome(
         tensors=tensors,
         metrics=[{key: value for key, value in epoch.items() if key not in OF_THE_DAY} for epoch in metrics],
-        result={key: value for key, value in (run.read_result() or {}).items() if key not in RESULT_OF_THE_DAY},
+        result={
+            key: value for key, value in vars(run.read_result() or Result()).items() if key not in RESULT_OF_THE_DAY
+        },
         trace=[(loss, norm) for loss, norm, _ in trace.rows],
     )
 

@@ -5,6 +5,7 @@ import signal
 from collections.abc import Callable, Sequence
 
 from seqlm.files import read_json
+from seqlm.records.runs import Rung
 from seqlm.rundir import RunDirectory
 from tests.facts import failure_of
 from tests.small_study import epochs_of, read_soon
@@ -24,7 +25,7 @@ def kill_between_rungs(runs: Callable[[], Sequence[RunDirectory]]) -> RunDirecto
     def training() -> list[tuple[RunDirectory, int]]:
         found = []
         for run in runs():
-            if run.read_rungs().get(1, {}).get("decision") == "goes on":
+            if run.read_rungs().get(1, Rung()).decision == "goes on":
                 progress = read_json(run.progress_file(run.last_attempt())) or {}
                 if progress.get("epoch") == 1:
                     found.append((run, read_soon(run.worker_file(run.last_attempt()))["pid"]))

@@ -4,25 +4,31 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jobs.study.folder import PLAN_FILE, SUBMITTED_FILE
-from seqlm.files import write_json
+from seqlm.records.batch import ArrayPlan, Batch, Submitted
+from seqlm.records.requests import RequestFile, Wanted
 from seqlm.requests import Request, file_request
+from seqlm.resources import Resources
 from seqlm.rundir import RunDirectory
 
 
 def write_jobs(study_dir: Path, jobs: Mapping[str, str]) -> Request:
     """Record that runs (by id) are jobs, such as ``12_3``, or share those of an array ``12``, as a submission does."""
-    wanted = {run_id: {"from_attempt": RunDirectory(study_dir / run_id).last_attempt() + 1} for run_id in jobs}
-    request = file_request(study_dir, {"kind": "run", "backend": "slurm", "runs": wanted})
+    wanted = {run_id: Wanted(from_attempt=RunDirectory(study_dir / run_id).last_attempt() + 1) for run_id in jobs}
+    request = file_request(study_dir, RequestFile(kind="run", backend="slurm", runs=wanted))
     arrays: dict[str, dict[int, str]] = {}
     for run_id, job in jobs.items():
         array, _, index = job.partition("_")
         arrays.setdefault(array, {})[int(index or len(arrays[array]))] = run_id
-    plans: list[Any] = []
+    plans = []
     for array, places in arrays.items():
         names = [places.get(index, f"other-{index}") for index in range(max(places) + 1)]
-        runs: dict[str, Any] = {name: {} for name in names}
-        plans.append({"job": array, "jobs": len(names), "runs": runs, "is_pool": array in jobs.values()})
-    write_json(request.folder / PLAN_FILE, {"arrays": plans})
-    write_json(request.folder / SUBMITTED_FILE, {})
+        plans.append(array_of(*names, job=array, jobs=len(names), is_pool=array in jobs.values()))
+    Batch(arrays=tuple(plans)).write(request.folder)
+    Submitted().write(request.folder)
     return request
+
+
+def array_of(*run_ids: str, **fields: Any) -> ArrayPlan:
+    """An array of runs on one core each, with these fields."""
+    size = {"jobs": 1, "nodes": 1, "cpus": 1, "gpus": 0, "at_once": 1, "timeout_min": 60}
+    return ArrayPlan(runs={run_id: Resources() for run_id in run_ids}, **{**size, **fields})

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import torch
 
@@ -27,6 +27,7 @@ from seqlm.models import LanguageModel, build_reference
 from seqlm.models.language_model import hidden_states_of
 from seqlm.models.products import set_switches
 from seqlm.reading import is_folder, timestamp
+from seqlm.records.runs import BehaviourResult
 from seqlm.rundir import BEHAVIOUR_VERSION, RunDirectory
 from seqlm.training.attempt import Attempt
 from seqlm.training.checkpoint import Checkpoint, load_checkpoint, require_text, trained_model
@@ -34,7 +35,7 @@ from seqlm.training.records import perplexity
 from seqlm.trust import require_launched
 
 
-def record_behaviour(attempt: Attempt, task: Task, corpus: Corpus) -> dict[str, Any]:
+def record_behaviour(attempt: Attempt, task: Task, corpus: Corpus) -> BehaviourResult:
     """Compute the behaviour of the run that a job belongs to; returns what the job's ``result.json`` holds.
 
     ``samples.jsonl`` is written before ``behaviour.json``, and the job's result last, so a reader
@@ -93,17 +94,19 @@ def record_behaviour(attempt: Attempt, task: Task, corpus: Corpus) -> dict[str, 
         gradient_norms=norms,
     )
     write_json(trained.run.behaviour_file, plain(behaviour), guard=guard)
-    result = {
-        "version": BEHAVIOUR_VERSION,
-        "checkpoint_sha256": trained.sha256,
-        # Also of a judge that cannot be used: with the same file it will be of no more use.
-        "judge_sha256": judge.sha256 if judge else judge_run and file_sha256(judge_run.best_checkpoint),
-        "settings": plain(settings),
-        "unknown": unknown,
-        "attempt": attempt.number,
-        "finished_at": timestamp(),
-    }
-    write_json(job.result_file, result, guard=guard)
+    judge_sha256 = None if judge is None else judge.sha256
+    if judge is None and judge_run is not None:  # it cannot be used, and with the same file it will be of no more use
+        judge_sha256 = file_sha256(judge_run.best_checkpoint)
+    result = BehaviourResult(
+        version=BEHAVIOUR_VERSION,
+        checkpoint_sha256=trained.sha256,
+        judge_sha256=judge_sha256,
+        settings=plain(settings),
+        unknown=tuple(unknown),
+        attempt=attempt.number,
+        finished_at=timestamp(),
+    )
+    result.write(job.path, guard=guard)
     print(f"{len(samples)} samples, losses and gradients in {behaviour.seconds:.1f} s", flush=True)
     return result
 

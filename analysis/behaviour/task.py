@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from analysis.study.behaviour import Settings, problems_of
 from seqlm.config import RunConfig
 from seqlm.errors import ConfigError, FileError
-from seqlm.files import read_json
+from seqlm.records.studies import TaskFile
 from seqlm.rundir import RunDirectory
 from seqlm.schema import show
 
@@ -44,16 +44,13 @@ class Task:
             ConfigError: something in it is wrong.
         """
         path = job.task_file
-        raw = read_json(path)
-        if raw is None:
+        task = TaskFile.read(job.path)
+        if task is None:
             raise FileError(f"{path} is missing; {job.path} is not the folder of a behaviour job")
-        judge, settings = raw.get("judge"), raw.get("settings", {})
         no_ids = ("", ".", "..", job.id)
-        if judge is not None and (not isinstance(judge, str) or judge in no_ids or set(judge) & set("/\\\0")):
-            raise ConfigError([f"{path}: judge: expected the id of another run of the study, got {show(judge)}"])
-        if not isinstance(settings, Mapping):
-            raise ConfigError([f"{path}: settings: expected a table, got {show(settings)}"])
+        if task.judge is not None and (task.judge in no_ids or set(task.judge) & set("/\\\0")):
+            raise ConfigError([f"{path}: judge: expected the id of another run of the study, got {show(task.judge)}"])
         try:
-            return cls(judge=judge, settings=settings_from(settings, config))
+            return cls(judge=task.judge, settings=settings_from(task.settings, config))
         except ConfigError as error:
             raise ConfigError([f"{path}: {problem}" for problem in error.problems]) from None

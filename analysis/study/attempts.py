@@ -10,13 +10,14 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePath
 from typing import Any
 
-from analysis.study.values import as_mapping, as_number, as_text, read_or_warn
+from analysis.study.values import as_number, as_text, read_or_warn
 from seqlm.ends import End
-from seqlm.files import read_json
 from seqlm.lease import last_sign_of
 from seqlm.machine import short_name
 from seqlm.reading import listed, moment
-from seqlm.rounding import ROUNDING, differences
+from seqlm.records.attempts import Exit, GpuUsage, ProgressFile, RankEnd, Start, Usage, Worker
+from seqlm.records.runs import Result
+from seqlm.rounding import differences
 from seqlm.rundir import RunDirectory
 
 
@@ -25,7 +26,7 @@ def read_attempts(
     *,
     state: str,
     epochs: Sequence[Mapping[str, Any]],
-    result: Mapping[str, Any],
+    result: Result | None,
     warnings: list[str],
 ) -> list[dict[str, Any]]:
     """Return a row of the attempts table for each attempt, and add a warning for each file that is damaged.
@@ -40,29 +41,29 @@ def read_attempts(
     for epoch in epochs:
         seconds_of[as_number(epoch.get("attempt"))].append(as_number(epoch.get("epoch_seconds")))
 
-    circumstances: list[Mapping[str, Any]] = []  # what the first rank of each attempt so far has recorded
-
-    def read(path: Path) -> dict[str, Any]:
-        return read_or_warn(lambda: read_json(path), {}, warnings)
+    circumstances: list[Worker] = []  # what the first rank of each attempt so far has recorded
 
     def row(attempt: int) -> dict[str, Any]:
         is_last = attempt == attempts[-1]
-        files: list[Path] = read_or_warn(lambda: listed(run.attempt_dir(attempt), "*.json"), [], warnings)
-        found = {path.name: read(path) for path in files}
-        start, progress, last, exit_ = (
-            found.get(path(attempt).name, {})
-            for path in (run.start_file, run.progress_file, run.end_file, run.exit_file)
-        )
-        of_ranks = [record for name, record in found.items() if name.startswith("worker") and record]
-        workers = sorted(of_ranks, key=lambda worker: as_number(worker.get("rank")))
+        folder = run.attempt_dir(attempt)
+        start = Start.read(folder, warnings.append)
+        progress = ProgressFile.read(folder, warnings.append)
+        last = RankEnd.read(folder, warnings.append) or RankEnd()
+        exit_ = Exit.read(folder, warnings.append)
+        files: list[Path] = read_or_warn(lambda: listed(folder, "worker*.json"), [], warnings)
+        of_ranks = [worker for path in files if (worker := Worker.read_file(path, warnings.append)) is not None]
+        workers = sorted(of_ranks, key=lambda worker: worker.rank)
         end = read_or_warn(lambda: run.end(attempt), End(attempt=attempt), warnings)
         kept, kind = seconds_of[attempt], None
-        first = workers[0] if workers else {}
+        first = workers[0] if workers else Worker()
         changes: dict[str, str] = {}
-        if first:
-            circumstances.append({**first, **{key: as_text(first.get(key)) for key in ROUNDING}})
+        if workers:
+            circumstances.append(first)
             changes = differences(*circumstances[-2:]) if len(circumstances) > 1 else {}
-        if result and result.get("attempt", attempt if is_last and state == "done" else None) == attempt:
+        finished_by = None if result is None else result.attempt
+        if result is not None and finished_by is None and is_last and state == "done":
+            finished_by = attempt
+        if finished_by == attempt:
             outcome = "done"
         elif end.outcome in ("done", "rung"):  # the result is of a later attempt, which went further, or none
             outcome = end.outcome
@@ -74,23 +75,24 @@ def read_attempts(
         elif is_last and state == "cancelled":
             outcome, kind = "cancelled", "cancelled"
         else:
-            outcome = "interrupted" if workers or progress or kept else "not started"
-        ends = [last.get("ended_at"), result.get("finished_at") if outcome == "done" else None]
+            outcome = "interrupted" if workers or progress is not None or kept else "not started"
+        finished_at = result.finished_at if result is not None and outcome == "done" else None
+        ends = [last.ended_at, finished_at]
         ended_at = next(filter(None, map(moment, ends)), last_sign_of(progress, exit_))
-        started_at = moment(first.get("started_at"))
+        started_at = moment(first.started_at)
         seconds = ended_at - started_at if started_at is not None and ended_at is not None else math.nan
         if seconds < 0:  # two clocks that disagree
             ended_at, seconds = None, math.nan
         return {
             "attempt": attempt,
             **_place(workers, start),
-            "code": PurePath(as_text(first.get("code")) or "").name or None,
+            "code": PurePath(as_text(first.code) or "").name or None,
             "versions": _versions(run, first),
             "started_at": _iso(started_at),
             "ended_at": _iso(ended_at),
             "seconds": seconds,
             **_used(workers),
-            "changes": ", ".join(changes.values()) or None,
+            "changes": as_text(", ".join(changes.values())),
             "outcome": outcome,
             "failure_kind": kind,
             "epochs": len(kept),
@@ -107,15 +109,15 @@ def read_attempts(
     return rows
 
 
-def _used(workers: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def _used(workers: Sequence[Worker]) -> dict[str, float]:
     """What the ranks of an attempt have used; NaN where one of them has recorded nothing."""
-    used = [as_mapping(worker.get("resources")) for worker in workers]
-    gpus = [as_mapping(found.get("gpu")) for found in used]
+    used = [worker.resources or Usage() for worker in workers]
+    gpus = [usage.gpu if isinstance(usage.gpu, GpuUsage) else GpuUsage() for usage in used]
     found = {
-        "cpu_seconds": [as_number(one.get("cpu_seconds")) for one in used],
-        "resident_bytes": [as_number(one.get("peak_resident_bytes")) for one in used],
-        "gpu_busy": [as_number(one.get("busy")) / len(gpus) for one in gpus],
-        "joules": [as_number(one.get("joules")) for one in gpus],
+        "cpu_seconds": [as_number(usage.cpu_seconds) for usage in used],
+        "resident_bytes": [as_number(usage.peak_resident_bytes) for usage in used],
+        "gpu_busy": [as_number(gpu.busy) / len(gpus) for gpu in gpus],
+        "joules": [as_number(gpu.joules) for gpu in gpus],
     }
     return {key: math.fsum(numbers) if numbers else math.nan for key, numbers in found.items()}
 
@@ -123,9 +125,10 @@ def _used(workers: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 PACKAGES = ("seqlm", "python", "torch", "tokenizers", "driver")
 
 
-def _versions(run: RunDirectory, worker: Mapping[str, Any]) -> str | None:
-    found = run.read_environment(worker)
-    known = {**worker, **found.get("packages", {}), **found}
+def _versions(run: RunDirectory, worker: Worker) -> str | None:
+    environment = run.read_environment(worker)
+    known: dict[str, str | None] = {"torch": worker.torch, **environment.packages}
+    known |= {"python": environment.python or worker.python, "driver": environment.driver}
     return ", ".join(f"{name} {text}" for name in PACKAGES if (text := as_text(known.get(name)))) or None
 
 
@@ -133,23 +136,29 @@ def _iso(seconds: float | None) -> str | None:
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
-def _place(workers: Sequence[Mapping[str, Any]], start: Mapping[str, Any]) -> dict[str, Any]:
+def _place(workers: Sequence[Worker], start: Start | None) -> dict[str, Any]:
     """Where the attempt ran and with what. An attempt that a user started has no ``start``."""
-    first: Mapping[str, Any] = workers[0] if workers else {}
-    given = start.get("resources", {})
-    ranks = next((n for n in (as_number(first.get("ranks")), as_number(given.get("ranks"))) if n >= 1), math.nan)
-    gpus, cores = as_number(given.get("gpus")) * ranks, as_number(given.get("cpus"))
-    on_gpus = sum(bool(worker.get("gpu")) for worker in workers)
+    first = workers[0] if workers else Worker()
+    asked = None if start is None else start.resources
+    ranks = as_number(first.ranks)
+    if math.isnan(ranks) and asked is not None:
+        ranks = float(asked.ranks)
+    gpus = math.nan if asked is None else as_number(asked.gpus) * ranks
+    cores = math.nan if asked is None else as_number(asked.cpus)
+    on_gpus = sum(bool(worker.gpu) for worker in workers)
     gpus = gpus if not math.isnan(gpus) else float(on_gpus) if workers else math.nan
-    cores = (as_number(first.get("threads")) if math.isnan(cores) else cores) * ranks
+    cores = (as_number(first.threads) if math.isnan(cores) else cores) * ranks
     return {
-        **{key: as_text(start.get(key)) for key in ("backend", "job_id")},
-        **{key: as_text(first.get(key)) for key in ("host", "node", "device")},
+        "backend": None if start is None else as_text(start.backend),
+        "job_id": None if start is None else as_text(start.job_id),
+        "host": as_text(first.host),
+        "node": as_text(first.node),
+        "device": as_text(first.device),
         "ranks": ranks,
-        "micro_batches": as_number(first.get("micro_batches")),
+        "micro_batches": as_number(first.micro_batches),
         "gpus": gpus,
         "cores": cores,
-        "machine": _machine(as_text(first.get("device")), ranks, gpus, cores),
+        "machine": _machine(as_text(first.device), ranks, gpus, cores),
         "places": " + ".join(dict.fromkeys(_place_name(worker, gpus) for worker in workers)) or None,
     }
 
@@ -170,9 +179,9 @@ def _machine(device: str | None, ranks: float, gpus: float, cores: float) -> str
     return ", ".join(parts)
 
 
-def _place_name(worker: Mapping[str, Any], gpus: float) -> str:
-    where = as_text(worker.get("node")) or as_text(worker.get("host")) or "unknown host"
-    gpu = as_text(worker.get("gpu"))
+def _place_name(worker: Worker, gpus: float) -> str:
+    where = as_text(worker.node) or as_text(worker.host) or "unknown host"
+    gpu = as_text(worker.gpu)
     if gpus == 0 or (math.isnan(gpus) and not gpu):
         return where
     return f"{where} {short_name(gpu) if gpu else 'GPU'}"

@@ -7,13 +7,13 @@ import difflib
 import functools
 import hashlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 from seqlm.errors import FileError
-from seqlm.files import read_json
 from seqlm.reading import read_archive
+from seqlm.records.runs import Result
 from seqlm.rounding import ROUNDING
 from seqlm.rundir import RunDirectory
 from seqlm.trace import read_trace
@@ -77,30 +77,29 @@ def patch(a: RunDirectory, b: RunDirectory) -> str:
 
 def _facts(run: RunDirectory) -> dict[str, dict[str, Any]]:
     """Return what is compared of a run, by kind and key. Versions and device are those of its newest attempt."""
-    config, result, seen, worker = run.read_config().by_key(), run.read_result() or {}, run.observe(), _worker(run)
-    digest = config.pop("data.sha256") or result.get("corpus_sha256")  # the result has that of Penn Treebank
+    config, result, seen = run.read_config().by_key(), run.read_result() or Result(), run.observe()
+    worker = run.read_worker(run.last_attempt())
+    digest = config.pop("data.sha256") or result.corpus_sha256  # the result has that of Penn Treebank
     environment = run.read_environment(worker)
     return {
         "configuration": config,
         "data": {"sha256": digest} if digest else {},
         "code": {name: hashlib.sha256(content).hexdigest()[:12] for name, content in _code(run).items()},
-        "versions": _known(worker, ("python", "torch")) | environment.get("packages", {}) | _known(environment, SYSTEM),
+        "versions": {**_known(worker, ("python", "torch")), **environment.packages, **_known(environment, SYSTEM)},
         "device": _known(worker, ("host", "gpus", *(key for key in ROUNDING if key != "torch"))),
-        "results": {**_known(vars(seen), ("state", "epochs_done", "best_val_ppl")), **_known(result, RESULT)},
+        "results": {**_known(seen, ("state", "epochs_done", "best_val_ppl")), **_known(result, RESULT)},
     }
 
 
-def _known(record: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
-    return {key: record[key] for key in keys if record.get(key) is not None}
-
-
-def _worker(run: RunDirectory) -> dict[str, Any]:
-    return read_json(run.worker_file(run.last_attempt())) or {}
+def _known(record: object, keys: Iterable[str]) -> dict[str, Any]:
+    """Return those of some fields of a record that are known."""
+    values = {key: getattr(record, key) for key in keys}
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def _code(run: RunDirectory) -> dict[str, bytes]:
     """Return the files of the code of the newest attempt. Empty: no copy is kept."""
-    path = _worker(run).get("code") or run.read_provenance().get("code", {}).get("path") or ""
+    path = run.read_worker(run.last_attempt()).code or run.read_provenance().get("code", {}).get("path") or ""
     copy = PurePath(str(path)).name
     return _files(run.path.parent / "code" / f"{copy}.zip") if copy else {}
 

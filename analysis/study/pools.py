@@ -3,29 +3,22 @@
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
-from analysis.study.values import as_mapping, as_number, as_text, read_or_warn
-from seqlm.files import read_json
 from seqlm.reading import listed, moment
+from seqlm.records.batch import Batch
 
 
 def rooms(study_dir: Path) -> dict[str, tuple[float, float]]:
-    """Return the GPUs and cores of each job of a pool, by the id of its array. What is damaged is left out."""
-
-    def read(path: Path) -> dict[str, Any]:
-        return read_or_warn(lambda: read_json(path), {}, [])
-
-    found = {}
+    """Return the GPUs and cores of each job of a pool, by the id of its array. A damaged record is left out."""
+    rooms_by_job = {}
     for folder in listed(study_dir / "launches"):
-        arrays = read(folder / "plan.json").get("arrays")
-        for number, array in enumerate(arrays if isinstance(arrays, list) else ()):
-            room, job = as_mapping(array), as_text(read(folder / f"array-{number}.json").get("id"))
-            if room.get("is_pool") is True and job is not None:
-                found[job] = as_number(room.get("gpus")), as_number(room.get("cpus"))
-    return found
+        batch = Batch.read(folder, tell=lambda line: None) or Batch()
+        for array in batch.arrays:
+            if array.is_pool and array.job is not None:
+                rooms_by_job[array.job] = (float(array.gpus), float(array.cpus))
+    return rooms_by_job
 
 
 def used_of_pools(study_dirs: Iterable[Path], attempts: pd.DataFrame) -> dict[str, tuple[float, float]]:

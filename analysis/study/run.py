@@ -21,7 +21,8 @@ from analysis.study.columns import EPOCHS, as_columns
 from analysis.study.values import as_number, as_text, clean, columns_of, read_or_warn
 from seqlm.errors import file_errors
 from seqlm.reading import read_tail
-from seqlm.rundir import MAX_RUNS, RunDirectory, epochs_of
+from seqlm.records.runs import Result, Rung
+from seqlm.rundir import MAX_RUNS, RunDirectory
 from seqlm.state import Facts, state_of
 from seqlm.trace import read_trace
 
@@ -32,6 +33,8 @@ OF_EPOCHS = [key for key in EPOCHS if key not in ("id", "number")]
 MOST_OTHERS = 16
 """Numbers of an epoch that are no column of ``EPOCHS`` and are kept."""
 
+OF_RESULT = ("test_ppl", "test_bits_per_byte", "val_tokens", "test_tokens", "parameters", "lossless")
+"""Fields of ``result.json`` of which the epochs say nothing."""
 RUNG_KEYS = ("value", "rank", "of", "goes_on", "cut")
 """What the decision at a rung says of a rung, besides its epochs."""
 
@@ -62,13 +65,12 @@ def read_run(run: RunDirectory) -> LoadedRun:
     warnings: list[str] = []
     read = read_or_warn(run.read_config, None, warnings)
     config = as_columns(read.by_key()) if read else {}
-    recorded_result = read_or_warn(run.read_result, None, warnings)
+    result = read_or_warn(run.read_result, None, warnings)
     damage = list(warnings)
-    result = recorded_result or {}
     epochs, cut_lines = read_or_warn(run.read_metrics, None, warnings) or ([], [])
     finished = math.nan if damage else finished_epochs(result)
     gone = epochs[-1]["epoch"] + 1 if epochs else 0
-    facts = None if damage else read_or_warn(lambda: run.facts(gone, recorded_result, read), None, warnings)
+    facts = None if damage else read_or_warn(lambda: run.facts(gone, result, read), None, warnings)
     if facts is None:
         facts = Facts(damage=warnings[0].replace(f"{run.path.parent}/", ""))
     observed = state_of(facts)
@@ -76,7 +78,7 @@ def read_run(run: RunDirectory) -> LoadedRun:
     warnings += cut_lines
     # A configuration that was not resolved by a launch lacks the digest of its text; the result has it.
     if config and config["data.sha256"] is None and config["data.corpus"] != "ptb":
-        config["data.sha256"] = as_text(result.get("corpus_sha256"))
+        config["data.sha256"] = None if result is None else as_text(result.corpus_sha256)
     # From here on, damage costs details, not the state.
     provenance: dict[str, Any] = read_or_warn(run.read_provenance, {}, warnings)
     order = provenance.get("order")
@@ -100,8 +102,8 @@ def read_run(run: RunDirectory) -> LoadedRun:
         "command": shlex.join(map(str, provenance.get("command") or ())) or None,
     }
     if state == "stopped":
-        stop: dict[str, Any] = read_or_warn(run.read_stopped, {}, warnings)
-        row |= {"rung": stop.get("rung")} | {f"rung_{key}": stop.get(key) for key in RUNG_KEYS}
+        stop = read_or_warn(run.read_stopped, Rung(), warnings)
+        row |= {"rung": stop.rung} | {f"rung_{key}": getattr(stop, key) for key in RUNG_KEYS}
     tail: list[str] = []
     if state in ("failed", "cancelled"):
         tail = read_or_warn(lambda: [*_log_tail(run), *_last_steps(run)], [], warnings)
@@ -129,34 +131,42 @@ def read_run(run: RunDirectory) -> LoadedRun:
     )
 
 
-def finished_epochs(result: Mapping[str, Any]) -> float:
+def finished_epochs(result: Result | None) -> float:
     """Return the epochs of a result; NaN without one."""
-    return as_number(epochs_of(result))
+    return math.nan if result is None else as_number(result.epochs)
 
 
-def _outcome(epochs: list[dict[str, Any]], result: dict[str, Any]) -> dict[str, Any]:
+def _outcome(epochs: list[dict[str, Any]], result: Result | None) -> dict[str, Any]:
     """Best and final figures: what ``result.json`` says, or what the epochs say of a run that has gone further."""
     finite = [epoch for epoch in epochs if math.isfinite(as_number(epoch["val_ppl"]))]
     best = min(finite, key=lambda epoch: float(epoch["val_ppl"]), default={})
     final = epochs[-1] if epochs else {}
     gone, finished = final.get("epoch", -1) + 1, finished_epochs(result)
-    facts = {
-        key: result.get(key) for key in ("test_ppl", "test_bits_per_byte", "val_tokens", "test_tokens", "parameters")
-    }
-    facts["lossless"] = lossless if isinstance(lossless := result.get("lossless"), bool) else None
-    if gone > finished:
-        if best.get("epoch") != result.get("best_epoch"):
-            facts |= {"test_ppl": None, "test_bits_per_byte": None}
-        result = {}
+    result = result or Result()
+    facts = {key: getattr(result, key) for key in OF_RESULT}
+    if gone > finished and best.get("epoch") != result.best_epoch:
+        facts |= {"test_ppl": None, "test_bits_per_byte": None}
+    if result.epochs is None or gone > finished:
+        return {
+            "epochs_done": gone,
+            "best_epoch": best.get("epoch"),
+            "train_ppl": best.get("train_ppl"),
+            "val_ppl": best.get("val_ppl"),
+            "final_train_ppl": final.get("train_ppl"),
+            "final_val_ppl": final.get("val_ppl"),
+            "val_bits_per_byte": best.get("val_bits_per_byte"),
+            "wall_seconds": final.get("elapsed_seconds"),
+            **facts,
+        }
     return {
-        "epochs_done": gone if gone > finished or math.isnan(finished) else finished,
-        "best_epoch": result.get("best_epoch", best.get("epoch")),
-        "train_ppl": result.get("best_train_ppl", best.get("train_ppl")),
-        "val_ppl": result.get("best_val_ppl", best.get("val_ppl")),
-        "final_train_ppl": result.get("final_train_ppl", final.get("train_ppl")),
-        "final_val_ppl": result.get("final_val_ppl", final.get("val_ppl")),
-        "val_bits_per_byte": result.get("best_val_bits_per_byte", best.get("val_bits_per_byte")),
-        "wall_seconds": result.get("elapsed_seconds", final.get("elapsed_seconds")),
+        "epochs_done": finished,
+        "best_epoch": result.best_epoch,
+        "train_ppl": result.best_train_ppl,
+        "val_ppl": result.best_val_ppl,
+        "final_train_ppl": result.final_train_ppl,
+        "final_val_ppl": result.final_val_ppl,
+        "val_bits_per_byte": result.best_val_bits_per_byte,
+        "wall_seconds": result.elapsed_seconds,
         **facts,
     }
 

@@ -28,7 +28,7 @@ from analysis.study.run import LoadedRun, origin_of, read_run
 from analysis.study.settings import Setting, timed_settings
 from analysis.study.values import as_text, clean, read_or_warn
 from seqlm.errors import UsageError
-from seqlm.notes import EMPTY, read_notes
+from seqlm.notes import Noted, read_notes
 from seqlm.reading import confine, one_look
 from seqlm.rundir import RunDirectory, require_format, slugify
 from seqlm.search import Search
@@ -229,10 +229,10 @@ def load_study(*study_dirs: Path) -> StudyFiles:
 
 
 def _add_notes(study_dir: Path, runs: Iterable[LoadedRun], warnings: list[str]) -> None:
-    notes: dict[str, Mapping[str, Any]] = read_or_warn(lambda: read_notes(study_dir), {}, warnings)
+    notes: dict[str, Noted] = read_or_warn(lambda: read_notes(study_dir), {}, warnings)
     for run in runs:
-        note = notes.get(run.row["id"], EMPTY)
-        run.row |= {"tags": as_text(" ".join(note["tags"])), "note": as_text(note["text"])}
+        noted = notes.get(run.row["id"], Noted())
+        run.row |= {"tags": as_text(" ".join(noted.tags)), "note": as_text(noted.text)}
 
 
 def _free_name(runs: Sequence[LoadedRun], study_dir: Path, taken: Collection[str]) -> str:

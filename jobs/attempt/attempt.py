@@ -2,7 +2,7 @@
 
 import functools
 import os
-from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, final
 
 from jobs.attempt.supervisor import Ended, cause
@@ -10,10 +10,11 @@ from jobs.spec import Submission
 from seqlm.ends import most_micro_batches
 from seqlm.environment import MICRO_BATCHES
 from seqlm.errors import EXIT_BUSY, EXIT_RUNG, EXIT_UNPRINTED, STOPPED_EXITS
-from seqlm.files import json_text, make_directory, read_json, write_once
+from seqlm.files import make_directory
 from seqlm.hang import Heartbeat, hung_seconds
 from seqlm.lease import last_sign_of, live_owner
 from seqlm.reading import exists, timestamp
+from seqlm.records.attempts import Exit, ProgressFile, Start
 from seqlm.rundir import RunDirectory
 from seqlm.state import FailureKind
 
@@ -52,11 +53,11 @@ def end_left(run: RunDirectory, where: str) -> None:
         number >= max(1, run.first_attempt()) and exists(run.start_file(number)) and exists(run.worker_file(number))
     )
     if has_begun and not run.end(number).has_ended and live_owner(run.lease_dir) is None:
-        record = {"kind": "node", "message": "its worker is gone without a word", "where": where}
-        sign = last_sign_of(read_json(run.progress_file(number)) or {})
-        started_at = (read_json(run.worker_file(number)) or {}).get("started_at")
-        ended_at = started_at if sign is None else timestamp(sign)
-        run.write_exit(number, {"ended_at": ended_at, **record})  # what it has cost, not when it was found
+        sign = last_sign_of(ProgressFile.read(run.attempt_dir(number)), None)
+        ended_at = run.read_worker(number).started_at if sign is None else timestamp(sign)
+        # The time is that of its last sign of life, which is what it has cost, not when it was found.
+        message = "its worker is gone without a word"
+        run.write_exit(number, Exit(kind="node", message=message, where=where, ended_at=ended_at))
 
 
 @final
@@ -75,8 +76,8 @@ class Attempt:
         """Whether its worker makes progress. It is watched from the first use on."""
         return Heartbeat(self.run, self.number, hung_seconds({**os.environ, **self._submission.env}))
 
-    def record_start(self, launch: Mapping[str, Any]) -> bool:
-        """Write ``start.json`` before the ranks are started. ``launch``: who starts them.
+    def record_start(self, start: Start) -> bool:
+        """Write ``start.json`` before the ranks are started. ``start`` says who starts them.
 
         Returns whether this process was the first to start the attempt.
 
@@ -84,16 +85,17 @@ class Attempt:
             FileError: it cannot be written.
         """
         submission = self._submission
-        record = {
-            **launch,
-            "resources": submission.resources.to_dict(),
-            "micro_batches": MICRO_BATCHES.read(submission.env),
-            "argv": list(submission.argv),
-            "code": str(submission.cwd),
-            "started_at": timestamp(),
-        }
-        make_directory(self.run.attempt_dir(self.number))
-        return write_once(self.run.start_file(self.number), json_text(record).encode())
+        whole = replace(
+            start,
+            resources=submission.resources,
+            micro_batches=MICRO_BATCHES.read(submission.env),
+            argv=submission.argv,
+            code=str(submission.cwd),
+            started_at=timestamp(),
+        )
+        folder = self.run.attempt_dir(self.number)
+        make_directory(folder)
+        return whole.write(folder, once=True)
 
     def record(self, kind: FailureKind | None, message: str, **more: Any) -> None:
         """Record how the attempt ended, if that adds something to what its ranks have recorded.
@@ -102,8 +104,8 @@ class Attempt:
             FileError: a file of the run cannot be read or written.
         """
         parts = MICRO_BATCHES.read(self._submission.env)
-        known = {"kind": kind, "message": message, "where": self._where, "micro_batches": parts}
-        self.run.write_exit(self.number, {**known, **more})
+        record = Exit(kind=kind, message=message, where=self._where, micro_batches=parts, **more)
+        self.run.write_exit(self.number, record)
 
     def _has_begun(self) -> bool:
         """Return whether a rank has recorded anything.

@@ -24,6 +24,7 @@ from seqlm.files import append_to, make_directory
 from seqlm.gpus import Claim
 from seqlm.machine import own_groups
 from seqlm.reading import read_tail
+from seqlm.records.base import Record
 from seqlm.rundir import RunDirectory
 from seqlm.search import Search
 from seqlm.state import FailureKind
@@ -321,8 +322,11 @@ class MemoryKills:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ended:
-    """How the ranks of an attempt ended. What the attempt achieved is read from the run directory."""
+class Ended(Record):
+    """How the ranks of an attempt ended. What the attempt achieved is read from the run directory.
+
+    In a job with several nodes, each node but the first records its own in ``node-1.json``, ...
+    """
 
     exit_code: int
     """Exit code of the rank that explains the others. Negative: the signal that killed it, or its node is gone."""

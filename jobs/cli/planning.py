@@ -132,7 +132,7 @@ def _settings_of(arguments: Arguments, backend: str) -> dict[str, Any]:
 def choose_again(study_dir: Path, runs: Sequence[ObservedRun], arguments: Arguments) -> Backend:
     """Return where runs of a study go again: to their last backend if it was the same for all, with its settings."""
     newest = Requests(study_dir).by_run()
-    names = {newest[one.run.id].record.get("backend") if one.run.id in newest else None for one in runs}
+    names = {newest[one.run.id].record.backend if one.run.id in newest else None for one in runs}
     last = names.pop() if len(names) == 1 else None
     return choose(arguments, last=last, kept=StudyRecord(study_dir, terminal.tell).backends)
 

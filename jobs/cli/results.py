@@ -13,7 +13,7 @@ from jobs.study.folder import ObservedRun, find_study, observe_study
 from jobs.study.launched import trust_study
 from jobs.terminal import Column, show
 from seqlm.errors import UsageError, nearest_key, printable
-from seqlm.notes import EMPTY, TAG, read_notes, write_note
+from seqlm.notes import TAG, Noted, read_notes, write_note
 from seqlm.schema import show as quoted
 
 COLUMNS = (*REPORTED[:3], "state", *REPORTED[3:], "reason")
@@ -112,7 +112,10 @@ def note(arguments: Arguments) -> tuple[dict[str, Any], int]:
         tags = [tag for tag in dict.fromkeys(arguments.tag) if tag != "none"] if arguments.tag else None
         write_note(study_dir, [run.run.id for run in runs], tags, arguments.text)
     notes = read_notes(study_dir)
-    records = [{"name": run.name, "id": run.run.id, **notes.get(run.run.id, EMPTY)} for run in runs]
+    records = []
+    for run in runs:
+        noted = notes.get(run.run.id, Noted())
+        records.append({"name": run.name, "id": run.run.id, "tags": list(noted.tags), "text": noted.text})
     show((Column("run", "name"), Column("tags", text=" ".join), Column("note", "text")), records)
     return {"study": study_dir.name, "runs": records}, 0
 

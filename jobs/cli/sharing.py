@@ -22,7 +22,7 @@ def limit(arguments: Arguments) -> tuple[dict[str, Any], int]:
     if most is None:
         raise UsageError("limit: expected --max-parallel N")
     if launcher_of(study_dir) is None:
-        requests = (one.record.get("backend") for one in Requests(study_dir).newest_first() if one.runs)
+        requests = (one.record.backend for one in Requests(study_dir).newest_first() if one.runs)
         backend = next(requests, None)
         hint = f"`run --max-parallel {most}` sets it for the next launch"
         if backend in BACKENDS and backend_class(str(backend)).is_scheduled:

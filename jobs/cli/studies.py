@@ -21,6 +21,7 @@ from seqlm.errors import FileError, RunBusyError, SeqlmError, UnfitFileError, Us
 from seqlm.files import delete, rename
 from seqlm.lease import live_owner
 from seqlm.reading import below, confine, exists, is_file, is_folder, is_link, is_mine, listed, status, timestamp
+from seqlm.records.requests import RequestFile, Wanted
 from seqlm.requests import Requests, file_request
 from seqlm.rundir import BEHAVIOUR_FOLDER, CANARY_FOLDER, RunDirectory, study_record_file
 from seqlm.state import State
@@ -261,8 +262,8 @@ def delete_leftovers(
         for folder in dict.fromkeys(path.parent for path in gone):  # their runs are listed no more as runs to train
             names = {path.name for path in gone if path.parent == folder}
             if ids := sorted(names & Requests(study_dir / folder).by_run().keys()):
-                runs: dict[str, Any] = {run_id: {} for run_id in ids}
-                file_request(study_dir / folder, {"kind": "remove", "at": timestamp(), "runs": runs})
+                runs = dict.fromkeys(ids, Wanted())
+                file_request(study_dir / folder, RequestFile(kind="remove", at=timestamp(), runs=runs))
         return deleted
 
 

@@ -22,6 +22,7 @@ from jobs.study.folder import ObservedRun, find_study, launcher_dir, observe_stu
 from seqlm.errors import FileError, UnfitFileError, UsageError, printable
 from seqlm.lease import live_owner, wait_until_free
 from seqlm.reading import LARGEST_HASHED, open_regular, timestamp
+from seqlm.records.requests import RequestFile, Wanted
 from seqlm.requests import Requests, file_request
 from seqlm.rundir import RunDirectory
 
@@ -215,7 +216,7 @@ def cancel(arguments: Arguments) -> tuple[Any, int]:
     marked = mark(runs)
     problems: dict[str, str | None] = {}
     requests = Requests(study_dir).newest_first() if marked else ()
-    for name in BACKENDS.keys() & {request.record.get("backend") for request in requests}:
+    for name in BACKENDS.keys() & {request.record.backend for request in requests}:
         if (kind := backend_class(name)).is_scheduled:
             problems |= kind.cancel(study_dir, marked)
     problems |= wait_until_stopped(one for one in marked if one.run.id not in problems)
@@ -247,8 +248,8 @@ def mark(runs: Iterable[ObservedRun]) -> list[ObservedRun]:
     """
     found = [run for run in runs if run.observation.state in ("pending", "queued", "running")]
     if found:
-        wanted: dict[str, Any] = {one.run.id: {} for one in found}
-        record = {"kind": "cancel", "at": timestamp(), "launcher": this_launcher(), "runs": wanted}
+        wanted = {one.run.id: Wanted() for one in found}
+        record = RequestFile(kind="cancel", at=timestamp(), launcher=this_launcher(), runs=wanted)
         file_request(found[0].run.path.parent, record)
     return found
 
@@ -259,7 +260,7 @@ def wait_until_stopped(runs: Iterable[ObservedRun]) -> dict[str, str]:
     wait_until_free([one.run.lease_dir for one in runs], seconds=STOP_SECONDS)
     for one in runs:
         if (owner := live_owner(one.run.lease_dir)) is not None:
-            who = f"its worker on {owner.get('host', 'an unknown host')} (process {owner.get('pid', 'unknown')})"
+            who = f"its worker on {owner.host or 'an unknown host'} (process {owner.pid or 'unknown'})"
             line = f"marked as cancelled, but {who} has not stopped yet; see status, and end it there if it hangs"
             found[one.run.id] = line
     return found

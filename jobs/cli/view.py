@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, final
@@ -23,8 +23,7 @@ from jobs.terminal import STATE, Column, lines_of, show
 from seqlm import machine
 from seqlm.config import varying_keys
 from seqlm.errors import SeqlmError, printable
-from seqlm.files import read_json
-from seqlm.reading import finite
+from seqlm.records.attempts import ProgressFile, Worker
 from seqlm.state import State
 
 if TYPE_CHECKING:
@@ -157,15 +156,15 @@ def what_differs(runs: Sequence[ObservedRun]) -> list[dict[str, Any]]:
 def _measured(observed: ObservedRun) -> tuple[dict[str, Any], Hashable, float | None]:
     """Return the measures of a run, all that an epoch's time depends on, and that time; ``None``: not measured yet."""
     run, config, seen = observed.run, observed.config, observed.observation
-    progress: Mapping[str, Any] = {}
-    worker: Mapping[str, Any] = {}
+    progress = ProgressFile()
+    worker = Worker()
     with contextlib.suppress(SeqlmError):  # the observation's reason names the file if it matters
         if seen.state == "running" and (attempt := run.last_attempt()):
-            progress = read_json(run.progress_file(attempt)) or {}
-            worker = read_json(run.worker_file(attempt)) or {}
-    if progress.get("epoch") != seen.epochs_done:
-        progress = {}  # of an epoch that is over
-    step, steps, rate = (finite(progress.get(key)) for key in ("step", "steps", "train_tokens_per_second"))
+            progress = ProgressFile.read(run.attempt_dir(attempt)) or ProgressFile()
+            worker = run.read_worker(attempt)
+    if progress.epoch != seen.epochs_done:
+        progress = ProgressFile()  # of an epoch that is over
+    step, steps, rate = progress.step, progress.steps, progress.train_tokens_per_second
     seconds, last = observed.pace
     shape, expected = None, None
     if config is not None:
@@ -177,15 +176,16 @@ def _measured(observed: ObservedRun) -> tuple[dict[str, Any], Hashable, float | 
         if tokens and (step or 0) >= WARM_STEPS:
             estimate = StudyRecord(run.path.parent).estimate(config.fingerprint())
             expected = tokens / (estimate[0] / estimate[1]) if estimate else None
-    host, gpu = worker.get("host"), worker.get("gpu")
-    where = (host != socket.gethostname() and host, gpu and machine.short_name(str(gpu)), worker.get("device"))
+    other_host = worker.host if worker.host != socket.gethostname() else None
+    gpu = None if worker.gpu is None else machine.short_name(worker.gpu)
+    where = (other_host, gpu, worker.device)
     measures = {
         "share": min(1.0, step / steps) if step is not None and steps else None,
-        "train_ppl": finite(progress.get("train_ppl")) or last.get("train_ppl"),
+        "train_ppl": progress.train_ppl or last.get("train_ppl"),
         "val_ppl": last.get("val_ppl"),
         "tokens_per_second": (rate or last.get("train_tokens_per_second")) if seen.state == "running" else None,
         "expected_tokens_per_second": expected,
-        "device": " ".join(str(part) for part in where if part) or None,
+        "device": " ".join(part for part in where if part) or None,
     }
     return measures, shape, seconds
 

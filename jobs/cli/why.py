@@ -5,7 +5,7 @@ import math
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,16 +18,15 @@ from jobs.cli.view import played, records_of
 from jobs.plan.capacity import with_noun
 from jobs.plan.limits import alike, used
 from jobs.registry import BACKENDS, backend_class
-from jobs.study.folder import PLAN_FILE, ObservedRun, find_study, launcher_of, observe_study
+from jobs.study.folder import ObservedRun, find_study, launcher_of, observe_study
 from jobs.study.record import StudyRecord
 from seqlm.enough import enough
 from seqlm.errors import FileError, SeqlmError
-from seqlm.files import read_json
 from seqlm.hang import waiting_ranks
 from seqlm.reading import finite, timestamp
+from seqlm.records.attempts import Start, Worker
+from seqlm.records.batch import Batch
 from seqlm.requests import numbered
-from seqlm.resources import Resources
-from seqlm.schema import fits, read
 
 GO_ON = "`run` starts it, or goes on from its last checkpoint"
 NEXT = {
@@ -119,12 +118,11 @@ def slow_runs(runs: Iterable[ObservedRun]) -> dict[str, str]:
     """Return by how much slow runs are slower than runs like them on the same kind of device, and than planned."""
     groups = defaultdict[Hashable, list[tuple[ObservedRun, float, float]]](list)
     for one in runs:
-        seconds, worker = sorted(one.values("epoch_seconds")), dict[str, Any]()
+        seconds, worker = sorted(one.values("epoch_seconds")), Worker()
         with contextlib.suppress(FileError):
-            worker = read_json(one.run.worker_file(one.run.last_attempt())) or {}
+            worker = one.run.read_worker(one.run.last_attempt())
         if seconds and one.config is not None:
-            places = (str(worker.get(key)) for key in ("device", "ranks", "threads"))
-            groups[alike(one.config), *places].append(
+            groups[alike(one.config), worker.device, worker.ranks, worker.threads].append(
                 (one, statistics.median(seconds), seconds[len(seconds) * TENTHS // 10])
             )
     found = {}
@@ -142,8 +140,8 @@ def slow_runs(runs: Iterable[ObservedRun]) -> dict[str, str]:
 def spent(one: ObservedRun) -> dict[str, str]:
     """Return where the time of a run went, what its last attempt asked for and used, and what would be enough."""
     run, attempt, details = one.run, one.run.last_attempt(), dict[str, str]()
-    start = read_json(run.start_file(attempt)) or {}
-    asked = read(Resources, start.get("resources", {}))
+    start = Start.read(run.attempt_dir(attempt)) or Start()
+    asked = start.resources
     names = {**PHASES, "waiting": "waiting for ranks"} if asked.ranks > 1 else PHASES
     times: defaultdict[str, float] = defaultdict(float)
     for epoch in one.epochs():
@@ -156,13 +154,13 @@ def spent(one: ObservedRun) -> dict[str, str]:
     if total := math.fsum(times.values()):
         shares = sorted(((seconds / total, phase) for phase, seconds in times.items()), reverse=True)
         details["time"] = ", ".join(f"{phase} {share:.0%}" for share, phase in shares if share >= 0.005)
-    request = numbered(run.path.parent, int(finite(start.get("request")) or 0))
-    plan = read_json(request / PLAN_FILE) or {}
-    arrays = (one for one in plan.get("arrays", ()) if fits(Mapping[str, Any], one.get("runs")))
-    job: Mapping[str, Any] = next((one for one in arrays if run.id in one["runs"] and not one.get("is_pool")), {})
+    request = numbered(run.path.parent, start.request or 0)
+    batch = Batch.read(request) or Batch()
+    job = next((array for array in batch.arrays if run.id in array.runs and not array.is_pool), None)
     if (found := used(run, attempt, asked.ranks)) is not None:
         needs = enough(cores=max(found.cores), memory_bytes=found.memory_bytes, seconds=found.seconds)
-        cores, memory, minutes = math.fsum(found.cores), finite(job.get("mem_gb")), finite(job.get("timeout_min"))
+        cores = math.fsum(found.cores)
+        memory, minutes = (None, None) if job is None else (job.mem_gb, job.timeout_min)
         rows = [  # key, asked, used, enough
             ("cpus", with_noun((asked.cpus or 1) * asked.ranks, "core"), f"{cores:.2g} cores", needs.cpus),
             ("mem_gb", memory and f"{memory:.0f} GiB", f"{found.memory_bytes / 2**30:.2g} GiB", needs.mem_gb),

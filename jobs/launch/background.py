@@ -89,7 +89,7 @@ def detach(argv: Sequence[str], study_dir: Path) -> int:
     try:
         while child.poll() is None:
             holder = launcher_of(study_dir)
-            if holder is not None and holder.identity["pid"] == child.pid and holder.has_listed:
+            if holder is not None and holder.identity.pid == child.pid and holder.has_listed:
                 return child.pid
             if time.monotonic() > deadline:
                 terminal.tell(f"warning: the launcher is still preparing after {START_SECONDS:g} s; see {log}")

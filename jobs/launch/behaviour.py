@@ -23,8 +23,10 @@ from jobs.study.launched import TASK_SETTINGS
 from jobs.study.record import StudyRecord
 from seqlm.config import DataConfig, RunConfig
 from seqlm.errors import FileError, UsageError, printable
-from seqlm.files import file_sha256, read_json
+from seqlm.files import file_sha256
 from seqlm.reading import is_file
+from seqlm.records.runs import BehaviourResult
+from seqlm.records.studies import TaskFile
 from seqlm.rundir import BEHAVIOUR_FOLDER, BEHAVIOUR_VERSION, RunDirectory
 from seqlm.trust import distrusted, table_digest
 
@@ -117,15 +119,13 @@ class BehaviourJob:
         """Return whether the stored result has these checkpoints and settings. A damaged result counts as none."""
         run = self.run.run
         with contextlib.suppress(FileError):
-            result = self.folder.read_result() or {}
-            made = result.get("settings")
-            found = [result.get(key) for key in ("version", "checkpoint_sha256", "judge_sha256")]
+            result = BehaviourResult.read(self.folder.path) or BehaviourResult()
+            made = (result.version, result.checkpoint_sha256, result.judge_sha256)
             return (
                 is_file(run.behaviour_file)
                 and is_file(run.samples_file)
-                and found == [BEHAVIOUR_VERSION, self.checkpoint_sha256, self.judge_sha256]
-                and isinstance(made, dict)
-                and self.settings.items() <= made.items()
+                and made == (BEHAVIOUR_VERSION, self.checkpoint_sha256, self.judge_sha256)
+                and self.settings.items() <= result.settings.items()
             )
         return False
 
@@ -133,9 +133,10 @@ class BehaviourJob:
 def _last_settings(folder: RunDirectory) -> dict[str, Any]:
     """Return the settings that flags set at a job's last launch; empty if this user has not launched it with them."""
     with contextlib.suppress(FileError):
-        settings = (read_json(folder.task_file) or {}).get("settings")
-        if not isinstance(settings, dict) or not settings:
+        task = TaskFile.read(folder.path)
+        if task is None or not task.settings:
             return {}
+        settings = task.settings
         why = distrusted({table_digest(TASK_SETTINGS, settings): printable(str(folder.task_file))})
         if why is None:
             return {key: settings[key] for key in SETTINGS if key in settings}
@@ -188,7 +189,7 @@ class BehaviourLaunch:
             self.jobs.append(job)
         self.specs: list[RunSpec] = []
         """The runs to launch: the configuration of each run whose job needs computing, on one rank."""
-        self.tasks: dict[str, dict[str, Any]] = {}
+        self.tasks: dict[str, TaskFile] = {}
         """Run id of each job that needs computing -> content of its task file."""
         for job in self.jobs:
             if job.checkpoint_sha256 is None or (job.is_current() and not force):
@@ -199,7 +200,7 @@ class BehaviourLaunch:
             resources, path = replace(spec.resources, ranks=1), find_data(data, spec.data_path)
             spec = replace(spec, resources=resources, data_path=path, command=command)
             self.specs.append(spec if job.judge is None else replace(spec, judge=job.judge.config))
-            self.tasks[run_id] = {"judge": job.judge_id, "settings": dict(job.settings)}
+            self.tasks[run_id] = TaskFile(judge=job.judge_id, settings=dict(job.settings))
 
     def options(self) -> LaunchOptions:
         """Return the options by which a launch of these jobs differs from a launch of runs."""
@@ -228,8 +229,9 @@ class BehaviourLaunch:
                 state, reason = str(seen.state), seen.reason
                 if state == "done":
                     reason = "computed" if job.folder.id in self.tasks else "up to date"
-                    if unknown := (job.folder.read_result() or {}).get("unknown"):
-                        reason += f"; not in its vocabulary: {', '.join(map(str, unknown))}"
+                    result = BehaviourResult.read(job.folder.path)
+                    if result is not None and result.unknown:
+                        reason += f"; not in its vocabulary: {', '.join(result.unknown)}"
             elif is_file(job.run.run.behaviour_file):
                 state, reason = "kept", "its checkpoints/best.pt is gone; the earlier result is kept"
             else:

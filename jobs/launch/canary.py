@@ -16,6 +16,7 @@ from jobs.study.kept_code import Code
 from seqlm.environment import CANARY
 from seqlm.errors import CanaryError
 from seqlm.reading import timestamp
+from seqlm.records.requests import Folder, Folders, RequestFile, Wanted
 from seqlm.requests import Request, file_request
 from seqlm.rundir import CANARY_FOLDER, RunDirectory
 
@@ -52,14 +53,14 @@ def requested(todo: Sequence[PlannedRun], study_dir: Path, backend: str) -> Cana
         return None
     pairs = ", ".join(pair_of(item.spec.config) for item in chosen)
     terminal.tell(f"canaries first, {STEPS} steps each: {pairs} (--no-canary starts without them)")
-    canaries, plan = [], {}
+    canaries, folders = [], dict[str, Folder]()
     for item in chosen:
         run = RunDirectory.canary(study_dir, item.run.id)
-        plan[run.id] = {"config": item.spec.config.to_dict(), "provenance": item.run.read_provenance()}
+        folders[run.id] = Folder(config=item.spec.config.to_dict(), provenance=item.run.read_provenance())
         canaries.append(PlannedRun(spec=item.spec, run=run, observation=run.observe(), action="start", reason=None))
-    wanted = {item.run.id: {"from_attempt": item.run.last_attempt() + 1} for item in canaries}
-    request = {"kind": "run", "at": timestamp(), "backend": backend, "policy": POLICY.to_dict(), "runs": wanted}
-    return Canaries(canaries, file_request(study_dir / CANARY_FOLDER, request, {"runs": plan}))
+    wanted = {item.run.id: Wanted(from_attempt=item.run.last_attempt() + 1) for item in canaries}
+    request = RequestFile(kind="run", at=timestamp(), backend=backend, policy=POLICY.to_dict(), runs=wanted)
+    return Canaries(canaries, file_request(study_dir / CANARY_FOLDER, request, Folders(runs=folders)))
 
 
 def of_canaries(options: LaunchOptions) -> LaunchOptions:
@@ -82,7 +83,7 @@ def check(todo: Sequence[PlannedRun], executor: Executor, code: Code, options: L
     for item in canaries:
         pair, seen, record = pair_of(item.spec.config), item.run.observe(), item.run.read_canary()
         if seen.state == "done" and record is not None:
-            figures = f"{record['step_seconds']:.2g} s a step, {terminal.memory(record['peak_memory_bytes'])}"
+            figures = f"{record.step_seconds:.2g} s a step, {terminal.memory(record.peak_memory_bytes)}"
             terminal.tell(f"canary {pair} passes: {figures}")
         else:
             terminal.tell(f"canary {pair} fails")

@@ -25,6 +25,7 @@ from seqlm.ends import End, Verdict, verdict
 from seqlm.errors import EXIT_BUSY, STOPPED_EXITS, FileError, file_errors
 from seqlm.gpus import TakenError
 from seqlm.hang import hung_seconds
+from seqlm.records.attempts import Exit, Start
 from seqlm.requests import Requests
 from seqlm.rundir import RunDirectory
 from seqlm.state import FailureKind
@@ -217,15 +218,15 @@ class Dispatcher:
                 submission = next_submission(item, self._options, self._code, self._executor.memory_mb)
             attempt = Attempt(submission, self._host.where)
             is_first = attempt.number == last + 1 and attempt.record_start(
-                {
-                    "request": self._options.request,
-                    "backend": self._executor.name,
-                    "job_id": self._executor.job,
-                    "node": self._executor.node,
-                    "memory_mb": self._executor.memory_mb,
-                    "restart": os.environ.get("SLURM_RESTART_COUNT"),
-                    "launcher": this_launcher(),
-                }
+                Start(
+                    request=self._options.request,
+                    backend=self._executor.name,
+                    job_id=self._executor.job,
+                    node=self._executor.node,
+                    memory_mb=self._executor.memory_mb,
+                    restart=os.environ.get("SLURM_RESTART_COUNT"),
+                    launcher=this_launcher(),
+                )
             )
             if not is_first:  # another job has started it since: look again, since a listing may show that late
                 self._queue.put_back(item, not_before=time.monotonic() + LOOK_SECONDS)
@@ -398,7 +399,7 @@ class Dispatcher:
 
         Of a run that a later request names, nothing is recorded.
         """
-        record = {"kind": kind, "message": message, "where": self._host.where, **more}
+        record = Exit(kind=kind, message=message, where=self._host.where, **more)
         try:
             with file_errors("read or write", item.run.path, within=True):
                 if self._is_ours(item):

@@ -16,6 +16,7 @@ from jobs.spec import Submission
 from jobs.study.kept_code import Code
 from seqlm.ends import End, Verdict
 from seqlm.environment import ATTEMPT, DATA, LAUNCHED, MICRO_BATCHES
+from seqlm.records.studies import TaskFile
 from seqlm.rundir import Observation, RunDirectory
 from seqlm.search import Search
 from seqlm.state import FailureKind
@@ -31,7 +32,7 @@ class LaunchOptions:
     """The worker's command line, without the interpreter and the job's folder."""
     code_dir: Path | None = None
     """The study folder that keeps the code. ``None`` means ``study_dir``."""
-    tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    tasks: Mapping[str, TaskFile] = field(default_factory=dict)
     """Run id -> content of ``task.json``, for jobs that do not train. They run again, however they ended before."""
     live_code: bool = False
     """Run workers from the working tree instead of the copy kept with the study."""

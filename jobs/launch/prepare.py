@@ -34,10 +34,13 @@ from seqlm.data.corpus import CorpusFacts, cached_facts, load_corpus, resolve_da
 from seqlm.data.layout import require_windows
 from seqlm.environment import DATA
 from seqlm.errors import BackendError, DamagedFileError, DataError, FileError, ModelError, UnfitFileError, UsageError
-from seqlm.files import make_directory, read_json
+from seqlm.files import make_directory
 from seqlm.lease import last_beat
 from seqlm.model_files import ModelFiles, keep_tokenizer, read_model_files
 from seqlm.reading import exists, listed, timestamp
+from seqlm.records.attempts import Exit, Start
+from seqlm.records.requests import Folder, Folders, RequestFile, Wanted
+from seqlm.records.studies import TaskFile
 from seqlm.requests import Request, file_request
 from seqlm.rounding import threads_of_checkpoint
 from seqlm.rundir import FINGERPRINT_DIGITS, SAME_DIGITS, Observation, RunDirectory, require_format
@@ -80,7 +83,7 @@ def plan_runs(
     study_dir: Path,
     *,
     retry: bool = False,
-    tasks: Mapping[str, Mapping[str, Any]] | None = None,
+    tasks: Mapping[str, TaskFile] | None = None,
 ) -> list[PlannedRun]:
     """Return what a launch would do with each run. Reads the folders, writes nothing.
 
@@ -295,7 +298,7 @@ def things_of(specs: Iterable[RunSpec], *, whole: bool = False) -> dict[str, str
 def _record_launch(specs: Sequence[RunSpec], options: LaunchOptions) -> None:
     """Record for this user what is launched: runs, judges, settings of behaviour, and tables with commands."""
     digests = {fingerprint for spec in specs for fingerprint in spec.may_run()}
-    digests |= {table_digest(TASK_SETTINGS, task["settings"]) for task in options.tasks.values()}
+    digests |= {table_digest(TASK_SETTINGS, task.settings) for task in options.tasks.values()}
     if options.record is not None:
         digests |= {table_digest(name, options.record.get(name)) for name in COMMANDING}
     launched.record(options.code_dir or options.study_dir, digests, terminal.tell)
@@ -313,30 +316,27 @@ def _request(
     keep_files([item.spec for item in todo], study_dir)
     code = live_code() if options.live_code else keep_code(options.code_dir or study_dir, tell=terminal.tell)
     requested = {spec.fingerprint: spec for spec in specs}
-    plan = {
-        item.run.id: {
-            "config": item.spec.config.to_dict(),
-            "provenance": {**run_record(requested[item.spec.fingerprint]), **_label(item)},
-            "task": options.tasks.get(item.run.id),
-        }
-        for item in todo
-    }
-    record = {
-        "kind": "run",
-        "at": timestamp(),
-        "launcher": this_launcher(),
-        "backend": target.name,
-        "policy": options.policy.to_dict(),
-        "runs": {
-            item.run.id: {
-                "epochs": None if item.run.id in options.tasks else item.spec.config.train.epochs,
-                "from_attempt": item.run.last_attempt() + 1,
-                **({} if item.after is None else {"after": item.after.id}),
-            }
-            for item in todo
-        },
-    }
-    request = file_request(study_dir, record, {"provenance": launch_record(study_name(study_dir), code), "runs": plan})
+    folders, wanted = {}, {}
+    for item in todo:
+        spec, run_id = requested[item.spec.fingerprint], item.run.id
+        task = options.tasks.get(run_id)
+        provenance = {**run_record(spec), **_label(item)}
+        folders[run_id] = Folder(config=item.spec.config.to_dict(), provenance=provenance, task=task)
+        wanted[run_id] = Wanted(
+            epochs=item.spec.config.train.epochs if task is None else None,
+            from_attempt=item.run.last_attempt() + 1,
+            after=None if item.after is None else item.after.id,
+        )
+    record = RequestFile(
+        kind="run",
+        at=timestamp(),
+        launcher=this_launcher(),
+        backend=target.name,
+        policy=options.policy.to_dict(),
+        runs=wanted,
+    )
+    common = launch_record(study_name(study_dir), code)
+    request = file_request(study_dir, record, Folders(provenance=common, runs=folders))
     first = "waits for the canaries" if canary.wanted(options.canary, todo) else "about to start"
     write_queue(study_dir, {item.run.id: first for item in todo}, request.number)
     return code, request
@@ -400,9 +400,10 @@ def record_what_scheduler_knows(item: PlannedRun) -> None:
     if seen.state != "failed" or not attempt or run.end(attempt).has_ended:
         return
     beat = last_beat(run.lease_dir, attempt)
-    parts = (read_json(run.start_file(attempt)) or {}).get("micro_batches", 1)
-    known = {"kind": seen.kind, "message": (seen.reason or "").removeprefix(f"{seen.kind}: "), "micro_batches": parts}
-    run.write_exit(attempt, known if beat is None else {**known, "ended_at": timestamp(beat)})
+    parts = (Start.read(run.attempt_dir(attempt)) or Start()).micro_batches
+    message = (seen.reason or "").removeprefix(f"{seen.kind}: ")
+    ended_at = None if beat is None else timestamp(beat)
+    run.write_exit(attempt, Exit(kind=seen.kind, message=message, micro_batches=parts, ended_at=ended_at))
 
 
 def _label(item: PlannedRun) -> dict[str, str]:

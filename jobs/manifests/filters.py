@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeAlias, TypeVar, get_args
 from jobs.spec import RunSpec
 from seqlm.config import OPEN_TABLES, RunConfig, base_key, choices_of, valid_keys
 from seqlm.errors import UsageError, nearest, nearest_key
-from seqlm.notes import EMPTY, read_notes
+from seqlm.notes import Noted, read_notes
 from seqlm.resources import Resources
 from seqlm.rundir import RunDirectory
 from seqlm.state import FailureKind, State
@@ -217,7 +217,7 @@ def select(
     if not only and not exclude:
         return list(runs), None  # computing the facts of a thousand runs (fingerprints) takes longer than all the rest
     notes = read_notes(study_dir) if study_dir else {}
-    known = [{**(one := facts(run)), "tag": tuple(notes.get(str(one.get("id")), EMPTY)["tags"])} for run in runs]
+    known = [{**(one := facts(run)), "tag": notes.get(str(one.get("id")), Noted()).tags} for run in runs]
     wanted, unwanted = ([parse(text) for text in texts] for texts in (only, exclude))
     met = [[meets(one, conditions) for conditions in wanted] for one in known]
     missed = [[meets(one, conditions) for conditions in unwanted] for one in known]

@@ -19,6 +19,7 @@ from seqlm.data.corpus import CorpusFacts
 from seqlm.data.layout import number_of_windows
 from seqlm.errors import FileError
 from seqlm.reading import confine, finite, is_file, is_mine, listed, one_look
+from seqlm.records.runs import CanaryResult
 from seqlm.rundir import CANARY_FOLDER, RunDirectory, study_record_file
 
 FLOAT_BYTES = 4
@@ -212,17 +213,18 @@ def earlier_throughput(runs_root: Path) -> Throughput:
             for run in map(RunDirectory, within(folder)):
                 with contextlib.suppress(FileError):
                     config = run.read_config()
-                    for record in [*run.read_metrics()[0], run.read_canary() or {}]:
-                        speed, peak = (finite(record.get(key)) or 0.0 for key in _MEASURED)
+                    canary = run.read_canary() or CanaryResult()
+                    measured = [(canary.train_tokens_per_second or 0.0, canary.peak_memory_bytes)]
+                    for epoch in run.read_metrics()[0]:
+                        speed = finite(epoch.get("train_tokens_per_second")) or 0.0
+                        measured.append((speed, finite(epoch.get("peak_memory_bytes")) or 0.0))
+                    for speed, peak in measured:
                         if LEAST_SPEED <= speed <= MOST_SPEED:
                             found.setdefault(config, []).append(speed)
                         if 1 <= peak <= MOST_MEMORY:
                             peaks[config.fingerprint()] = max(int(peak), peaks.get(config.fingerprint(), 0))
     medians = {config: statistics.median(found) for config, found in {**tried, **speeds}.items()}
     return Throughput(speeds=medians, peak_memory_bytes=peaks)
-
-
-_MEASURED = ("train_tokens_per_second", "peak_memory_bytes")
 
 
 def own_studies(runs_root: Path) -> Iterator[Path]:

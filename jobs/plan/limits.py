@@ -13,11 +13,12 @@ from jobs.plan.planned import PlannedRun
 from seqlm.config import RunConfig
 from seqlm.enough import enough
 from seqlm.errors import SeqlmError
-from seqlm.files import read_json
 from seqlm.reading import listed
+from seqlm.records.attempts import Start, Usage, Worker
+from seqlm.records.batch import Limits
 from seqlm.resources import Resources
 from seqlm.rundir import RunDirectory
-from seqlm.schema import fits, read
+from seqlm.schema import fits
 
 STEP_MINUTES = 15
 """The shortest time to ask for. Further ones are 2, 4, 8, ... times as long, so that few arrays are made."""
@@ -47,33 +48,27 @@ def used(run: RunDirectory, attempt: int, ranks: int) -> Used | None:
     """Return what an attempt has used. ``None``: one of its ranks has recorded nothing, or what no machine does."""
     cores, longest, on_nodes = [], 0.0, defaultdict[Any, float](float)
     for file in listed(run.attempt_dir(attempt), "worker*.json"):
-        worker = read_json(file) or {}
-        match worker:
-            case {
-                "resources": {
-                    "seconds": int() | float() as seconds,
-                    "cpu_seconds": int() | float() as busy,
-                    "peak_resident_bytes": int() | float() as peak,
-                }
-            } if 0 < seconds <= LONGEST and 0 <= busy <= MOST_CORES * seconds and 0 <= peak <= MOST_MEMORY:
-                cores.append(busy / seconds)
-                longest = max(longest, seconds)
-                on_nodes[worker.get("node") or worker.get("host")] += peak
+        worker = Worker.read_file(file) or Worker()
+        if worker.resources is None or not _is_possible(worker.resources):
+            continue
+        seconds, busy = worker.resources.seconds or 0.0, worker.resources.cpu_seconds or 0.0
+        cores.append(busy / seconds)
+        longest = max(longest, seconds)
+        on_nodes[worker.node or worker.host] += worker.resources.peak_resident_bytes or 0.0
     return Used(cores=cores, memory_bytes=max(on_nodes.values()), seconds=longest) if len(cores) == ranks else None
+
+
+def _is_possible(used: Usage) -> bool:
+    """Return whether a rank has recorded time, cores and memory, and no machine has less."""
+    seconds, busy, peak = used.seconds, used.cpu_seconds, used.peak_resident_bytes
+    if seconds is None or busy is None or peak is None:
+        return False
+    return 0 < seconds <= LONGEST and 0 <= busy <= MOST_CORES * seconds and 0 <= peak <= MOST_MEMORY
 
 
 def alike(config: RunConfig) -> Hashable:
     """Return what decides how long an epoch takes, as far as the configuration does."""
     return config.model, config.data, replace(config.train, epochs=1), config.eval
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """What the job of a run asks for."""
-
-    timeout_min: int
-    mem_gb: float | None = None
-    """Of each node. ``None``: the cluster's default."""
 
 
 class Earlier:
@@ -140,11 +135,12 @@ def fitting(
             config = alike(run.read_config())
             epochs = run.read_metrics()[0] if config in configs else []
             for attempt in {number for epoch in epochs if type(number := epoch.get("attempt")) is int}:
-                start, worker = (read_json(file(attempt)) or {} for file in (run.start_file, run.worker_file))
-                place = run.read_environment(worker).get("variables", {}).get("SLURM_JOB_PARTITION")
-                if start.get("backend") == "slurm" and place in partitions:
-                    resources = replace(read(Resources, start.get("resources", {})), priority=0)
-                    device = str(worker.get("device"))
+                start = Start.read(run.attempt_dir(attempt)) or Start()
+                worker = run.read_worker(attempt)
+                place = run.read_environment(worker).variables.get("SLURM_JOB_PARTITION")
+                if start.backend == "slurm" and place in partitions:
+                    resources = replace(start.resources, priority=0)
+                    device = worker.device or ""
                     earlier[config, resources].add(run, attempt, resources.ranks, device, epochs)
     return {
         item.run.id: earlier[kinds[item.run.id]].limits(

@@ -12,14 +12,15 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Self, TypeAlias, TypeVar, final
+from typing import Self, TypeAlias, TypeVar, final
 
 from jobs.manifests.policy import Policy
 from jobs.study.record import StudyRecord
 from seqlm.errors import DamagedFileError, UnfitFileError
-from seqlm.files import read_json
 from seqlm.lease import last_sign_of
-from seqlm.reading import finite, listed, moment
+from seqlm.reading import listed, moment
+from seqlm.records.attempts import Exit, ProgressFile, RankEnd, Worker
+from seqlm.records.base import RecordT
 from seqlm.resources import Resources
 from seqlm.rundir import CANARY_FOLDER, RunDirectory
 
@@ -38,13 +39,13 @@ _Attempt: TypeAlias = tuple[bool, str, int]
 """Whether it is of a canary, the id of its run, and its number."""
 
 
-def _start_of(worker: Mapping[str, Any], by: Mapping[str, Any]) -> float | None:
+def _start_of(worker: Worker, by: Worker) -> float | None:
     """Return when a worker started, in seconds since 1970, by the clock of the node of ``by``. ``None``: unknown.
 
     A rank without an end counts until the last sign of life of its attempt, which the first rank's node records. So it
     counts from the start of that rank: the ranks start together, and the clocks of two nodes may differ.
     """
-    return moment((by if "started_at" in by else worker).get("started_at"))
+    return moment(by.started_at or worker.started_at)
 
 
 def hours_of(resources: Resources, seconds: float) -> Hours:
@@ -124,21 +125,22 @@ class Budget:
     def _read(self, key: _Attempt, folder: Path) -> Hours:
         """Return what one attempt has used. A worker that recorded no end counts until its last sign of life."""
         files = _unless_linked(lambda: listed(folder, "worker*.json"))
-        workers = {path.stem.removeprefix("worker"): _record(path) for path in files}
-        has_ended = len(workers) >= max((finite(worker.get("ranks")) or 0 for worker in workers.values()), default=1)
+        workers = {path.stem.removeprefix("worker"): _read(Worker, path) or Worker() for path in files}
+        has_ended = len(workers) >= max((worker.ranks or 0 for worker in workers.values()), default=1)
         used, sign = [], None
-        first = workers.get("", {})
+        first = workers.get("", Worker())
         for rank, worker in workers.items():
-            end = moment(_record(folder / f"end{rank}.json").get("ended_at"))
+            end = moment((_read(RankEnd, folder / f"end{rank}.json") or RankEnd()).ended_at)
             start = _start_of(worker, first if end is None else worker)
             if end is None:
                 has_ended = False
-                sign = sign or last_sign_of(_record(folder / "progress.json"), _record(folder / "exit.json"))
+                if sign is None:
+                    progress, exit_ = _read(ProgressFile, folder / ProgressFile.FILE), _read(Exit, folder / Exit.FILE)
+                    sign = last_sign_of(progress, exit_)
                 end = sign
             if start is not None and end is not None:
                 hours = max(0.0, end - start) / 3600
-                gpus, cores = finite(worker.get("gpus")) or 0.0, finite(worker.get("threads")) or 1.0
-                used.append({"gpu_hours": max(0.0, gpus * hours), "core_hours": max(0.0, cores * hours)})
+                used.append({"gpu_hours": (worker.gpus or 0.0) * hours, "core_hours": (worker.threads or 1) * hours})
         amount = total(used)
         if has_ended:
             self._ended.add(key)
@@ -167,7 +169,7 @@ def _unless_linked(look: Callable[[], list[T]]) -> list[T]:
     return []
 
 
-def _record(path: Path) -> Mapping[str, Any]:
+def _read(kind: type[RecordT], path: Path) -> RecordT | None:
     with contextlib.suppress(DamagedFileError, UnfitFileError):  # one damaged file must not hide what the others say
-        return read_json(path) or {}
-    return {}
+        return kind.read_file(path)
+    return None

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import os
-import re
 import socket
 import statistics
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -21,15 +20,19 @@ from jobs.study.record import StudyRecord
 from jobs.study.squeue import Claim, Scheduler
 from seqlm.architectures import CustomConfig
 from seqlm.config import RunConfig
-from seqlm.errors import DamagedFileError, FileError, SeqlmError, UnfitFileError, UsageError
-from seqlm.files import read_json, remove, write_json
+from seqlm.errors import FileError, SeqlmError, UnfitFileError, UsageError
+from seqlm.files import remove
 from seqlm.lease import claim, kept, live_owner
 from seqlm.model_files import read_model_files
 from seqlm.reading import confine, exists, finite, is_file, is_folder, listed, one_look, timestamp
+from seqlm.records.attempts import LauncherProcess, Start
+from seqlm.records.batch import Batch, Submitted, Withdrawn
+from seqlm.records.requests import RequestFile
+from seqlm.records.studies import QueueFile
 from seqlm.requests import Request, Requests, file_request
 from seqlm.resources import Resources
 from seqlm.rundir import BEHAVIOUR_FOLDER, CANARY_FOLDER, Observation, RunDirectory, require_format, study_record_file
-from seqlm.schema import fits, read
+from seqlm.schema import read
 from seqlm.state import View
 
 LAST = ("train_ppl", "val_ppl", "train_tokens_per_second")
@@ -60,7 +63,7 @@ class ObservedRun:
         seen, result = self.observation, None
         with contextlib.suppress(FileError):
             result = self.run.read_result() if seen.state == "done" else None
-        found = {key: finite((result or {}).get(field)) for key, field in RESULTS.items()}
+        found = {key: None if result is None else getattr(result, field) for key, field in RESULTS.items()}
         states = {"state": seen.state, "kind": seen.kind, "origin": self.origin}
         return {**states, "epochs_done": seen.epochs_done, **found, "val_ppl": seen.best_val_ppl}
 
@@ -343,8 +346,7 @@ def launching(study_dir: Path) -> Iterator[None]:
 class Launcher:
     """A live launcher of a study."""
 
-    identity: Mapping[str, Any]
-    """The launcher as the records of a study name it: ``pid`` and ``host``."""
+    identity: LauncherProcess
     waiting: Mapping[str, str]
     """Run id -> why the run has not started, for the runs in its queue."""
     has_listed: bool
@@ -356,23 +358,24 @@ class Launcher:
         Raises:
             FileError: the record of the attempt cannot be read.
         """
-        start = read_json(run.start_file(attempt)) if (attempt := run.last_attempt()) else None
-        return (start or {}).get("launcher") == self.identity
+        attempt = run.last_attempt()
+        start = Start.read(run.attempt_dir(attempt)) if attempt else None
+        return start is not None and start.launcher == self.identity
 
 
-def this_launcher() -> dict[str, Any]:
+def this_launcher() -> LauncherProcess:
     """Return this process as the records of a study name a launcher."""
-    return {"pid": os.getpid(), "host": socket.gethostname()}
+    return LauncherProcess(pid=os.getpid(), host=socket.gethostname())
 
 
 def launcher_of(study_dir: Path) -> Launcher | None:
     """Return the live launcher of this study, or ``None``."""
     if (owner := live_owner(launcher_dir(study_dir))) is None:
         return None
-    identity = {"pid": owner.get("pid"), "host": owner.get("host")}
-    queue = read_json(queue_file(study_dir)) or {}
-    has_listed = queue.get("launcher") == identity
-    return Launcher(identity=identity, waiting=queue.get("waiting", {}) if has_listed else {}, has_listed=has_listed)
+    identity = LauncherProcess(pid=owner.pid, host=owner.host)
+    queue = QueueFile.read(study_dir) or QueueFile()
+    has_listed = queue.launcher == identity
+    return Launcher(identity=identity, waiting=queue.waiting if has_listed else {}, has_listed=has_listed)
 
 
 def file_limit(study_dir: Path, max_parallel: int) -> None:
@@ -381,8 +384,8 @@ def file_limit(study_dir: Path, max_parallel: int) -> None:
     Raises:
         FileError: the request cannot be written.
     """
-    record = {"kind": "limit", "at": timestamp(), "launcher": this_launcher(), "max_parallel": max_parallel, "runs": {}}
-    file_request(study_dir, record)
+    limit = RequestFile(kind="limit", at=timestamp(), launcher=this_launcher(), max_parallel=max_parallel)
+    file_request(study_dir, limit)
 
 
 def newest_limit(study_dir: Path, request: int) -> int | None:
@@ -394,22 +397,12 @@ def newest_limit(study_dir: Path, request: int) -> int | None:
     for one in Requests(study_dir).newest_first():
         if one.number <= request:
             break
-        most = one.record.get("max_parallel")
-        if one.record.get("kind") == "limit" and type(most) is int and most > 0:
-            return most
+        if one.record.kind == "limit" and one.record.max_parallel is not None:
+            return one.record.max_parallel
     return None
 
 
 # -- records of launches: each written while its writer owns the study -------------------------------------------
-
-
-PLAN_FILE = "plan.json"
-"""What the jobs of a scheduler do, in the folder of their request."""
-SUBMITTED_FILE = "submitted.json"
-"""Says, in the folder of a request, that all its jobs are submitted. Without it they count as never submitted."""
-WITHDRAWN_FILE = "withdrawn.json"
-"""Says, in the folder of a request, that its jobs are cancelled and count no more."""
-_JOB = re.compile(r"[0-9]{1,18}")
 
 
 def read_jobs(study_dir: Path) -> dict[str, Claim]:
@@ -439,35 +432,26 @@ def open_jobs(
 
 def _submitted(study_dir: Path) -> dict[str, tuple[Claim | None, str]]:
     newest = Requests(study_dir).by_run()
-    requests = {request.number: request for request in newest.values() if request.record.get("backend") == "slurm"}
+    requests = {request.number: request for request in newest.values() if request.record.backend == "slurm"}
     jobs = ((request, *found) for request in requests.values() for found in _jobs_of(request))
     return {run_id: (job, why) for request, run_id, job, why in jobs if newest.get(run_id) is request}
 
 
 def _jobs_of(request: Request) -> Iterator[tuple[str, Claim | None, str]]:
     """Yield each run of a request, its job, and why it has none, if the request is submitted and not withdrawn."""
-    if exists(request.folder / WITHDRAWN_FILE) or not exists(request.folder / SUBMITTED_FILE):
+    if exists(request.folder / Withdrawn.FILE) or not exists(request.folder / Submitted.FILE):
         return
-    plan_file = request.folder / PLAN_FILE
-    for array in (read_json(plan_file) or {}).get("arrays", []):
-        job, jobs, runs = array.get("job"), array.get("jobs"), array.get("runs")
-        is_valid = type(jobs) is int and fits(Mapping[str, Any], runs)
-        if not is_valid or not (job is None or (isinstance(job, str) and _JOB.fullmatch(job))):
-            raise DamagedFileError(f"{plan_file} is damaged (expected id, jobs and runs of each array); move it away")
-        for place, run_id in enumerate(runs):
-            if job is None:
-                why = f"SLURM takes no more jobs of yours now ({array.get('why')}); the next `run` submits it"
+    batch = Batch.read(request.folder) or Batch()
+    for array in batch.arrays:
+        for place, run_id in enumerate(array.runs):
+            if array.job is None:
+                why = f"SLURM takes no more jobs of yours now ({array.why}); the next `run` submits it"
                 yield run_id, None, why
             else:
-                task = f"{job}_{place % max(1, jobs)}"
-                yield run_id, Claim(job if array.get("is_pool") is True else task, request.folder), ""
-
-
-def queue_file(study_dir: Path) -> Path:
-    """Return the file that lists the waiting runs of a study's launcher, with reasons."""
-    return study_dir / "queue.json"
+                task = f"{array.job}_{place % max(1, array.jobs)}"
+                yield run_id, Claim(array.job if array.is_pool else task, request.folder), ""
 
 
 def write_queue(study_dir: Path, waiting: Mapping[str, str], request: int | None = None) -> None:
     """Record for ``status`` which runs of a request wait, in queue order: run id -> why the run has not started."""
-    write_json(queue_file(study_dir), {"launcher": this_launcher(), "request": request, "waiting": waiting})
+    QueueFile(launcher=this_launcher(), request=request, waiting=waiting).write(study_dir)

@@ -26,8 +26,9 @@ from pathlib import Path
 import seqlm
 from seqlm.data.cache import cache_folder, local_folder, own_folder
 from seqlm.errors import FileError, file_errors
-from seqlm.files import folder_beside, json_text, make_directory, read_json, remove, write_once
+from seqlm.files import folder_beside, make_directory, remove, write_once
 from seqlm.reading import below, exists, is_file, is_link, listed, read_archive, read_bytes
+from seqlm.records.studies import CodeOrigin
 
 PACKAGES = ("analysis", "jobs", "seqlm", "slurm")
 """The packages that are kept from a tree without git."""
@@ -36,8 +37,6 @@ KEPT = ("--", ".", ":(exclude)benchmarks", ":(exclude)docs", ":(exclude)tests")
 """What is kept of a checkout, in git's terms: everything that runs and reports may need."""
 IMPORTABLE = (".py", ".pyc", ".so")
 """Suffixes of foreign files that Python could import from an unpacked archive."""
-ORIGIN = "code-origin.json"
-"""The file in an archive that records its commit, since an archive has no git repository."""
 MAIN = "__main__.py"
 """The file in an archive that Python runs."""
 MOST_COPIES = 9
@@ -84,11 +83,11 @@ def source_tree() -> Path:
 def live_code() -> Code:
     """Return the working tree as the workers' code, for ``--live-code``."""
     root = source_tree()
-    origin = read_json(root / ORIGIN)
+    origin = CodeOrigin.read(root)
     if origin is None:
         commit = _commit(root)
-        origin = {"commit": commit, "dirty": bool(commit and _changes(root))}
-    return Code(path=root, commit=origin["commit"], dirty=origin["dirty"], live=True)
+        origin = CodeOrigin(commit=commit, dirty=bool(commit and _changes(root)))
+    return Code(path=root, commit=origin.commit, dirty=origin.dirty, live=True)
 
 
 def running_code(kept: Path) -> Code:
@@ -112,9 +111,9 @@ def keep_code(study_dir: Path, *, tell: Callable[[str], None] = lambda line: Non
         FileError: the archive cannot be read, written or unpacked, or has other content than its name says.
     """
     root = source_tree()
-    origin = read_json(root / ORIGIN)
+    origin = CodeOrigin.read(root)
     commit = _commit(root) if origin is None else None
-    names = _names(root, commit) if origin is None else origin["files"]
+    names = _names(root, commit) if origin is None else origin.files
     with file_errors("read", root, within=True):
         contents = {name: (root / name).read_bytes() for name in sorted(names)}
     if origin is None:
@@ -123,17 +122,18 @@ def keep_code(study_dir: Path, *, tell: Callable[[str], None] = lambda line: Non
         _warn_of_untracked(root, commit, files, tell)
         name = f"{commit[:12] if commit else 'no-commit'}-{digest}"
         dirty = bool(commit and _changes(root, *KEPT))
-        origin = {"name": name, "commit": commit, "dirty": dirty, "files": files}
-    contents[ORIGIN] = json_text(origin).encode()
+        origin = CodeOrigin(name=name, commit=commit, dirty=dirty, files=files)
+    contents[CodeOrigin.FILE] = origin.to_text().encode()
     contents[MAIN] = f"from {__name__} import main\n\nmain()\n".encode()
-    archive = study_dir.absolute() / "code" / f"{origin['name']}.zip"
+    archive = study_dir.absolute() / "code" / f"{origin.name}.zip"
     make_directory(archive.parent)
     if (exists(archive) or not write_once(archive, _packed(contents))) and (kept := read_archive(archive)) != contents:
         wrong = min(name for name in {**kept, **contents} if kept.get(name) != contents.get(name))
         what = f"is not the code that its name says ({wrong} differs)"
         raise FileError(f"{archive} {what}; move it away and launch again")
-    code = {"commit": origin["commit"], "dirty": origin["dirty"], "live": False}
-    return Code(path=unpack(archive, sha256 := contents_sha256(contents)), archive=archive, sha256=sha256, **code)
+    sha256 = contents_sha256(contents)
+    path = unpack(archive, sha256)
+    return Code(path=path, archive=archive, sha256=sha256, commit=origin.commit, dirty=origin.dirty, live=False)
 
 
 def _packed(contents: Mapping[str, bytes]) -> bytes:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jobs.study.record import COMMANDING, StudyRecord
 from seqlm.errors import FileError
-from seqlm.files import read_json
+from seqlm.records.studies import TaskFile
 from seqlm.rundir import BEHAVIOUR_FOLDER, RunDirectory
 from seqlm.trust import record_launch, table_digest
 
@@ -30,6 +30,6 @@ def trust_study(study_dir: Path, tell: Callable[[str], None]) -> None:
         with contextlib.suppress(FileError):
             digests.add(run.read_config().fingerprint())
         with contextlib.suppress(FileError):
-            task = read_json(RunDirectory(study_dir / BEHAVIOUR_FOLDER / run.id).task_file) or {}
-            digests.add(table_digest(TASK_SETTINGS, task.get("settings")))
+            task = TaskFile.read(study_dir / BEHAVIOUR_FOLDER / run.id)
+            digests.add(table_digest(TASK_SETTINGS, None if task is None else task.settings))
     record(study_dir, digests, tell)

@@ -2,7 +2,8 @@
 
 A field's annotation is its type, as in :mod:`seqlm.schema`; a value of another type is damage, which is one line. A
 field can be another record, a :class:`seqlm.schema.Table`, or a list or table of them. Lists become tuples. A key that
-is no field is ignored, so a later version can add fields; a field that the file lacks has its default.
+is no field is ignored, so a later version can add fields. A field that the file lacks has its default; one without a
+default is required.
 """
 
 import contextlib
@@ -10,7 +11,7 @@ import functools
 import types
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self, TypeAlias
 
@@ -30,7 +31,7 @@ class WrongFieldError(ValueError):
 
 @dataclass(frozen=True)
 class Record:
-    """Base of the records. Each subclass is a frozen, keyword-only dataclass whose fields all have defaults."""
+    """Base of the records. Each subclass is a frozen, keyword-only dataclass."""
 
     FILE: ClassVar[str] = ""
     """Name of the file. Empty: the record is a part of others."""
@@ -73,24 +74,28 @@ class Record:
         except WrongFieldError as error:
             raise DamagedFileError(f"{path} is damaged ({error}); move it away") from None
 
-    def write(self, folder: Path, *, once: bool = False, guard: Guard = unguarded) -> bool:
+    def write(self, folder: Path, *, once: bool = False, sync: bool = True, guard: Guard = unguarded) -> bool:
         """Write the record to the file ``FILE`` of a folder. Arguments, result and errors as of :meth:`write_file`."""
-        return self.write_file(folder / self.FILE, once=once, guard=guard)
+        return self.write_file(folder / self.FILE, once=once, sync=sync, guard=guard)
 
-    def write_file(self, path: Path, *, once: bool = False, guard: Guard = unguarded) -> bool:
+    def write_file(self, path: Path, *, once: bool = False, sync: bool = True, guard: Guard = unguarded) -> bool:
         """Write the record to a file in one step. Return whether this call has written it.
 
-        ``once``: a file that exists stays as it is. ``guard`` is called just before the file takes its place.
+        ``once``: a file that exists stays as it is. ``sync`` and ``guard``: as in :func:`seqlm.files.replacing`. A file
+        that is written once is flushed to disk in any case.
 
         Raises:
             FileError: the file cannot be written.
             LeaseLostError: ``guard`` says that the run belongs to another worker by now.
         """
-        text = json_text(self.to_plain())
         if once:
-            return write_once(path, text.encode(), guard=guard)
-        write_text(path, text, guard=guard)
+            return write_once(path, self.to_text().encode(), guard=guard)
+        write_text(path, self.to_text(), sync=sync, guard=guard)
         return True
+
+    def to_text(self) -> str:
+        """Return the text of the file."""
+        return json_text(self.to_plain())
 
     def to_plain(self) -> dict[str, Any]:
         """Return the fields as plain data, as the file has them."""
@@ -127,6 +132,8 @@ def made(kind: type[RecordT], key: str, raw: Mapping[str, Any]) -> RecordT:
     values = record.__dict__
     for name, test, make, words, default in _fields(plain_kind):
         if name not in raw:
+            if default is MISSING:
+                raise WrongFieldError(f"{key}{name}: missing, expected {words}")
             values[name] = default
             continue
         value = raw[name]
@@ -140,15 +147,16 @@ def made(kind: type[RecordT], key: str, raw: Mapping[str, Any]) -> RecordT:
 def _fields(kind: type) -> list[tuple[str, Callable[[Any], bool], Make | None, str, Any]]:
     """Return for each field: name, test of plain data, what makes its value of that, type in words, and default.
 
-    ``None`` in place of what makes the value: the data is the value.
+    ``None`` in place of what makes the value: the data is the value. ``MISSING`` in place of the default: the field is
+    required.
     """
     hints = typing.get_type_hints(kind, include_extras=True)
-    defaults = kind()
     found = []
     for field in fields(kind):
+        default = field.default if field.default_factory is MISSING else field.default_factory()
         plain = _plain_hint(hints[field.name])
         made_of = _make_of(hints[field.name])
-        found.append((field.name, test_of(plain), made_of, words_of(plain), getattr(defaults, field.name)))
+        found.append((field.name, test_of(plain), made_of, words_of(plain), default))
     return found
 
 
@@ -205,9 +213,16 @@ def _made_if_inside(make: Make, key: str, value: Any) -> Any:
 
 def _table(kind: type[Table], key: str, raw: Mapping[str, Any]) -> Table:
     known = {name: raw[name] for name in fields_of(kind) if name in raw}
-    with contextlib.suppress(ConfigError, TypeError):  # `read` has the line about it, and takes twice as long
-        return kind(**known)
+    with contextlib.suppress(ConfigError, TypeError):  # `read` has the line about it
+        plain_kind: type = kind
+        return _known_table(plain_kind, tuple(known), *known.values())  # type: ignore[no-any-return]
     try:
         return read(kind, known, prefix=key)
     except ConfigError as error:
         raise WrongFieldError(error.problems[0]) from None
+
+
+@functools.lru_cache(maxsize=64, typed=True)
+def _known_table(kind: type, names: tuple[str, ...], *values: Any) -> Any:
+    """Return a table from its values. Most runs of a study have equal resources, which are checked once."""
+    return kind(**dict(zip(names, values, strict=True)))

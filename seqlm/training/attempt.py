@@ -11,9 +11,9 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import torch
 
@@ -29,10 +29,11 @@ from seqlm.errors import (
     RunBusyError,
     is_storage_failure,
 )
-from seqlm.files import Guard, make_directory, unguarded, write_json
+from seqlm.files import Guard, make_directory, unguarded
 from seqlm.hang import explain
 from seqlm.lease import claim, kept, require_attempt
 from seqlm.reading import timestamp
+from seqlm.records.attempts import RankEnd, Worker
 from seqlm.rundir import RunDirectory, stopped_reason
 from seqlm.training.distributed import AllLeave, Rank
 from seqlm.training.failure import describe_failure, failure_text, tell
@@ -143,7 +144,7 @@ class Attempt:
                 is_cancelled = run.is_cancelled()
             tell(CANCELLED if is_cancelled else STOPPED)
             code, outcome = EXIT_STOPPED, "interrupted"
-        self._write_end({"outcome": outcome})
+        self._write_end(RankEnd(rank=self.rank.index, outcome=outcome))
         if self.rank.is_first:
             run.drop_progress(self.number)
         return code
@@ -151,19 +152,19 @@ class Attempt:
     def _failed(self, error: Exception) -> int:
         tell(failure_text(error))
         record = describe_failure(error, rank=self.rank.index, ranks=self.rank.world_size)
-        if record["peer_lost"] and (why := explain(self.run, self.number)):
-            record["message"] = f"{why} ({record['message']})"
+        if record.peer_lost and (why := explain(self.run, self.number)):
+            record = replace(record, message=f"{why} ({record.message})")
         is_told = self._write_end(record)
         return EXIT_FAILED if is_told and not is_storage_failure(error) else EXIT_STORAGE
 
-    def _write_end(self, record: Mapping[str, Any]) -> bool:
+    def _write_end(self, record: RankEnd) -> bool:
         """Write how this rank ended, and return whether that is written. Its launcher sees at least the exit code.
 
         Raises:
             LeaseLostError: the run belongs to another worker by now.
         """
         try:
-            self.run.write_end(self.number, self.rank.index, record, guard=self.guard)
+            self.run.write_end(self.number, record, guard=self.guard)
         except FileError as unwritable:
             tell(f"error: {unwritable}")
             return False
@@ -200,7 +201,7 @@ class Attempt:
             self.guard = lease.check
             yield
 
-    def record_start(self) -> dict[str, Any]:
+    def record_start(self) -> Worker:
         """Write where and with what this rank runs: ``worker.json`` in the attempt's folder, or ``worker-N.json``.
 
         It has run since its process started, which held the device from then on.
@@ -213,25 +214,29 @@ class Attempt:
         """
         rank = self.rank
         make_directory(self.run.attempt_dir(self.number))
-        record: dict[str, Any] = {
-            "host": socket.gethostname(),
-            "node": NODE.read() or None,
-            "pid": os.getpid(),
-            "rank": rank.index,
-            "ranks": rank.world_size,
-            "device": rank.device_name,
-            "multiprocessors": rank.multiprocessors,
-            "matmul": rank.matmul,
-            "reduction": "" if rank.world_size == 1 else "flat" if CAPTURE_RANKS.read() else "buckets",
-            "gpu": os.environ.get("CUDA_VISIBLE_DEVICES") or None,
-            # What the rank holds: a launcher sets the variable even if the rank computes on the processor.
-            "gpus": GPU_SHARE.read() if GPU_SHARE.is_set() or rank.device.type == "cuda" else 0,
-            "threads": torch.get_num_threads(),
-            "micro_batches": MICRO_BATCHES.read(),
-            "code": str(Path(__file__).parents[2]),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "started_at": timestamp(time.time() - process_seconds()),
-        }
-        write_json(self.run.worker_file(self.number, rank.index), record, guard=self.guard)
+        reduction = ""
+        if rank.world_size > 1:
+            reduction = "flat" if CAPTURE_RANKS.read() else "buckets"
+        # What the rank holds: a launcher sets the variable even if the rank computes on the processor.
+        holds_gpu = GPU_SHARE.is_set() or rank.device.type == "cuda"
+        record = Worker(
+            host=socket.gethostname(),
+            node=NODE.read() or None,
+            pid=os.getpid(),
+            rank=rank.index,
+            ranks=rank.world_size,
+            device=rank.device_name,
+            multiprocessors=rank.multiprocessors,
+            matmul=rank.matmul,
+            reduction=reduction,
+            gpu=os.environ.get("CUDA_VISIBLE_DEVICES") or None,
+            gpus=GPU_SHARE.read() if holds_gpu else 0,
+            threads=torch.get_num_threads(),
+            micro_batches=MICRO_BATCHES.read(),
+            code=str(Path(__file__).parents[2]),
+            python=platform.python_version(),
+            torch=str(torch.__version__),
+            started_at=timestamp(time.time() - process_seconds()),
+        )
+        record.write_file(self.run.worker_file(self.number, rank.index), guard=self.guard)
         return record

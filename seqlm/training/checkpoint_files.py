@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any, final
 
 from seqlm.errors import CheckpointError, DamagedError, file_errors
-from seqlm.files import delete, hard_link, rename, write_json, write_json_lines
+from seqlm.files import delete, hard_link, rename, write_json_lines
 from seqlm.reading import exists, timestamp
+from seqlm.records.attempts import Position
 from seqlm.rundir import RunDirectory
 from seqlm.training.attempt import Attempt
 from seqlm.training.checkpoint import Checkpoint, load_checkpoint, require_text, save_checkpoint
@@ -127,13 +128,8 @@ class CheckpointFiles:
             if best_epoch(history) == len(history) - 1:
                 self._save_best(checkpoint)
             self.write_metrics(history)
-        record = {
-            "epoch": position.epoch,
-            "step": position.step,
-            "attempt": self.attempt.number,
-            "saved_at": timestamp(),
-        }
-        write_json(run.position_file, record, guard=self.attempt.guard, sync=False)
+        saved = Position(epoch=position.epoch, step=position.step, attempt=self.attempt.number, saved_at=timestamp())
+        saved.write_file(run.position_file, guard=self.attempt.guard, sync=False)
 
     def write_metrics(self, history: list[dict[str, Any]]) -> None:
         """Write ``metrics.jsonl`` from the history of a checkpoint, which is the truth.

@@ -6,7 +6,6 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -14,6 +13,7 @@ from seqlm import gpus, machine
 from seqlm.environment import GPU_SHARE, MICRO_BATCHES, NODE
 from seqlm.errors import DivergedError, ModelError, SeqlmError, is_storage_failure
 from seqlm.reading import exists
+from seqlm.records.attempts import RankEnd
 from seqlm.state import FailureKind
 
 _NO_MEMORY = (
@@ -136,7 +136,7 @@ def _says(error: BaseException, signs: tuple[str, ...]) -> bool:
     return any(sign in text for sign in signs)
 
 
-def describe_failure(error: BaseException, *, rank: int, ranks: int = 1) -> dict[str, Any]:
+def describe_failure(error: BaseException, *, rank: int, ranks: int = 1) -> RankEnd:
     """Return what one of ``ranks`` records of its failure: kind, a line for a person, where it happened, ..."""
     kind = failure_kind(error, ranks)
     error = failed_allocation(error) or error
@@ -159,15 +159,16 @@ def describe_failure(error: BaseException, *, rank: int, ranks: int = 1) -> dict
         message = f"the code of this run was deleted from the cache while it ran ({message})"
     if kind == "node" and _may_be_of_a_neighbour(error):
         message = f"this run, or another one on its GPU under MPS, had a fault ({message})"
-    return {
-        "outcome": "failed",
-        "kind": kind,
-        "message": message.splitlines()[0][:300],
-        "where": where,
-        "peer_lost": peer_lost,
-        "node": (NODE.read() or None) if kind == "node" and not peer_lost else None,
-        "micro_batches": MICRO_BATCHES.read(),
-    }
+    return RankEnd(
+        rank=rank,
+        outcome="failed",
+        kind=kind,
+        message=message.splitlines()[0][:300],
+        where=where,
+        peer_lost=peer_lost,
+        node=(NODE.read() or None) if kind == "node" and not peer_lost else None,
+        micro_batches=MICRO_BATCHES.read(),
+    )
 
 
 def tell(text: str) -> None:

@@ -4,14 +4,15 @@ import contextlib
 import math
 import sys
 import time
+from dataclasses import replace
 from typing import Any, Literal, final
 
 from tqdm import tqdm
 
 from seqlm.environment import PROGRESS_SECONDS
 from seqlm.errors import FileError
-from seqlm.files import write_json
 from seqlm.reading import timestamp
+from seqlm.records.attempts import ProgressFile
 from seqlm.training.attempt import Attempt
 from seqlm.training.records import best_epoch, perplexity
 from seqlm.training.trainer import EpochBegins, EpochEnded, Event, StepsDone, Trainer
@@ -68,7 +69,7 @@ class Progress:
                         file=sys.stdout,
                     )
             case StepsDone():
-                before, loss, rate = self._state["step"], trainer.total.mean, trainer.total.tokens / trainer.seconds
+                before, loss, rate = self._state.step or 0, trainer.total.mean, trainer.total.tokens / trainer.seconds
                 self._update(rate)
                 self._write("train")
                 every = math.ceil(trainer.steps / LINES_PER_EPOCH)
@@ -97,21 +98,20 @@ class Progress:
 
     def _update(self, rate: float) -> None:
         trainer = self._trainer
-        self._state = {
-            "epoch": trainer.epoch,
-            "step": trainer.step,
-            "steps": trainer.steps,
-            "train_loss": trainer.total.mean,
-            "train_ppl": perplexity(trainer.total.mean),
-            "train_tokens_per_second": rate,
-        }
+        self._state = ProgressFile(
+            epoch=trainer.epoch,
+            step=trainer.step,
+            steps=trainer.steps,
+            train_loss=trainer.total.mean,
+            train_ppl=perplexity(trainer.total.mean),
+            train_tokens_per_second=rate,
+        )
 
     def _write(self, phase: Literal["train", "valid"]) -> None:
         now = time.monotonic()
         if not self._trainer.rank.is_first or now - self._written < self._every_seconds:
             return
         self._written = now  # also if writing fails: a full disk is not tried at every step
-        record = {**self._state, "phase": phase, "updated_at": timestamp()}
+        record = replace(self._state, phase=phase, updated_at=timestamp())
         with contextlib.suppress(FileError):
-            path = self._attempt.run.progress_file(self._attempt.number)
-            write_json(path, record, sync=False, guard=self._attempt.guard)
+            record.write(self._attempt.run.attempt_dir(self._attempt.number), sync=False, guard=self._attempt.guard)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from seqlm.errors import DivergedError
 from seqlm.reading import timestamp
+from seqlm.records.runs import Result
 from seqlm.training.witness import process_seconds
 
 if TYPE_CHECKING:
@@ -107,30 +108,30 @@ def epoch_record(trainer: Trainer, valid: TokenLoss, valid_seconds: float) -> di
     }
 
 
-def result_record(trainer: Trainer, test: TokenLoss) -> dict[str, Any]:
+def result_record(trainer: Trainer, test: TokenLoss) -> Result:
     """Return the result of the run of a trainer. ``test`` is the loss of the best epoch's parameters."""
     history, corpus = trainer.history, trainer.corpus
     best, final = history[best_epoch(history)], history[-1]
-    return {
-        "epochs": len(history),
-        "best_epoch": best["epoch"],
-        "best_train_ppl": best["train_ppl"],
-        "best_val_loss": best["val_loss"],
-        "best_val_ppl": best["val_ppl"],
-        "final_epoch": final["epoch"],
-        "final_train_ppl": final["train_ppl"],
-        "final_val_ppl": final["val_ppl"],
-        "test_loss": test.mean,
-        "test_ppl": perplexity(test.mean),
-        "val_tokens": best.get("val_tokens"),
-        "test_tokens": test.tokens,
-        "best_val_bits_per_byte": corpus.bits_per_byte("valid", best["val_loss"]),
-        "test_bits_per_byte": corpus.bits_per_byte("test", test.mean),
-        "lossless": corpus.lossless,
-        "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
-        "elapsed_seconds": final["elapsed_seconds"],
-        "attempt": trainer.attempt,
-        "micro_batches": trainer.micro_batches,
-        "corpus_sha256": corpus.sha256,
-        "finished_at": timestamp(),
-    }
+    return Result(
+        epochs=len(history),
+        best_epoch=best["epoch"],
+        best_train_ppl=best["train_ppl"],
+        best_val_loss=best["val_loss"],
+        best_val_ppl=best["val_ppl"],
+        final_epoch=final["epoch"],
+        final_train_ppl=final["train_ppl"],
+        final_val_ppl=final["val_ppl"],
+        test_loss=test.mean,
+        test_ppl=perplexity(test.mean),
+        val_tokens=best.get("val_tokens"),
+        test_tokens=test.tokens,
+        best_val_bits_per_byte=corpus.bits_per_byte("valid", best["val_loss"]),
+        test_bits_per_byte=corpus.bits_per_byte("test", test.mean),
+        lossless=corpus.lossless,
+        parameters=sum(parameter.numel() for parameter in trainer.model.parameters()),
+        elapsed_seconds=final["elapsed_seconds"],
+        attempt=trainer.attempt,
+        micro_batches=trainer.micro_batches,
+        corpus_sha256=corpus.sha256,
+        finished_at=timestamp(),
+    )

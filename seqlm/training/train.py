@@ -2,15 +2,14 @@
 
 import statistics
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 
 from seqlm.environment import CANARY, KEEP_LAST
 from seqlm.errors import CheckpointError
-from seqlm.files import read_json, write_json
 from seqlm.models.products import onednn_fault
 from seqlm.reading import timestamp
+from seqlm.records.runs import CanaryResult, Result, Rung
 from seqlm.rounding import changes, worker_of_checkpoint
 from seqlm.rundir import RunDirectory, stopped_reason
 from seqlm.search import Search, decide
@@ -28,7 +27,7 @@ UNTIMED_STEPS = 4
 """Steps at the beginning whose time says nothing: memory is new, and libraries set themselves up."""
 
 
-def train(trainer: Trainer, attempt: Attempt, search: Search | None = None) -> dict[str, Any]:
+def train(trainer: Trainer, attempt: Attempt, search: Search | None = None) -> Result:
     """Train to ``train.epochs``, or end at the last checkpoint if that is further. Return the result.
 
     Several ranks stop after the same step, and only the first one writes files.
@@ -88,7 +87,7 @@ def _decide(trainer: Trainer, attempt: Attempt, search: Search, saving: Saving) 
         size = len(trainer.corpus.vocabulary)
         found = decide(attempt.run, search, trainer.epoch, attempt.number, vocab_size=size, guard=attempt.guard)
         if found == "stopped":
-            reason = stopped_reason(attempt.run.read_stopped() or {})
+            reason = stopped_reason(attempt.run.read_stopped() or Rung())
     reason = trainer.rank.from_rank(0, reason)
     if reason is not None:
         raise LeftAtRungError(reason)
@@ -112,11 +111,11 @@ def _resume(trainer: Trainer, files: CheckpointFiles, progress: Progress) -> Non
     progress.say(f"resumed after {position.epoch} of {trainer.config.train.epochs} epochs{steps}")
     if trainer.rank.is_first:
         files.write_metrics(trainer.history)  # the file may have been cut or lost
-        if line := changes(worker_of_checkpoint(run), read_json(run.worker_file(trainer.attempt)) or {}):
+        if line := changes(worker_of_checkpoint(run), run.read_worker(trainer.attempt)):
             progress.say(line)
 
 
-def _finish(trainer: Trainer, files: CheckpointFiles, progress: Progress) -> dict[str, Any]:
+def _finish(trainer: Trainer, files: CheckpointFiles, progress: Progress) -> Result:
     """Measure the parameters of the best epoch on the test split, and write the result."""
     best = checkpoint_from_first(trainer.rank, lambda: files.load_best(trainer.history))
     assert best is not None, "load_best finds it or raises"
@@ -125,8 +124,8 @@ def _finish(trainer: Trainer, files: CheckpointFiles, progress: Progress) -> dic
     if trainer.rank.is_first:
         files.run.write_result(result, guard=files.attempt.guard)
         files.finish(keep_last=KEEP_LAST.read())
-    reached = f"best val ppl {result['best_val_ppl']:.2f} in epoch {result['best_epoch'] + 1}"
-    progress.say(f"done  {reached}  test ppl {result['test_ppl']:.2f}")
+    reached = f"best val ppl {result.best_val_ppl:.2f} in epoch {(result.best_epoch or 0) + 1}"
+    progress.say(f"done  {reached}  test ppl {result.test_ppl:.2f}")
     return result
 
 
@@ -147,7 +146,7 @@ def canary_steps(run: RunDirectory, env: Mapping[str, str]) -> int | None:
     return CANARY.read(env, is_valid=lambda steps: (steps or 0) > UNTIMED_STEPS, expected=expected)
 
 
-def run_canary(trainer: Trainer, attempt: Attempt, steps: int) -> dict[str, Any]:
+def run_canary(trainer: Trainer, attempt: Attempt, steps: int) -> CanaryResult:
     """Train ``steps`` steps, of as many epochs as that needs, evaluate a little, and write ``canary.json``.
 
     Memory is that of the rank that needs most. On a GPU ``reserved_memory_bytes`` is what the process holds of it for
@@ -174,22 +173,22 @@ def run_canary(trainer: Trainer, attempt: Attempt, steps: int) -> dict[str, Any]
                 break
     require_perplexity(trainer.evaluate("valid", most=VALID_WINDOWS), f"after {steps} steps")
     step_seconds = statistics.median(seconds[UNTIMED_STEPS:])
-    record = {
-        "steps": steps,
-        "step_seconds": step_seconds,
-        "train_tokens_per_second": trainer.tokens_per_step / step_seconds,
-        "peak_memory_bytes": rank.highest(rank.peak_memory_bytes()),
-        "reserved_memory_bytes": rank.highest(torch.cuda.max_memory_reserved(rank.device)) if on_gpu else None,
-        "graph_memory_bytes": rank.highest(max(0, _besides_tensors(rank.device) - before)) if on_gpu else None,
-        "device": rank.device_name,
-        "device_memory_bytes": torch.cuda.get_device_properties(rank.device).total_memory if on_gpu else None,
-        "ranks": rank.world_size,
-        "threads": torch.get_num_threads(),
-        "attempt": trainer.attempt,
-        "finished_at": timestamp(),
-    }
+    record = CanaryResult(
+        steps=steps,
+        step_seconds=step_seconds,
+        train_tokens_per_second=trainer.tokens_per_step / step_seconds,
+        peak_memory_bytes=rank.highest(rank.peak_memory_bytes()),
+        reserved_memory_bytes=rank.highest(torch.cuda.max_memory_reserved(rank.device)) if on_gpu else None,
+        graph_memory_bytes=rank.highest(max(0, _besides_tensors(rank.device) - before)) if on_gpu else None,
+        device=rank.device_name,
+        device_memory_bytes=torch.cuda.get_device_properties(rank.device).total_memory if on_gpu else None,
+        ranks=rank.world_size,
+        threads=torch.get_num_threads(),
+        attempt=trainer.attempt,
+        finished_at=timestamp(),
+    )
     if rank.is_first:
-        write_json(attempt.run.canary_file, record, guard=attempt.guard)
+        record.write(attempt.run.path, guard=attempt.guard)
         print(f"canary: {steps} steps, {step_seconds:.3g} s each; it fits and trains", flush=True)
     return record
 

@@ -19,9 +19,10 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, Literal, final
 
 import psutil
 import torch
@@ -30,10 +31,11 @@ import torch.distributed as dist
 import seqlm
 from seqlm.environment import GPU_SHARE
 from seqlm.errors import FileError, SeqlmError
-from seqlm.files import append_to, json_text, make_directory, remove, write_json, write_once
+from seqlm.files import append_to, make_directory, remove, write_once
 from seqlm.hang import LOOKS, Heartbeat, hung_seconds
 from seqlm.machine import VISIBLE, group_memory, own_groups
 from seqlm.reading import timestamp
+from seqlm.records.attempts import Environment, GpuUsage, HangFile, Usage, Worker
 from seqlm.training.distributed import resident_peak_bytes
 
 if TYPE_CHECKING:
@@ -62,7 +64,7 @@ THROTTLED = {0x4: "power cap", 0x8: "hardware", 0x20: "temperature", 0x40: "hard
 
 
 @contextlib.contextmanager
-def watched(attempt: Attempt, record: Mapping[str, Any]) -> Iterator[None]:
+def watched(attempt: Attempt, record: Worker) -> Iterator[None]:
     """Watch this rank while the block runs. What cannot be written is left out.
 
     ``record`` is what ``worker.json`` of the rank holds. It gets ``environment`` and ``resources``, and nothing else in
@@ -78,7 +80,7 @@ def watched(attempt: Attempt, record: Mapping[str, Any]) -> Iterator[None]:
         thread.join(END_SECONDS)
 
 
-def _watch(attempt: Attempt, record: Mapping[str, Any], ended: threading.Event) -> None:
+def _watch(attempt: Attempt, record: Worker, ended: threading.Event) -> None:
     """Write into the record of this rank until it has ended, or the run belongs to another worker."""
     run, rank, number = attempt.run, attempt.rank, attempt.number
     note, card = run.hang_file(number, rank.index), _card(rank.device)
@@ -91,7 +93,7 @@ def _watch(attempt: Attempt, record: Mapping[str, Any], ended: threading.Event) 
             # A thread of C writes the stacks if this one does not call it off in time: the interpreter is held.
             faulthandler.dump_traceback_later(silent_seconds, file=stacks)
             heartbeat = Heartbeat(run, number, silent_seconds)
-            record = {**record, "environment": _write_environment(attempt)}
+            record = replace(record, environment=_write_environment(attempt))
             while not is_over:
                 is_over = ended.wait(0 if written_at < 0 else min(LOOK_SECONDS, silent_seconds / LOOKS))
                 faulthandler.dump_traceback_later(silent_seconds, file=stacks)
@@ -102,11 +104,11 @@ def _watch(attempt: Attempt, record: Mapping[str, Any], ended: threading.Event) 
                 with contextlib.suppress(FileError):
                     if is_over or time.monotonic() - written_at >= WRITE_SECONDS:
                         written_at = time.monotonic()
-                        used = {**record, "resources": resources(card)}
-                        write_json(run.worker_file(number, rank.index), used, guard=attempt.guard)
+                        used = replace(record, resources=resources(card))
+                        used.write_file(run.worker_file(number, rank.index), guard=attempt.guard)
                     is_silent = heartbeat.is_hung()
                     if is_silent and not was_silent:
-                        write_json(note, {"rank": rank.index, **where_it_is()}, guard=attempt.guard)
+                        where_it_is(rank.index).write_file(note, guard=attempt.guard)
                     elif was_silent and not is_silent:
                         remove([note])
                     was_silent = is_silent
@@ -119,22 +121,25 @@ def _watch(attempt: Attempt, record: Mapping[str, Any], ended: threading.Event) 
 # -- what it uses --------------------------------------------------------------------------------------------------
 
 
-def resources(card: Card | None = None) -> dict[str, Any]:
+def resources(card: Card | None = None) -> Usage:
     """Return what this process, and those of its children that have ended, have used since its start."""
     process, read, written = psutil.Process(), None, None
     with contextlib.suppress(AttributeError, psutil.Error):  # macOS; a container that forbids it
         _, _, read, written, *_ = process.io_counters()
     peak, limit = group_memory(own_groups())
-    return {
-        "seconds": process_seconds(),
-        "cpu_seconds": math.fsum(process.cpu_times()[:4]),
-        "peak_resident_bytes": resident_peak_bytes(),
-        "read_bytes": read,
-        "written_bytes": written,
-        "group_peak_bytes": peak,
-        "group_limit_bytes": limit,
-        "gpu": None if card is None else "shared" if GPU_SHARE.read() < 1 else card.record(),
-    }
+    gpu: GpuUsage | Literal["shared"] | None = None
+    if card is not None:
+        gpu = "shared" if GPU_SHARE.read() < 1 else card.record()
+    return Usage(
+        seconds=process_seconds(),
+        cpu_seconds=math.fsum(process.cpu_times()[:4]),
+        peak_resident_bytes=resident_peak_bytes(),
+        read_bytes=read,
+        written_bytes=written,
+        group_peak_bytes=peak,
+        group_limit_bytes=limit,
+        gpu=gpu,
+    )
 
 
 def process_seconds() -> float:
@@ -168,14 +173,14 @@ class Card:
         reasons = self._ask("nvmlDeviceGetCurrentClocksThrottleReasons")
         self._throttled.update(name for bit, name in THROTTLED.items() if math.isfinite(reasons) and int(reasons) & bit)
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> GpuUsage:
         """Return what it did since the start: shares of the time, bytes and joules."""
-        return {
-            "busy": self._percent / 100 / self._looks,
-            "peak_memory_bytes": self._most_bytes,
-            "joules": self._joules() - self._joules_before,
-            "throttled": {name: number / self._looks for name, number in self._throttled.items()},
-        }
+        return GpuUsage(
+            busy=self._percent / 100 / self._looks,
+            peak_memory_bytes=self._most_bytes,
+            joules=self._joules() - self._joules_before,
+            throttled={name: number / self._looks for name, number in self._throttled.items()},
+        )
 
 
 def _card(device: torch.device) -> Card | None:
@@ -200,15 +205,15 @@ def _write_environment(attempt: Attempt) -> str:
     driver, system = None, os.uname()  # platform.platform() starts a process
     with contextlib.suppress(OSError):
         driver = re.search(r"Module\b.*?(\d+\.[\d.]+)", Path("/proc/driver/nvidia/version").read_text("utf-8"))
-    record = {
-        "python": platform.python_version(),
-        "system": " ".join((system.sysname, system.release, system.machine, *platform.libc_ver())),
-        "driver": driver and driver[1],
-        "cuda": torch.version.cuda,
-        "packages": dict(sorted(packages.items())) | {"seqlm": seqlm.__version__},
-        "variables": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
-    }
-    text = json_text(record).encode()
+    environment = Environment(
+        python=platform.python_version(),
+        system=" ".join((system.sysname, system.release, system.machine, *platform.libc_ver())),
+        driver=driver[1] if driver else None,
+        cuda=torch.version.cuda,
+        packages=dict(sorted(packages.items())) | {"seqlm": seqlm.__version__},
+        variables={name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
+    )
+    text = environment.to_text().encode()
     digest = hashlib.sha256(text).hexdigest()
     file = attempt.run.environment(digest)
     with contextlib.suppress(FileError):
@@ -221,38 +226,38 @@ def _write_environment(attempt: Attempt) -> str:
 # -- where it is ---------------------------------------------------------------------------------------------------
 
 
-def where_it_is() -> dict[str, Any]:
+def where_it_is(rank: int = 0) -> HangFile:
     """Return the stacks of all threads, innermost frame first, and the last collective operations."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     stacks = {
-        f"{names.get(ident, 'thread')} {ident}": [
+        f"{names.get(ident, 'thread')} {ident}": tuple(
             f"{frame.f_code.co_name}, {frame.f_code.co_filename}:{line}" for frame, line in traceback.walk_stack(frame)
-        ]
+        )
         for ident, frame in sys._current_frames().items()
     }
     main = threading.main_thread()
     in_torch = f", {Path(torch.__file__).parent}/"
     own = [frame for frame in stacks[f"{main.name} {main.ident}"] if in_torch not in frame]
     where = re.sub(", .*/", ", ", own[0])  # without the folder
-    return {"at": timestamp(), "where": where, "collectives": collectives(), "threads": stacks}
+    return HangFile(rank=rank, at=timestamp(), where=where, collectives=collectives(), threads=stacks)
 
 
-def collectives() -> list[tuple[int, str, bool]]:
+def collectives() -> tuple[tuple[int, str, bool], ...]:
     """Return the last collective operations that this rank has come to: number, name, and whether it is over.
 
     They are those of PyTorch's flight recorder. Empty: there are none, or this PyTorch records none.
     """
     if not dist.is_initialized():
-        return []
+        return ()
     recorder = "nccl" if dist.get_backend() == "nccl" else "fr"  # NCCL's group has one of its own
     dump: Any = getattr(torch._C._distributed_c10d, f"_dump_{recorder}_trace_json", None)
     with contextlib.suppress(LookupError, TypeError, ValueError):
-        return [
+        return tuple(
             (
                 entry["collective_seq_id"],
                 entry["profiling_name"].rpartition(":")[2],
-                entry["retired"] or entry["state"] == "completed",
+                bool(entry["retired"] or entry["state"] == "completed"),
             )
             for entry in json.loads(dump())["entries"][-MOST_COLLECTIVES:]
-        ]
-    return []
+        )
+    return ()

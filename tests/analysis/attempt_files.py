@@ -4,6 +4,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from seqlm.files import make_directory, read_json, write_json
+from seqlm.records.attempts import Start
+from seqlm.resources import Resources
 from seqlm.rundir import RunDirectory
 
 ORIGIN = datetime(2026, 3, 1, 9, 0, tzinfo=UTC).timestamp()
@@ -62,6 +64,6 @@ def write_job(
     gpus: float = 0.0,
 ) -> None:
     """``start.json`` of an attempt; cores and GPUs are those of a rank."""
-    resources = {"ranks": ranks, "cpus": cpus, "gpus": gpus, "priority": 0}
+    resources = Resources(ranks=ranks, cpus=cpus, gpus=gpus)
     make_directory(run.attempt_dir(attempt))
-    write_json(run.start_file(attempt), {"backend": backend, "job_id": job, "resources": resources})
+    Start(backend=backend, job_id=job, resources=resources).write(run.attempt_dir(attempt))

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from analysis import Study, open_study
 from analysis.study.columns import TABLES
 from seqlm.errors import CheckpointError, UsageError
-from seqlm.files import write_json, write_json_lines
+from seqlm.files import read_json, write_json, write_json_lines
 from tests import commands, hostile
 from tests.analysis.example_study import make_examples, make_widths
 from tests.analysis.hand_made import add_run
@@ -109,7 +109,9 @@ def test_results_are_the_means_over_seeds_with_an_interval(study: Study) -> None
 def test_a_missing_value_of_one_seed_leaves_the_mean_missing(tmp_path: Path) -> None:
     for seed in (1, 2):
         run = add_run(tmp_path, seed, f"gru-seed{seed}", "gru", "adam", [100.0], seed=seed)
-    write_json(run.result_file, {key: value for key, value in (run.read_result() or {}).items() if key != "test_ppl"})
+    write_json(
+        run.result_file, {key: value for key, value in (read_json(run.result_file) or {}).items() if key != "test_ppl"}
+    )
     (row,) = open_study(tmp_path).results.to_dict("records")
     assert pd.isna(row["test_ppl"])
     assert row["train_ppl"] == pytest.approx(50.0)

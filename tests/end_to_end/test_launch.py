@@ -20,6 +20,7 @@ from jobs.spec import RunSpec
 from seqlm import machine
 from seqlm.config import RunConfig
 from seqlm.errors import UsageError
+from seqlm.records.runs import Result
 from seqlm.rundir import RunDirectory
 from tests import commands, hostile
 from tests.chaos.disk import may_mount
@@ -75,15 +76,15 @@ def test_where_ray_cannot_start_the_runs_of_a_manifest_that_names_it_go_to_local
     assert "set RAY_TMPDIR" in warning
     assert "backend local" in warning
     (run,) = study.runs()
-    assert start_of(run)["backend"] == "local"
+    assert start_of(run).backend == "local"
 
     logs = study("logs", "small.toml", "rnn-adam")
     assert "epoch 2/2 done" in logs.stdout
     assert json.loads(study("cancel", "small", "--json").stdout)["data"]["runs"] == []
     run = study.runs()[0]
     worker, end = (json.loads(file.read_text()) for file in (run.worker_file(1, 0), run.end_file(1)))
-    provenance, result = run.read_provenance(), run.read_result() or {}
-    times = [provenance["launched_at"], worker["started_at"], result["finished_at"], end["ended_at"]]
+    provenance, result = run.read_provenance(), run.read_result() or Result()
+    times = [provenance["launched_at"], worker["started_at"], result.finished_at, end["ended_at"]]
     assert times == sorted(times), "in UTC and whole seconds: texts that sort"
     assert worker["ranks"] == 1
     assert Path(provenance["code"]["path"]).joinpath("seqlm/training/worker.py").is_file()

@@ -114,8 +114,8 @@ def test_what_is_chosen_is_computed_once_and_anew_only_when_its_checkpoint_chang
     task = json.loads(study.job("gru").task_file.read_text())
     assert task == {"judge": study.runs["rnn-b"].id, "settings": {}}
     job = start_of(study.job("gru"))
-    assert job["argv"][1:] == ["-m", STAND_IN, str(study.job("gru").path)]
-    assert (job["backend"], job["resources"]["ranks"]) == ("local", 1)
+    assert job.argv[1:] == ("-m", STAND_IN, str(study.job("gru").path))
+    assert (job.backend, job.resources.ranks) == ("local", 1)
     provenance = study.job("gru").read_provenance()
     assert provenance["study"] == "small/behaviour"
     code_name = Path(provenance["code"]["path"]).name

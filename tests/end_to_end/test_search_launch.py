@@ -7,6 +7,7 @@ import pytest
 
 from seqlm.config import RunConfig
 from seqlm.files import write_json_lines
+from seqlm.records.runs import Rung
 from seqlm.rundir import RunDirectory
 from tests import commands, searches
 from tests.crawl import Crawl
@@ -38,8 +39,8 @@ def test_a_search_stops_what_is_behind_although_a_worker_is_killed_and_retry_let
     assert stopped
     assert victim.rung_file(1).read_text() == before, "decided once"
     for run in stopped:
-        found = run.read_stopped() or {}
-        assert (found["value"], found["rank"] > found["goes_on"]) == (run.read_metrics()[0][-1]["val_ppl"], True)
+        found = run.read_stopped() or Rung()
+        assert (found.value, (found.rank or 0) > (found.goes_on or 0)) == (run.read_metrics()[0][-1]["val_ppl"], True)
     status = study("status", "small.toml")
     assert all(str(run.observe().reason) in status.stdout for run in stopped)
 

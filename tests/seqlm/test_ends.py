@@ -2,7 +2,7 @@
 
 import itertools
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -13,10 +13,13 @@ from jobs.spec import RunSpec
 from seqlm.ends import End, Verdict, end_of, verdict
 from seqlm.errors import FileError
 from seqlm.files import write_json, write_json_lines
+from seqlm.records.attempts import Exit, RankEnd, Start
 from seqlm.rundir import Observation, RunDirectory
 from seqlm.state import FailureKind, State, View
 from tests.facts import fail, launch_again
 from tests.seqlm.training.studies import make_config, make_run
+
+T = TypeVar("T")
 
 POLICY = Policy()
 
@@ -32,17 +35,17 @@ def judge(policy: Policy, *ends: End) -> Verdict:
 
 # -- what the witnesses say ----------------------------------------------------------------------------------------
 
-RANKS: list[dict[str, Any]] = [
-    {"rank": 0, "outcome": "failed", "kind": "node", "message": "lost rank 1", "peer_lost": True},
-    {"rank": 1, "outcome": "failed", "kind": "code", "message": "a bug"},
-    {"rank": 2, "outcome": "failed", "kind": "oom", "message": "too large"},
-    {"rank": 3, "outcome": "interrupted"},
+RANKS = [
+    RankEnd(rank=0, outcome="failed", kind="node", message="lost rank 1", peer_lost=True),
+    RankEnd(rank=1, outcome="failed", kind="code", message="a bug"),
+    RankEnd(rank=2, outcome="failed", kind="oom", message="too large"),
+    RankEnd(rank=3, outcome="interrupted"),
 ]
-EXITS: list[dict[str, Any]] = [
-    {"kind": "oom", "message": "killed for its memory", "exit_code": -9},
-    {"kind": "node", "message": "killed", "exit_code": -9},
-    {"kind": "timeout", "message": "the time limit"},
-    {"kind": None, "message": "ended", "exit_code": 143},
+EXITS = [
+    Exit(kind="oom", message="killed for its memory", exit_code=-9),
+    Exit(kind="node", message="killed", exit_code=-9),
+    Exit(kind="timeout", message="the time limit"),
+    Exit(kind=None, message="ended", exit_code=143),
 ]
 STRENGTH = ["killed for its memory", "too large", "killed", "a bug", "lost rank 1", "the time limit", ""]
 """The strongest first."""
@@ -50,22 +53,19 @@ STRENGTH = ["killed for its memory", "too large", "killed", "a bug", "lost rank 
 
 def test_the_strongest_witness_counts_in_whatever_order_they_are_read() -> None:
     for ranks, exits in itertools.product(_subsets(RANKS), _subsets(EXITS)):
-        said = {record.get("message", "") for record in (*ranks, *exits) if record.get("kind")} or {""}
+        said = {record.message for record in (*ranks, *exits) if record.kind} or {""}
         expected = next(message for message in STRENGTH if message in said)
         found = {end_of(1, some, others).message for some in (ranks, ranks[::-1]) for others in (exits, exits[::-1])}
         assert found == {expected}
 
 
-def _subsets(records: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+def _subsets(records: list[T]) -> list[list[T]]:
     return [list(some) for size in range(len(records) + 1) for some in itertools.combinations(records, size)]
 
 
-@pytest.mark.parametrize("told", [None, 7, "12", [1], [1, 2, 3], [1, "x"], ["x", 1], {"1": 1, "2": 2}])
-def test_what_is_of_another_type_says_nothing(told: Any) -> None:
-    record = {"kind": told, "message": told, "progress": told, "micro_batches": [told], "node": [told], "rank": 0}
-    end = end_of(1, [record], [record])
-    assert (end.progress, end.micro_batches, end.node, end.has_ended) == (None, 1, None, True)
-    assert end.kind == (None if told is None else "code")
+def test_a_kind_that_this_version_does_not_know_is_an_error_of_the_code() -> None:
+    later = end_of(1, [RankEnd(kind="later", message="x")], [])
+    assert (later.kind, later.message) == ("code", "x")
 
 
 # -- whether a failure is final ------------------------------------------------------------------------------------
@@ -182,17 +182,17 @@ def test_a_failure_is_final_or_not_as_the_policy_of_the_newest_request_says(run:
 
 def test_the_first_witness_of_a_kind_stands(run: RunDirectory) -> None:
     for message in ("first", "what followed"):
-        run.write_end(1, 0, {"kind": "code", "message": message})
-        run.write_exit(1, {"kind": "node", "message": message, "exit_code": -9})
+        run.write_end(1, RankEnd(kind="code", message=message))
+        run.write_exit(1, Exit(kind="node", message=message, exit_code=-9))
     assert run.end(1).message == "first"
     assert not list(run.path.rglob(".*.tmp"))
 
 
 def test_an_exit_is_written_only_if_it_adds_something(run: RunDirectory) -> None:
-    run.write_end(1, 0, {"outcome": "failed", "kind": "diverged", "message": "nan"})
-    run.write_exit(1, {"kind": "code", "message": "exit code 1", "exit_code": 1})
+    run.write_end(1, RankEnd(outcome="failed", kind="diverged", message="nan"))
+    run.write_exit(1, Exit(kind="code", message="exit code 1", exit_code=1))
     assert not run.exit_file(1).exists()
-    run.write_exit(2, {"kind": None, "message": "ended", "exit_code": 143})
+    run.write_exit(2, Exit(kind=None, message="ended", exit_code=143))
     assert run.end(2).has_ended
 
 
@@ -219,7 +219,7 @@ def test_a_record_that_the_disk_does_not_read_is_an_error(run: RunDirectory) -> 
 
 @pytest.mark.parametrize("state", ["failed", "running", "cancelled"])
 def test_what_only_a_scheduler_knows_is_put_on_record(run: RunDirectory, state: State) -> None:
-    write_json(run.start_file(1), {"micro_batches": 4})
+    Start(micro_batches=4).write(run.attempt_dir(1))
     seen = Observation(state=state, reason="oom: SLURM reports OUT_OF_MEMORY", kind="oom")
     item = PlannedRun(
         spec=RunSpec(name="a", config=make_config()), run=run, observation=seen, action="start", reason=None

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from seqlm import lease as leases
 from seqlm import processes
 from seqlm.errors import FileError, LeaseLostError, RunBusyError
 from seqlm.lease import Lease, claim, kept, live_owner, newest_generation, newest_lease, require_attempt, stale_seconds
+from seqlm.records.leases import LeaseFile
 from tests import commands
 from tests.faults import ChangeFaults, LookFaults
 from tests.waiting import wait_for
@@ -43,7 +45,7 @@ class Cluster:
         monkeypatch.setattr(processes, "this_host", lambda: self.host(self._host))
 
     def host(self, name: str) -> dict[str, str]:
-        return {"host": name, "machine_id": f"machine of {name}"}
+        return {"host": name, "machine_id": f"machine of {name}", "boot_id": "b", "pid_namespace": "pid:[1]"}
 
     def claim(self, host: str, *, while_waiting: Callable[[], object] = lambda: None, attempt: int = 1) -> Lease:
         def pause(seconds: float) -> None:
@@ -61,7 +63,7 @@ class Cluster:
             clock=lambda: self.now,
         )
 
-    def look(self, host: str) -> dict[str, Any] | None:
+    def look(self, host: str) -> LeaseFile | None:
         self._host = host
         return live_owner(self.folder)
 
@@ -85,7 +87,13 @@ def test_a_released_lease_is_claimed_at_once_and_numbers_go_on(cluster: Cluster)
         assert lease.generation == number
         assert len(cluster.names()) == number, "no number is free again"
         lease.release()
-        assert newest_lease(cluster.folder)["released"]
+        assert newest_lease(cluster.folder).released
+
+
+def lease_in(file: Path) -> LeaseFile:
+    lease = LeaseFile.read_file(file)
+    assert lease is not None
+    return lease
 
 
 def rewrite(lease: Lease, **changes: Any) -> None:
@@ -100,7 +108,7 @@ def test_a_lease_that_a_dead_process_of_this_host_left_is_taken_over_at_once(
     cluster: Cluster, changes: dict[str, int]
 ) -> None:
     rewrite(cluster.claim("a"), **changes)
-    assert not newest_lease(cluster.folder)["released"]
+    assert not newest_lease(cluster.folder).released
     assert cluster.claim("a").generation == 2
     assert cluster.now == 0.0
 
@@ -124,10 +132,10 @@ def test_a_process_id_means_nothing_on_a_host_that_differs_in_anything(
     monkeypatch.setattr(cluster, "host", lambda name: here if name == "a" else {**here, **other})
     first = cluster.claim("a")
     rewrite(first, pid=2**22 + 1)
-    assert processes.is_alive(json.loads(first.file.read_text())) is False
+    assert processes.is_alive(lease_in(first.file)) is False
     with pytest.raises(RunBusyError):
         cluster.claim("c", while_waiting=first.beat)
-    assert processes.is_alive(json.loads(first.file.read_text())) is None
+    assert processes.is_alive(lease_in(first.file)) is None
 
 
 @pytest.mark.process
@@ -136,12 +144,12 @@ def test_a_process_is_known_by_its_id_and_its_start(tmp_path: Path) -> None:
         "import json; from seqlm.processes import this_process; print(json.dumps(this_process()), flush=True); input()"
     )
     process = commands.start([sys.executable, "-c", program], cwd=ROOT, stdin=subprocess.PIPE)
-    record = json.loads(commands.next_line(process))
-    assert (record["pid"], record["process_start"]) == (process.pid, processes.process_start(process.pid))
+    record = LeaseFile(**json.loads(commands.next_line(process)))
+    assert (record.pid, record.process_start) == (process.pid, processes.process_start(process.pid))
     assert processes.is_alive(record) is True
-    assert processes.is_alive({**record, "process_start": record["process_start"] + 1}) is False
-    assert processes.is_alive({**record, "process_start": None}) is None
-    assert processes.is_alive({**record, "boot_id": "another"}) is None
+    assert processes.is_alive(replace(record, process_start=(record.process_start or 0) + 1)) is False
+    assert processes.is_alive(replace(record, process_start=None)) is None
+    assert processes.is_alive(replace(record, boot_id="another")) is None
     process.kill()
     wait_for(lambda: processes.is_alive(record), "the process to have ended, reaped or not", until=lambda a: a is False)
     commands.finish(process)
@@ -231,7 +239,7 @@ def test_a_former_owner_learns_at_its_next_check_by_whom_it_was_taken_over(clust
     assert cluster.names() == ["000001.json", "000002.json"]
     assert not json.loads(first.file.read_text())["released"], "it has nothing left to release"
     assert second.file.stat().st_mtime_ns == before
-    assert not newest_lease(cluster.folder)["released"]
+    assert not newest_lease(cluster.folder).released
 
 
 @pytest.mark.parametrize("seen", [[], ["000001.json"], ["000002.json", "000001.json"]])
@@ -324,8 +332,8 @@ def test_a_lease_beats_while_it_is_kept_and_is_released_at_the_end(
         for _ in range(3):
             wait_for_a_beat(lease)
         assert len(hearts()) == 1
-        assert not newest_lease(cluster.folder)["released"]
-    assert newest_lease(cluster.folder)["released"]
+        assert not newest_lease(cluster.folder).released
+    assert newest_lease(cluster.folder).released
     assert hearts() == [], "a released lease is dead"
 
 
@@ -432,7 +440,7 @@ def test_who_looks_sees_an_owner_by_the_age_of_its_heartbeat(cluster: Cluster) -
     lease = cluster.claim("a")
     seen = cluster.look("b")
     assert seen is not None
-    assert (seen["host"], seen["pid"]) == ("a", os.getpid())
+    assert (seen.host, seen.pid) == ("a", os.getpid())
     assert cluster.look("a") == seen, "its process lives"
     rewrite(lease, pid=2**22 + 1)
     assert cluster.look("a") is None, "its process has ended"
@@ -491,7 +499,7 @@ def test_the_record_of_a_lease_says_who_holds_it_since_when(cluster: Cluster) ->
         lease.release()
     owners = [record.pop("owner") for record in records]
     times = [datetime.fromisoformat(record.pop("taken_at")) for record in records]
-    expected: dict[str, Any] = {"host": "a", "machine_id": "machine of a"}
+    expected: dict[str, Any] = cluster.host("a")
     expected |= {
         "pid": os.getpid(),
         "process_group": os.getpgrp(),

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from seqlm.records.attempts import Worker
 from seqlm.rounding import changes
 
 HERE = {"ranks": 1, "micro_batches": 1, "threads": 2, "device": "Zen 4", "gpus": 0, "matmul": "onednn", "torch": "2.13"}
@@ -24,13 +25,13 @@ CARD = {**HERE, "device": "NVIDIA H100", "gpus": 1, "threads": 16, "multiprocess
         (HERE, {**HERE, "micro_batches": 2}, "micro-batches 2 instead of 1", True),
     ],
 )
-def test_what_rounds_otherwise_is_one_line(before: dict[str, Any], now: dict[str, Any], says: str, masks: bool) -> None:
-    line = changes(before, now)
+def test_what_rounds_otherwise_is_one_line(before: Any, now: Any, says: str, masks: bool) -> None:
+    line = changes(Worker(**before), Worker(**now))
     assert says in line
     assert len(line.splitlines()) == 1
     assert ("dropout masks" in line) == masks
 
 
 @pytest.mark.parametrize(("before", "now"), [(HERE, HERE), ({}, HERE), (CARD, {**CARD, "threads": 4})])
-def test_nothing_is_said_of_what_is_equal_or_unknown(before: dict[str, Any], now: dict[str, Any]) -> None:
-    assert changes(before, now) == ""
+def test_nothing_is_said_of_what_is_equal_or_unknown(before: Any, now: Any) -> None:
+    assert changes(Worker(**before), Worker(**now)) == ""

@@ -8,6 +8,7 @@ from jobs.study.folder import observe_study
 from seqlm import lease, processes
 from seqlm.errors import FileError
 from seqlm.files import write_json, write_json_lines
+from seqlm.records.attempts import Exit
 from seqlm.rundir import RunDirectory, slugify
 from seqlm.state import View
 from tests.facts import fail
@@ -66,7 +67,7 @@ def test_a_live_lease_of_another_host_says_running_until_it_is_stale_released_or
     second = lease.claim(run.lease_dir, attempt=2, busy="busy")
     monkeypatch.setattr(processes, "this_host", lambda: {"host": "other", "machine_id": "other"})
     assert run.observe().state == "running"
-    run.write_exit(2, {"kind": "node", "message": "its machine is gone"})
+    run.write_exit(2, Exit(kind="node", message="its machine is gone"))
     assert run.observe().state == "failed", "a launcher knows better than a heartbeat of a minute ago"
     second.beat()
     write_json(run.result_file, {})

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from seqlm.config import DataConfig, EvalConfig
 from seqlm.errors import FileError, UsageError
 from seqlm.files import write_json_lines
+from seqlm.records.runs import Rung
 from seqlm.rundir import RunDirectory
 from seqlm.search import Search, decide, goes_on, values_at
 from tests.facts import launch_again
@@ -109,17 +110,17 @@ def test_decisions_on_files_are_those_of_a_replay_in_whatever_order_runs_arrive(
         passed = [0] * len(runs)
         for number in arrivals:
             run, values = runs[number], curves[number][1]
-            if any(one["decision"] == "stopped" for one in run.read_rungs().values()):
+            if any(one.decision == "stopped" for one in run.read_rungs().values()):
                 continue
             rung = RUNGS[passed[number]]
             passed[number] += 1
             write_epochs(run, [values[sum(end <= epoch for end in RUNGS)] for epoch in range(rung)])
             decide(run, search, rung, 1, vocab_size=VOCAB_SIZE)
-        found = [(run.read_stopped() or {}).get("rung") for run in runs]
+        found = [(run.read_stopped() or Rung()).rung for run in runs]
         assert found == replay(curves, arrivals, Fraction(hundredths, 100), min_runs)
         for run in runs:
             if stopped := run.read_stopped():
-                assert stopped["value"] is None or stopped["value"] > stopped["cut"]
+                assert stopped.value is None or stopped.value > (stopped.cut or 0.0)
 
 
 # -- the files of a study ------------------------------------------------------------------------------------------
@@ -190,9 +191,9 @@ def test_a_decision_is_made_once(tmp_path: Path) -> None:
     good, _, _, bad = study(tmp_path, [5.0, 6.0, 7.0, 8.0])
     assert good.read_rungs() == {}
     assert [decide(run, search, 3, 1, vocab_size=1000) for run in (good, bad)] == ["goes on", "stopped"]
-    evidence, stopped = good.read_rungs()[3], bad.read_stopped() or {}
-    assert stopped == {**evidence, "decision": "stopped", "value": 8.0, "rank": 4, "at": stopped["at"]}
-    assert (evidence["rank"], evidence["of"], evidence["goes_on"], evidence["cut"]) == (1, 4, 2, 6.0)
+    evidence, stopped = good.read_rungs()[3], bad.read_stopped() or Rung()
+    assert stopped == replace(evidence, decision="stopped", value=8.0, rank=4, at=stopped.at)
+    assert (evidence.rank, evidence.of, evidence.goes_on, evidence.cut) == (1, 4, 2, 6.0)
     for run in study(tmp_path, [9.0, 6.0, 7.0, 1.0]):  # others are better by now
         run.read_metrics()
     assert [decide(run, search, 3, 1, vocab_size=1000) for run in (good, bad)] == ["goes on", "stopped"]
@@ -210,7 +211,7 @@ def test_a_run_that_a_user_lets_go_on_is_not_stopped_there_again(tmp_path: Path)
     bad.attempt_dir(1).mkdir(parents=True)
     launch_again(bad)
     assert (bad.observe().state, decide(bad, search, 3, 2, vocab_size=1000)) == ("pending", "goes on")
-    assert bad.read_rungs()[3]["decision"] == "stopped", "what was decided stays on record"
+    assert bad.read_rungs()[3].decision == "stopped", "what was decided stays on record"
     for run in runs:
         write_epochs(run, [9.0, 8.0, 7.0, 6.0, float(run.id[-1])])
     assert decide(bad, search, 5, 2, vocab_size=1000) == "stopped", "at the next rung it is compared like any other"

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 import launch
-from jobs.study.folder import WITHDRAWN_FILE
-from seqlm.files import read_json
 from seqlm.reading import listed
+from seqlm.records.batch import Batch, Withdrawn
 from seqlm.requests import numbered
 from seqlm.rundir import RunDirectory
 from slurm import job
@@ -79,7 +78,7 @@ def test_a_cancelled_grid_needs_no_canary(fake: FakeSlurm, tmp_path: Path) -> No
 
 def started(plan: Path) -> list[str]:
     """Return the words with which the script of the first array starts a job."""
-    return [str(plan), plan_sha256(read_json(plan) or {}), "0", "n1"]
+    return [str(plan), plan_sha256(Batch.read_file(plan) or Batch()), "0", "n1"]
 
 
 def test_a_job_whose_launch_is_withdrawn_starts_nothing(
@@ -87,7 +86,7 @@ def test_a_job_whose_launch_is_withdrawn_starts_nothing(
 ) -> None:
     assert run("--no-canary") == 0
     folder = numbered(tmp_path / "runs" / "small", 1)
-    (folder / WITHDRAWN_FILE).write_text("{}")
+    Withdrawn().write(folder)
     monkeypatch.setattr("sys.argv", ["job", *started(folder / "plan.json")])
     monkeypatch.setattr(job, "run_job", lambda *_: pytest.fail("it starts"))
     assert job.main() == 1

@@ -3,7 +3,7 @@
 import os
 import sys
 import zipfile
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,11 +40,12 @@ def test_a_plan_that_was_changed_starts_nothing(
 ) -> None:
     plan = jobs(planned(tmp_path / "study", 2), SlurmSettings(env={"A": "1"}))
     path = tmp_path / "plan.json"
-    plan.write(path)
-    digest = plan_sha256(asdict(plan))
+    batch = plan.to_batch()
+    batch.write(tmp_path)
+    digest = plan_sha256(batch)
     first, *others = plan.arrays
     submitted = replace(plan, arrays=(replace(first, job="12"), *others))
-    submitted.write(path)
+    submitted.to_batch().write(tmp_path)
     assert JobPlan.read(path, digest) == submitted, "the ids of the jobs come after the scripts"
     raw = read_json(path)
     assert raw is not None

@@ -13,6 +13,7 @@ import pytest
 
 from jobs.study.folder import read_jobs
 from seqlm.files import read_json, write_json
+from seqlm.records.attempts import Start
 from slurm.testcluster import ClusterOptions, LoopbackCluster
 from tests import commands, searches
 from tests.chaos.study import processes
@@ -246,7 +247,7 @@ def test_a_run_out_of_budget_goes_on_here_and_comes_back_to_slurm_where_its_job_
     wait_for(study.each, "the run to end", until=lambda states: states == ["done"])
     assert [one.id for one in study.runs()] == [run.id]
     assert epochs_of(run) == list(range(12))
-    backends = [(read_json(run.start_file(attempt)) or {})["backend"] for attempt in run.attempts()]
+    backends = [(Start.read(run.attempt_dir(attempt)) or Start()).backend for attempt in run.attempts()]
     assert backends == ["slurm"] * (here - 1) + ["local", "slurm", "slurm"]
 
 

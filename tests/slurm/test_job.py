@@ -20,12 +20,14 @@ from jobs.launch import dispatch
 from jobs.launch.dispatch import Dispatcher
 from jobs.launch.job import LaunchOptions
 from jobs.manifests.policy import Policy
-from jobs.plan.limits import Limits
 from jobs.study import budget
 from jobs.study.folder import observe_study
 from seqlm import ends
 from seqlm.errors import FileError
 from seqlm.files import write_json
+from seqlm.records.batch import ArrayPlan, Limits
+from seqlm.records.requests import RequestFile, Wanted
+from seqlm.records.runs import Result
 from seqlm.requests import Request, Requests, file_request
 from seqlm.resources import Resources
 from seqlm.rundir import RunDirectory
@@ -33,7 +35,7 @@ from slurm import allocation, control, job
 from slurm.allocation import SlurmContext
 from slurm.job import Signals, run_job, serve
 from slurm.slot import MOST_IDLE, OVER, Start
-from slurm.submission import ArrayPlan, JobPlan
+from slurm.submission import JobPlan
 from tests.analysis.attempt_files import write_attempt
 from tests.jobs.launch.test_notify import MESSAGES, numbers
 from tests.seqlm.training.studies import make_config, make_run
@@ -108,8 +110,8 @@ def plan(*runs: RunDirectory, program: str = TELL, **changes: object) -> JobPlan
     """A submission of one job with these runs."""
     study_dir = runs[0].path.parent
     policy = changes.setdefault("policy", Policy(max_stalled_retries=2)).to_dict()  # type: ignore[attr-defined]
-    wanted = {run.id: {"from_attempt": changes.pop("first", 1)} for run in runs}
-    request = file_request(study_dir, {"kind": "run", "backend": "slurm", "policy": policy, "runs": wanted})
+    wanted = {run.id: Wanted(from_attempt=changes.pop("first", 1)) for run in runs}
+    request = file_request(study_dir, RequestFile(kind="run", backend="slurm", policy=policy, runs=wanted))
     resources = changes.pop("resources", None) or Resources(cpus=1, gpus=0)
     array: dict[str, Any] = {"jobs": 1, "nodes": 1, "cpus": 8, "gpus": 1 if resources.gpus else 0}
     array |= {"at_once": len(runs), "timeout_min": changes.pop("timeout_min", 10), "most": changes.pop("most", None)}
@@ -488,7 +490,7 @@ def test_a_run_short_of_memory_goes_on_in_its_job_with_smaller_micro_batches_unt
     run = make(tmp_path)
     told = plan(run, program=SHORT_OF_MEMORY, policy=Policy())
     assert work(told)
-    assert run.read_result() == {"micro_batches": 4}
+    assert run.read_result() == Result(micro_batches=4)
     assert asked(told) == []
     assert [failed.micro_batches for failed in run.failures()] == [1, 2]
 

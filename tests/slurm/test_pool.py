@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from jobs.study.folder import read_jobs
-from seqlm.files import read_json
+from seqlm.records.attempts import Start
 from seqlm.rundir import RunDirectory
 from slurm.testcluster import ClusterOptions, LoopbackCluster
 from tests.crawl import Crawl
@@ -24,8 +24,8 @@ RUNS = int(os.environ.get("SEQLM_TEST_POOL_RUNS", "12"))
 
 def jobs_of(runs: Sequence[RunDirectory]) -> list[str]:
     """The jobs that have started attempts, each as often as it did."""
-    starts = [read_json(run.start_file(attempt)) or {} for run in runs for attempt in run.attempts()]
-    return [str(start["job_id"]) for start in starts if "job_id" in start]
+    starts = [Start.read(run.attempt_dir(attempt)) for run in runs for attempt in run.attempts()]
+    return [str(start.job_id) for start in starts if start is not None]
 
 
 def until_all_end(study: SlurmStudy) -> None:

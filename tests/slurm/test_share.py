@@ -8,7 +8,7 @@ import pytest
 
 from jobs.manifests.policy import Policy
 from seqlm import ends
-from seqlm.files import write_json
+from seqlm.records.attempts import Start
 from seqlm.rundir import Observation, RunDirectory
 from slurm import share
 from slurm.share import Share
@@ -34,7 +34,7 @@ def begin(run: RunDirectory, told: JobPlan, job: str) -> None:
     """Have a job start the next attempt of a run."""
     folder = run.attempt_dir(run.last_attempt() + 1)
     folder.mkdir(parents=True)
-    write_json(folder / "start.json", {"request": told.options.request, "job_id": job, "restart": None})
+    Start(request=told.options.request, job_id=job).write(folder)
 
 
 SEEN = {

@@ -15,12 +15,13 @@ import pytest
 
 from jobs.launch.job import LaunchOptions
 from jobs.manifests.policy import Policy
-from jobs.plan.limits import Limits
 from jobs.plan.planned import PlannedRun
 from jobs.spec import RunSpec
 from jobs.study.folder import read_jobs
 from jobs.study.kept_code import Code
 from seqlm.errors import BackendError
+from seqlm.records.batch import Limits
+from seqlm.records.requests import RequestFile, Wanted
 from seqlm.requests import Request, file_request
 from seqlm.resources import Resources
 from slurm.environment import batch_script, submit_script
@@ -54,7 +55,8 @@ def text(items: list[PlannedRun], settings: SlurmSettings, dependency: str = "")
 
 def request(items: list[PlannedRun]) -> Request:
     return file_request(
-        items[0].run.path.parent, {"kind": "run", "backend": "slurm", "runs": {item.run.id: {} for item in items}}
+        items[0].run.path.parent,
+        RequestFile(kind="run", backend="slurm", runs={item.run.id: Wanted() for item in items}),
     )
 
 

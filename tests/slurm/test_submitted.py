@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 import launch
+from analysis.sections.cost import cost_section
+from analysis.study.pools import used_of_pools
 from analysis.study.study import load_study
 from jobs.attempt.attempt import micro_batches
 from jobs.cli.arguments import EXIT_RUN_FAILED
@@ -23,7 +25,8 @@ from seqlm.reading import listed
 from seqlm.resources import Resources
 from seqlm.rundir import RunDirectory
 from slurm.submission import JobPlan
-from tests.analysis.attempt_files import ORIGIN, at, write_attempt
+from tests.analysis.attempt_files import ORIGIN, at, write_attempt, write_job
+from tests.analysis.contents import said
 from tests.facts import fail, stop
 from tests.fake_slurm import FakeSlurm, Job
 from tests.jobs.plan.test_limits import trained
@@ -341,6 +344,19 @@ def test_a_pool_is_planned_in_one_line_and_its_array_is_cancelled_with_its_last_
     for name, state in (("a", "PENDING"), ("b", "PENDING"), ("c", "CANCELLED")):
         assert launch.main(["cancel", str(tmp_path / "s"), "--only", f"name={name}"]) == 0
         assert {job: one.state for job, one in fake.jobs().items()} == {"1_0": state, "1_1": state, "2_0": "PENDING"}
+
+
+def test_the_report_has_the_share_in_which_a_submitted_pool_was_idle(fake: FakeSlurm, tmp_path: Path) -> None:
+    pool = "[backend.slurm]\npool = { jobs = 2, cpus = 3 }\n"
+    small = [RUN + f'name = "{name}"\nseed = {number}\n' for number, name in enumerate("abc")]
+    assert submit(tmp_path, "".join([pool, *small])) == 0
+    for run, job in zip(runs_in(tmp_path / "s"), ("1_0", "1_1", "1_0"), strict=True):
+        run.create_as_launched()
+        write_attempt(run, 1, start=0, end=3600, outcome="interrupted")
+        write_job(run, 1, backend="slurm", job=job, cpus=1, gpus=0)
+    study = load_study(tmp_path / "s")
+    assert used_of_pools(study.directories.values(), study.attempts) == {"core": (6.0, 3.0)}
+    assert "6.00 core hours, of which 50 % were idle" in said(cost_section(study).blocks)
 
 
 PRIORITIES = """

@@ -25,6 +25,7 @@ import launch
 from analysis.study.study import load_study
 from seqlm.errors import SeqlmError
 from seqlm.files import json_text, read_json, write_json
+from seqlm.records.requests import Folder, Folders, RequestFile, Wanted
 from seqlm.requests import file_request
 from seqlm.rundir import RunDirectory
 from tests.facts import fail, newest_attempt
@@ -152,8 +153,9 @@ def add_run(study_dir: Path, seed: int, kind: str) -> RunDirectory:
 
 def add_records(study_dir: Path, runs: Sequence[RunDirectory]) -> None:
     """Add what a study has besides its runs."""
-    plan = {run.id: {"config": run.read_config().to_dict(), "provenance": {}} for run in runs}
-    file_request(study_dir, {"kind": "run", "backend": "local", "runs": {run.id: {} for run in runs}}, {"runs": plan})
+    folders = {run.id: Folder(config=run.read_config().to_dict()) for run in runs}
+    request = RequestFile(kind="run", backend="local", runs={run.id: Wanted() for run in runs})
+    file_request(study_dir, request, Folders(runs=folders))
     files: Mapping[str, object] = {
         "study.json": {"version": 2, "name": "small", "planned": [], "policy": {"gpu_hours": 100.0}},
         "queue.json": {"launcher": {"pid": 1, "host": "x"}, "waiting": {}},

@@ -17,6 +17,7 @@ from jobs.study.folder import launcher_dir, launcher_of, observe_study
 from seqlm.errors import FileError, UsageError
 from seqlm.files import file_sha256, read_json, write_json
 from seqlm.reading import LARGEST_HASHED, LARGEST_RECORD, LARGEST_TEXT, LISTS
+from seqlm.records.attempts import LauncherProcess
 from seqlm.rundir import MAX_RUNS, RunDirectory
 from seqlm.training.checkpoint import load_checkpoint
 from tests.analysis.attempt_files import write_attempt
@@ -128,7 +129,7 @@ def test_pipes_in_place_of_leases_keep_nobody_waiting(run: RunDirectory, tmp_pat
     assert len(load_study(tmp_path / "small").runs) == 1
     launcher = launcher_of(tmp_path / "small")
     assert launcher is not None, "it may live for as long as the time of its file is recent"
-    assert launcher.identity == {"pid": None, "host": None}
+    assert launcher.identity == LauncherProcess()
 
 
 def test_a_pipe_in_place_of_a_checkpoint_keeps_nobody_waiting(run: RunDirectory) -> None:

@@ -131,7 +131,7 @@ def test_a_failure_tells_its_place_and_no_values_of_variables() -> None:
 
     with pytest.raises(RuntimeError) as caught:
         fail()
-    told = [failure_text(caught.value), json.dumps(describe_failure(caught.value, rank=0))]
+    told = [failure_text(caught.value), describe_failure(caught.value, rank=0).to_text()]
     assert "in fail" in told[0]
     assert told_in(told) == []
 

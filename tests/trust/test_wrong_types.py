@@ -18,11 +18,13 @@ from jobs.launch.prepare import plan_runs
 from jobs.study.folder import launching, observe_study, this_launcher
 from seqlm.errors import SeqlmError
 from seqlm.files import json_text, read_json, write_json, write_json_lines
+from seqlm.records.batch import Batch
 from seqlm.rundir import RunDirectory
 from tests.analysis.attempt_files import write_attempt
 from tests.analysis.behaviour_made_up import add_behaviour, add_samples, raw_sample
 from tests.analysis.synthetic import fail, make_run
 from tests.facts import stop
+from tests.slurm_jobs import array_of
 
 T = TypeVar("T")
 
@@ -183,8 +185,8 @@ def study_files(ids: list[str]) -> dict[str, Any]:
         "estimates": {digits[0]: {"seconds": 1.0, "epochs": 3}},
     }
     request = {"kind": "run", "backend": "slurm", "launcher": {"pid": 1, "host": "x"}, "runs": {ids[-1]: {"epochs": 3}}}
-    plan = {"arrays": [{"runs": {ids[-1]: {}}, "job": "1", "jobs": 1, "is_pool": True, "why": "x"}]}
-    queue = {"launcher": this_launcher(), "waiting": {ids[1]: "x"}}
+    plan = Batch(arrays=(array_of(ids[-1], job="1", is_pool=True, why="x"),)).to_plain()
+    queue = {"launcher": this_launcher().to_plain(), "waiting": {ids[1]: "x"}}
     note = {"at": "x", "runs": ids, "tags": ["good"], "text": "t"}
     return {"study.json": record, "queue.json": queue, "notes/000001/note.json": note} | {
         f"launches/000001/{name}.json": found

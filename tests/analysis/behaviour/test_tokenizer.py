@@ -32,10 +32,10 @@ def test_a_run_with_a_tokenizer_writes_text_and_bits_per_byte(tmp_path: Path, mo
 
     corpus = load_corpus(data, text, run.tokenizer_file)
     result = Attempt(run, corpus).train()
-    nats = result["best_val_loss"] * len(corpus.splits["valid"])
+    nats = result.best_val_loss * len(corpus.splits["valid"])
     size = (text / "valid.txt").stat().st_size
-    assert result["best_val_bits_per_byte"] == pytest.approx(nats / math.log(2) / size)
-    assert result["lossless"] is True
+    assert result.best_val_bits_per_byte == pytest.approx(nats / math.log(2) / size)
+    assert result.lossless is True
 
     write_json(job.task_file, {"judge": None, "settings": {"samples": 2, "lengths": [12], "prompt": "the cat"}})
     assert main([str(job.path)]) == 0
@@ -48,5 +48,5 @@ def test_a_run_with_a_tokenizer_writes_text_and_bits_per_byte(tmp_path: Path, mo
         assert "Ġ" not in "".join(sample["tokens"]), "text, not the names of the tokens"
     study = open_study(run.path.parent)
     assert study.samples["text"].to_list() == ["".join(sample["tokens"]) for sample in samples]
-    assert study.epochs["val_bits_per_byte"].to_list() == [result["best_val_bits_per_byte"]]
-    assert study.runs["test_bits_per_byte"].to_list() == [result["test_bits_per_byte"]]
+    assert study.epochs["val_bits_per_byte"].to_list() == [result.best_val_bits_per_byte]
+    assert study.runs["test_bits_per_byte"].to_list() == [result.test_bits_per_byte]

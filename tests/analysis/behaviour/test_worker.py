@@ -18,6 +18,7 @@ from seqlm.config import RunConfig
 from seqlm.data.corpus import load_corpus
 from seqlm.files import read_json, write_json
 from seqlm.models import build_model
+from seqlm.records.runs import Result
 from seqlm.rundir import BEHAVIOUR_VERSION, RunDirectory
 from seqlm.training.checkpoint import load_checkpoint
 from tests import commands
@@ -96,7 +97,7 @@ def test_a_job_writes_what_the_model_does_into_the_folder_of_its_run(
     assert behaviour == {
         "version": BEHAVIOUR_VERSION,
         "checkpoint_sha256": sha256,
-        "best_epoch": (run.read_result() or {})["best_epoch"],
+        "best_epoch": (run.read_result() or Result()).best_epoch,
         "judge": {"id": "transformer-2", "name": "transformer-2", "checkpoint_sha256": judge_sha256},
         "settings": settings,
         "device": "cpu",
@@ -166,7 +167,7 @@ def test_windows_of_the_training_length_give_the_loss_of_the_training(lab: Lab) 
     job = lab.job("rnn-1", settings={"window": SEQ_LEN, "prompt": "the zebra", "samples": 1, "temperature": 0.5})
     assert main([str(job.path)]) == 0
     losses = (read_json(lab.run("rnn-1").behaviour_file) or {})["loss_per_step"]
-    wanted = (lab.run("rnn-1").read_result() or {})["best_val_loss"]
+    wanted = (lab.run("rnn-1").read_result() or Result()).best_val_loss
     assert sum(losses["carried_state"]) / SEQ_LEN == pytest.approx(wanted, rel=1e-6)
     assert losses["carried_state"] != losses["zero_state"]
     assert (read_json(job.result_file) or {})["unknown"] == ["zebra"]

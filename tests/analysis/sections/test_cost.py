@@ -10,10 +10,12 @@ from analysis.sections.cost import cost_section, resources_of
 from analysis.study.pools import used_of_pools
 from analysis.study.study import load_study
 from seqlm.files import read_json, write_json
+from seqlm.records.batch import Batch
 from seqlm.rundir import RunDirectory
 from tests.analysis.attempt_files import write_attempt, write_job
 from tests.analysis.study.test_attempts import resumed_run
 from tests.analysis.synthetic import fail, make_run
+from tests.slurm_jobs import array_of
 
 
 def sentences(section: Section) -> list[str]:
@@ -65,12 +67,10 @@ def test_the_jobs_of_a_pool_were_idle_where_their_runs_left_room_while_one_ran(t
         run = make_run(tmp_path, number)
         write_attempt(run, 1, start=start, end=end, gpus=("0",))
         write_job(run, 1, backend="slurm", job=job, gpus=1.0)
-    room = {"runs": {}, "gpus": 2, "cpus": 8}
-    (tmp_path / "launches/000001").mkdir(parents=True)
-    for array, name in enumerate(("7", "8")):
-        write_json(tmp_path / f"launches/000001/array-{array}.json", {"id": name, "jobs": 2})
-    plan = {"arrays": [{**room, "is_pool": True}, {**room, "is_pool": False}]}
-    write_json(tmp_path / "launches/000001/plan.json", plan)
+    folder = tmp_path / "launches/000001"
+    folder.mkdir(parents=True)
+    pool, array = (array_of(job=job, jobs=2, gpus=2, cpus=8, is_pool=job == "7") for job in ("7", "8"))
+    Batch(arrays=(pool, array)).write(folder)
     assert used_of_pools([tmp_path], load_study(tmp_path).attempts) == {
         "GPU": (pytest.approx(2 * (300 + 400) / 3600), pytest.approx((400 + 400) / 3600))
     }

@@ -18,7 +18,7 @@ from analysis.sections.results import (
 from analysis.study.settings import best_runs
 from analysis.study.study import StudyFiles, load_study
 from seqlm.config import LATER_KEYS
-from seqlm.files import write_json
+from seqlm.files import read_json, write_json
 from tests.analysis.contents import only_table, said
 from tests.analysis.hand_made import add_run
 from tests.analysis.synthetic import DIVERGED, make_run
@@ -92,7 +92,7 @@ def test_a_run_without_a_result_is_never_the_best(tmp_path: Path) -> None:
 
 def test_a_nan_is_never_the_best_nor_a_number_in_a_table(tmp_path: Path) -> None:
     run = make_run(tmp_path, 3, epochs=2)
-    result = run.read_result() or {}
+    result = read_json(run.result_file) or {}
     write_json(run.result_file, {**result, "best_val_ppl": None, "best_train_ppl": None, "best_epoch": None})
     study = load_study(tmp_path)
     assert best_runs(study.runs, study.settings).empty

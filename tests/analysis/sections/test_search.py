@@ -13,6 +13,7 @@ from analysis.report import report_page
 from analysis.sections.search import search_section
 from analysis.study.study import StudyFiles, load_study
 from seqlm.files import read_json, write_json, write_json_lines
+from seqlm.records.requests import Folder, Folders, RequestFile, Wanted
 from seqlm.requests import file_request
 from seqlm.rundir import RunDirectory
 from tests.analysis.attempt_files import write_attempt, write_job
@@ -183,9 +184,10 @@ def test_final_seeds_are_results_and_no_rung_counts_them_and_those_that_are_not_
     )
     left = "g-00000009"
     config = RunDirectory(tmp_path / stopped["id"]).read_config()
-    own = {"config": {**config.to_dict(), "seed": 7}, "provenance": {"name": "g", "order": 6, "first_seed": 1111}}
-    wanted = {left: {"epochs": 3, "from_attempt": 1, "after": stopped["id"]}}
-    file_request(tmp_path, {"kind": "run", "runs": wanted}, {"provenance": {}, "runs": {left: own}})
+    provenance = {"name": "g", "order": 6, "first_seed": 1111}
+    own = Folder(config={**config.to_dict(), "seed": 7}, provenance=provenance)
+    wanted = {left: Wanted(epochs=3, after=stopped["id"])}
+    file_request(tmp_path, RequestFile(kind="run", runs=wanted), Folders(runs={left: own}))
     planned = [
         {"number": 6, "name": "f", "fingerprint": digits(final), "after": done["id"].rpartition("-")[2]},
         {"number": 7, "name": "g", "fingerprint": "00000009", "after": stopped["id"].rpartition("-")[2]},

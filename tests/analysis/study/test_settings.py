@@ -9,7 +9,7 @@ from analysis.blocks.sentences import described
 from analysis.sections.results import results_table, settings_table
 from analysis.study.settings import interval, settings_of
 from analysis.study.study import StudyFiles, load_study
-from seqlm.files import write_json
+from seqlm.files import read_json, write_json
 from tests.analysis.hand_made import add_run
 from tests.analysis.synthetic import fail, make_run
 
@@ -20,7 +20,7 @@ def make_seeds(tmp_path: Path, found: dict[int, list[float]]) -> StudyFiles:
     for published, perplexities in found.items():
         for seed, perplexity in enumerate(perplexities):
             run = make_run(tmp_path, published, epochs=2, seed=seed, provenance={"order": order})
-            write_json(run.result_file, {**(run.read_result() or {}), "best_val_ppl": perplexity})
+            write_json(run.result_file, {**(read_json(run.result_file) or {}), "best_val_ppl": perplexity})
             order += 1
     return load_study(tmp_path)
 

@@ -9,6 +9,8 @@ from seqlm.data.layout import own_columns
 from seqlm.ends import most_micro_batches
 from seqlm.environment import MICRO_BATCHES
 from seqlm.models.language_model import FusedModel
+from seqlm.records.attempts import Exit
+from seqlm.records.runs import Result
 from seqlm.rundir import RunDirectory
 from seqlm.training import worker
 from seqlm.training.attempt import StopSignal
@@ -16,7 +18,7 @@ from tests.seqlm.training.studies import make_config, make_run, write_text
 
 
 def end(run: RunDirectory, attempt: int, kind: str, parts: int) -> None:
-    run.write_exit(attempt, {"kind": kind, "message": "x", "micro_batches": parts})
+    run.write_exit(attempt, Exit(kind=kind, message="x", micro_batches=parts))
 
 
 @pytest.mark.parametrize(("batch_size", "ranks", "most"), [(8, 1, 8), (20, 1, 16), (20, 3, 4), (20, 20, 1), (7, 2, 2)])
@@ -74,5 +76,5 @@ def test_the_trainer_short_of_memory_ends_done_with_four_micro_batches(
     for _ in range(3):
         monkeypatch.setenv(MICRO_BATCHES.name, str(micro_batches(run, 8, 1)))
         worker.main([str(run.path)])
-    assert (run.read_result() or {})["micro_batches"] == 4
+    assert (run.read_result() or Result()).micro_batches == 4
     assert [(failed.kind, failed.micro_batches) for failed in run.failures()] == [("oom", 1), ("oom", 2)]

@@ -159,7 +159,7 @@ def test_a_study_begun_locally_is_finished_on_ray(ray_cluster: RayLab, tmp_path:
     assert all(epochs_of(run) == list(range(100)) for run in study.runs())
     assert {path: path.stat().st_mtime_ns for run in done for path in run.path.rglob("*")} == before
     assert " resume" in answer.stderr
-    backends = {start_of(run)["backend"] for run in study.runs()}
+    backends = {start_of(run).backend for run in study.runs()}
     assert backends == {"local", "ray"}
 
 

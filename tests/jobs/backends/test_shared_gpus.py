@@ -132,7 +132,7 @@ def test_a_gpu_of_other_programs_is_not_given_out_and_an_attempt_that_met_one_ke
     gpus.use()
     finish(launcher)
     assert study.each() == ["done"]
-    assert start_of(run)["micro_batches"] == 1
+    assert start_of(run).micro_batches == 1
     foreign.kill()
     commands.finish(foreign)
 

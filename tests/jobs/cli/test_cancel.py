@@ -16,6 +16,7 @@ from jobs.study.squeue import Scheduler
 from seqlm import lease, processes
 from seqlm.errors import BackendError, FileError
 from seqlm.files import write_json
+from seqlm.records.requests import RequestFile, Wanted
 from seqlm.requests import file_request
 from seqlm.rundir import RunDirectory
 from seqlm.state import View
@@ -118,7 +119,7 @@ def test_a_run_whose_retry_waits_for_its_canaries_can_be_cancelled(tmp_path: Pat
     (run,) = make_study(tmp_path / "s", 1)
     assert cancel_all(tmp_path / "s") == {"run1": None}
     with launching(tmp_path / "s"):
-        request = file_request(tmp_path / "s", {"kind": "run", "backend": "local", "runs": {run.id: {}}})
+        request = file_request(tmp_path / "s", RequestFile(kind="run", backend="local", runs={run.id: Wanted()}))
         write_queue(tmp_path / "s", {run.id: "waits for the canaries"}, request.number)
         assert [one.observation.state for one in observe_study(tmp_path / "s")] == ["queued"]
         assert [one.run for one in mark(observe_study(tmp_path / "s"))] == [run]
@@ -143,7 +144,7 @@ def test_a_worker_of_another_host_is_cancelled_by_the_mark_and_waited_for(
     worker = threading.Thread(target=obey)
     worker.start()
     assert cancel_all(tmp_path / "s") == {"run1": None}
-    assert lease.newest_lease(run.lease_dir)["released"], "not before it has ended"
+    assert lease.newest_lease(run.lease_dir).released, "not before it has ended"
     worker.join()
     assert run.observe().state == "cancelled"
 

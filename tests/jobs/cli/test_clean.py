@@ -17,6 +17,7 @@ from jobs.cli.studies import delete_leftovers, find_leftovers
 from jobs.study.folder import launching, observe_study
 from seqlm.errors import FileError
 from seqlm.files import write_json
+from seqlm.records.requests import Folder, Folders, RequestFile, Wanted
 from seqlm.requests import file_request
 from seqlm.rundir import RunDirectory
 from tests import commands
@@ -149,14 +150,16 @@ def test_chosen_runs_go_with_their_results_and_all_else_stays(
 
 def test_a_chosen_run_that_waits_for_its_first_attempt_is_listed_no_more(study: Path, ask: Ask) -> None:
     (run,) = (run for run in runs_in(study) if run.read_provenance()["name"] == "open")
-    planned = {"config": run.read_config().to_dict(), "provenance": {"name": "waits"}}
+    planned = Folder(config=run.read_config().to_dict(), provenance={"name": "waits"})
     waits = RunDirectory(study / "waits-12345678")
-    file_request(study, {"kind": "run", "runs": {waits.id: {}, run.id: {}}}, {"runs": {waits.id: planned}})
+    file_request(
+        study, RequestFile(kind="run", runs={waits.id: Wanted(), run.id: Wanted()}), Folders(runs={waits.id: planned})
+    )
     chosen = ("--runs", "--only", "name=*[ns]")
     assert len(ask("clean", str(study), *chosen, "--dry-run")[1]["items"]) == 2
     assert ask("clean", str(study), *chosen, "--yes")[0] == 0
     assert {seen.name for seen in observe_study(study)} == {"first", "second"}
-    file_request(study, {"kind": "run", "runs": {waits.id: {}}}, {"runs": {waits.id: planned}})
+    file_request(study, RequestFile(kind="run", runs={waits.id: Wanted()}), Folders(runs={waits.id: planned}))
     assert {seen.name for seen in observe_study(study)} == {"first", "second", "waits"}, "launched again"
 
 
@@ -317,6 +320,6 @@ def test_a_folder_of_behaviour_jobs_or_no_study_gets_one_line(study: Path, capsy
         assert launch.main(["clean", str(folder), "--yes"]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert re.search(r"holds behaviour jobs; expected their study|expected a study's folder", line)
-    (file_request(study, {"runs": {}}).folder / "request.json").write_text("{")
+    (file_request(study, RequestFile()).folder / "request.json").write_text("{")
     with pytest.raises(FileError, match=r"request\.json is damaged"):
         find_leftovers(study)

@@ -20,6 +20,7 @@ from jobs.spec import RunSpec
 from jobs.study.folder import find_study, launching, write_queue
 from jobs.study.squeue import Scheduler
 from seqlm.files import write_json, write_json_lines
+from seqlm.records.requests import RequestFile, Wanted
 from seqlm.requests import file_request
 from seqlm.rundir import RunDirectory
 from seqlm.state import State
@@ -279,7 +280,7 @@ def test_a_run_that_was_done_is_read_again_after_a_request_and_gone_with_its_fol
         with_result(run)
     watcher = Watcher(tmp_path / "s")
     assert [run["state"] for run in watcher.look().runs] == ["done", "done"]
-    file_request(tmp_path / "s", {"kind": "run", "runs": {first.id: {"from_attempt": 1, "epochs": 8}}})
+    file_request(tmp_path / "s", RequestFile(kind="run", runs={first.id: Wanted(epochs=8)}))
     assert [run["state"] for run in watcher.look().runs] == ["pending", "done"]
     shutil.rmtree(second.path)
     assert [run["id"] for run in watcher.look().runs] == [first.id]

@@ -9,14 +9,17 @@ import pytest
 
 import launch
 from jobs.cli.why import GO_ON, NEXT
-from jobs.study.folder import PLAN_FILE, launching, write_queue
+from jobs.study.folder import launching, write_queue
 from seqlm.files import write_json, write_json_lines
+from seqlm.records.attempts import Start
+from seqlm.records.batch import Batch
+from seqlm.resources import Resources
 from seqlm.rundir import RunDirectory
 from seqlm.state import FailureKind
 from tests.commands import ask
 from tests.facts import fail, stop
 from tests.jobs.cli.test_watch import add, at_step, running, trained
-from tests.slurm_jobs import write_jobs
+from tests.slurm_jobs import array_of, write_jobs
 
 
 def test_a_run_behind_others_starts_when_one_before_it_ends(tmp_path: Path) -> None:
@@ -65,7 +68,7 @@ def done(run: RunDirectory, *seconds: float) -> None:
     records = [{"epoch": epoch, "epoch_seconds": time, **every} for epoch, time in enumerate(seconds)]
     write_json_lines(run.metrics_file, records)
     run.attempt_dir(1).mkdir(parents=True)
-    write_json(run.start_file(1), {"request": 1, "resources": {"ranks": 2, "cpus": 3}})
+    Start(request=1, resources=Resources(ranks=2, cpus=3)).write(run.attempt_dir(1))
     for rank in range(2):
         used = {"seconds": 4320.0, "cpu_seconds": 4320.0 * 1.1, "peak_resident_bytes": 3 * 2**30}
         write_json(run.worker_file(1, rank), {"device": "a card", "resources": used})
@@ -95,13 +98,9 @@ def test_a_run_no_slower_than_its_siblings_are_at_times_is_well(tmp_path: Path) 
 def test_a_run_has_where_its_time_went_what_it_used_and_what_would_be_enough(tmp_path: Path, of_job: bool) -> None:
     run = add(tmp_path / "s", "gru", "gru")
     if of_job:
-        plan = {
-            "arrays": [
-                {"job": "6", "jobs": 1, "runs": {"other": {}}, "mem_gb": 1, "timeout_min": 1},
-                {"job": "7", "jobs": 2, "runs": {"other": {}, run.id: {}}, "mem_gb": 32, "timeout_min": 120},
-            ]
-        }
-        write_json(write_jobs(tmp_path / "s", {run.id: "7_1"}).folder / PLAN_FILE, plan)
+        other = array_of("other", job="6", mem_gb=1, timeout_min=1)
+        own = array_of("other", run.id, job="7", jobs=2, mem_gb=32, timeout_min=120)
+        Batch(arrays=(other, own)).write(write_jobs(tmp_path / "s", {run.id: "7_1"}).folder)
     done(run, *[10] * 4)
     (found,) = ask(["why", "s", "gru", "--runs-dir", "."], folder=tmp_path, env={})["runs"]
     assert found["details"] == {

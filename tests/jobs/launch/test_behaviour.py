@@ -13,7 +13,7 @@ from jobs.study.folder import ObservedRun, is_behaviour_study, observe_study, st
 from jobs.study.launched import TASK_SETTINGS
 from seqlm.config import RunConfig
 from seqlm.errors import UsageError
-from seqlm.files import write_json, write_json_lines
+from seqlm.files import read_json, write_json, write_json_lines
 from seqlm.rundir import BEHAVIOUR_VERSION, RunDirectory, study_record_file
 from seqlm.trust import record_launch, table_digest
 from tests.facts import launch_again
@@ -207,7 +207,7 @@ def test_the_result_of_an_earlier_request_is_none_of_a_later_one(tmp_path: Path)
     done_run(tmp_path, "rnn-b", 40.0, seed=1)
     pretend_computed(tmp_path)
     (job,) = BehaviourLaunch(tmp_path).jobs
-    write_json(job.folder.result_file, {**(job.folder.read_result() or {}), "attempt": 1})
+    write_json(job.folder.result_file, {**(read_json(job.folder.result_file) or {}), "attempt": 1})
     assert job.folder.observe().state == "done"
     job.folder.attempt_dir(1).mkdir(parents=True, exist_ok=True)
     launch_again(job.folder)

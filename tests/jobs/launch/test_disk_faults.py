@@ -16,6 +16,7 @@ from jobs.study.folder import Observer, launching, observe_study
 from seqlm.environment import MICRO_BATCHES
 from seqlm.errors import FileError
 from seqlm.files import write_json, write_json_lines
+from seqlm.records.attempts import Exit
 from seqlm.resources import Resources
 from seqlm.rundir import RunDirectory
 from tests.analysis.attempt_files import write_attempt
@@ -36,7 +37,7 @@ def interrupted(study: Path) -> RunDirectory:
     """A run with two attempts, the first of which ran out of memory, an hour spent, two epochs and a checkpoint."""
     run = make_folder(study, SPEC)
     run.attempt_dir(1).mkdir(parents=True)
-    run.write_exit(1, {"kind": "oom", "message": "no memory"})
+    run.write_exit(1, Exit(kind="oom", message="no memory"))
     write_attempt(run, 2, start=0, end=3600)
     write_json_lines(run.metrics_file, [{"epoch": epoch, "val_ppl": 9.0} for epoch in range(2)])
     run.last_checkpoint.touch()

@@ -27,6 +27,7 @@ from jobs.study.budget import Budget
 from jobs.study.kept_code import Code
 from seqlm.errors import EXIT_RUNG, BackendError, FileError
 from seqlm.files import write_json, write_json_lines
+from seqlm.records.attempts import Start
 from seqlm.resources import Resources
 from seqlm.rundir import RunDirectory
 from seqlm.search import Search, decide
@@ -281,7 +282,7 @@ def test_a_run_that_failed_when_its_launcher_was_gone_is_taken_up_by_the_next_la
     actions = []
     for attempt in (1, 2):
         run.attempt_dir(attempt).mkdir(parents=True)
-        write_json(run.start_file(attempt), {"resources": {"ranks": 1}})
+        Start().write(run.attempt_dir(attempt))
         fail(run, {"kind": "oom", "message": "no memory"})
         actions += [item.action for item in plan_runs([spec], tmp_path)]
     assert actions == ["start", "skip"]
@@ -428,7 +429,7 @@ def test_a_stopped_run_is_left_alone_however_many_epochs_are_requested_and_goes_
     assert [item.run for item in by_hand] == [item.run for item in stopped]
     run_all(FakeBackend(climb), by_hand, search=search)
     assert {(item.run.observe().state, item.run.observe().epochs_done) for item in items} == {("done", EPOCHS)}
-    assert all(item.run.read_rungs()[2]["decision"] == "stopped" for item in stopped)
+    assert all(item.run.read_rungs()[2].decision == "stopped" for item in stopped)
 
 
 # -- files that cannot be read or written; see test_disk_faults.py, too ------------------------------------------------

@@ -20,6 +20,7 @@ from jobs.study.record import StudyRecord
 from seqlm.errors import FileError
 from seqlm.files import write_json
 from seqlm.reading import exists
+from seqlm.records.requests import RequestFile, Wanted
 from seqlm.requests import file_request
 from seqlm.rundir import RunDirectory, study_record_file
 from seqlm.trust import record_launch, table_digest
@@ -128,8 +129,8 @@ def test_a_run_that_fails_and_one_that_gets_no_further_are_one_message_each(tmp_
             write_json(run.result_file, {"best_val_ppl": 1.0})
         return {diverges: 1, stalls: -9}.get(run, 0)
 
-    wanted = {item.run.id: {"from_attempt": 1} for item in items}
-    request = file_request(tmp_path / "s", {"kind": "run", "policy": policy.to_dict(), "runs": wanted})
+    wanted = {item.run.id: Wanted() for item in items}
+    request = file_request(tmp_path / "s", RequestFile(kind="run", policy=policy.to_dict(), runs=wanted))
     given: dict[str, Any] = {"is_requested": True, "policy": policy, "request": request.number}
     run_all(FakeBackend(end), items, notify=MESSAGES, **given)
     expected = [f"1/failed-{diverges.id}", f"1/failed-{stalls.id}", f"1/stalled-{stalls.id}"]

@@ -17,6 +17,7 @@ from seqlm.config import RunConfig
 from seqlm.errors import DamagedFileError, DataError, RunBusyError
 from seqlm.files import read_json
 from seqlm.model_files import read_model_files
+from seqlm.records.requests import Folder, Folders, RequestFile, Wanted
 from seqlm.requests import file_request
 from seqlm.rundir import STUDY_FORMAT
 from tests.cancelling import cancel
@@ -126,6 +127,8 @@ def test_a_run_that_waits_is_as_it_was_launched_and_its_first_attempt_makes_its_
 
 @pytest.mark.parametrize("run_id", ["../elsewhere-12345678", "/etc-12345678", ".hidden-12345678", ""])
 def test_a_request_leads_to_no_other_folder(tmp_path: Path, run_id: str) -> None:
-    file_request(tmp_path / "s", {"kind": "run", "runs": {run_id: {}}}, {"runs": {run_id: {"config": {}}}})
+    file_request(
+        tmp_path / "s", RequestFile(kind="run", runs={run_id: Wanted()}), Folders(runs={run_id: Folder(config={})})
+    )
     with pytest.raises(DamagedFileError, match=r"request\.json is damaged"):
         observe_study(tmp_path / "s")

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from jobs.plan.limits import Limits, advice, fitting, more_memory_gb
+from jobs.plan.limits import advice, fitting, more_memory_gb
 from jobs.plan.planned import PlannedRun
 from jobs.spec import RunSpec
 from seqlm.config import RunConfig
 from seqlm.files import write_json, write_json_lines
+from seqlm.records.attempts import Exit, RankEnd, Start
+from seqlm.records.batch import Limits
 from seqlm.resources import Resources
 from seqlm.rundir import RunDirectory
 from tests.fakes import make_fresh
@@ -43,7 +45,7 @@ def trained(
     ]
     write_json_lines(run.metrics_file, records)
     run.attempt_dir(1).mkdir(parents=True)
-    write_json(run.start_file(1), {"backend": backend, "resources": resources.to_dict()})
+    Start(backend=backend, resources=resources).write(run.attempt_dir(1))
     environment = {"packages": {}, "variables": {"SLURM_JOB_PARTITION": partition}}
     run.environment(DIGEST).parent.mkdir(exist_ok=True)
     write_json(run.environment(DIGEST), environment)
@@ -125,11 +127,11 @@ def test_a_line_of_advice_where_less_than_half_was_used() -> None:
 def test_only_a_kill_for_the_memory_of_a_node_on_a_gpu_asks_for_more_of_it(tmp_path: Path) -> None:
     gpu, cpu = (trained(tmp_path, seed, resources=Resources(gpus=1 - seed)) for seed in (0, 1))
     for run in (gpu, cpu):
-        write_json(run.start_file(1), {"resources": {"gpus": float(run is gpu)}, "memory_mb": 2048})
-        run.write_exit(1, {"kind": "oom", "message": "killed"})
+        Start(resources=Resources(gpus=float(run is gpu)), memory_mb=2048).write(run.attempt_dir(1))
+        run.write_exit(1, Exit(kind="oom", message="killed"))
     assert [more_memory_gb(run) for run in (gpu, cpu)] == [3.0, 0.0]
     own = trained(tmp_path, 2)
-    own.write_end(1, 0, {"kind": "oom", "message": "CUDA out of memory"})
+    own.write_end(1, RankEnd(kind="oom", message="CUDA out of memory"))
     assert more_memory_gb(own) == 0.0
 
 

@@ -11,6 +11,7 @@ from jobs.study.folder import ObservedRun, observe_study
 from jobs.study.squeue import Scheduler
 from seqlm.errors import FileError
 from seqlm.files import write_json
+from seqlm.records.attempts import Exit, RankEnd
 from seqlm.resources import Resources
 from seqlm.rundir import BEHAVIOUR_FOLDER, RunDirectory, study_record_file
 from seqlm.training import attempt
@@ -45,8 +46,8 @@ def test_an_attempt_counts_from_the_start_of_its_process(tmp_path: Path, monkeyp
     monkeypatch.setattr(attempt, "process_seconds", lambda: 2 * HOUR)  # in which it has imported what it needs
     run = make_run(tmp_path / "a-1", make_config())
     made = attempt.Attempt(run=run, rank=Rank(), number=1)
-    threads = made.record_start()["threads"]
-    run.write_end(1, 0, {"outcome": "done"})
+    threads = made.record_start().threads
+    run.write_end(1, RankEnd(outcome="done"))
     assert spent(tmp_path)["core_hours"] >= 2 * threads
 
 
@@ -64,7 +65,7 @@ def test_an_attempt_without_an_end_counts_until_its_last_sign_of_life(tmp_path: 
     assert not any(spent(tmp_path).values()), "nothing is known of it yet"
     write_attempt(run, 1, start=0, alive=HOUR)
     assert spent(tmp_path)["core_hours"] == 2
-    run.write_exit(1, {"kind": "node", "message": "lost", "ended_at": at(2 * HOUR)})
+    run.write_exit(1, Exit(kind="node", message="lost", ended_at=at(2 * HOUR)))
     assert spent(tmp_path)["core_hours"] == 4, "its launcher has seen it die"
     write_attempt(run, 2, start=5 * HOUR, alive=6 * HOUR)
     assert spent(tmp_path)["core_hours"] == 6

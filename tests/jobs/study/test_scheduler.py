@@ -7,6 +7,7 @@ from jobs.study import squeue
 from jobs.study.folder import Observer, read_jobs
 from jobs.study.squeue import Claim, Scheduler, job_state, parents, read_sacct, read_squeue, works_in
 from seqlm.files import write_json
+from seqlm.records.requests import RequestFile, Wanted
 from seqlm.requests import file_request
 from seqlm.rundir import RunDirectory
 from seqlm.state import View
@@ -179,9 +180,9 @@ def test_the_newest_request_that_names_a_run_says_whose_it_is(tmp_path: Path) ->
     one, other = (make_run(study / name, make_config(seed=seed)) for seed, name in enumerate(("a-1", "b-2")))
     write_jobs(study, {one.id: "7_0", other.id: "7_1"})
     assert {run: job.id for run, job in read_jobs(study).items()} == {one.id: "7_0", other.id: "7_1"}
-    file_request(study, {"kind": "run", "backend": "slurm", "runs": {one.id: {}}})
+    file_request(study, RequestFile(kind="run", backend="slurm", runs={one.id: Wanted()}))
     assert list(read_jobs(study)) == [other.id], "its new job is not known yet"
-    file_request(study, {"kind": "run", "backend": "local", "runs": {other.id: {}}})
+    file_request(study, RequestFile(kind="run", backend="local", runs={other.id: Wanted()}))
     assert read_jobs(study) == {}
 
 

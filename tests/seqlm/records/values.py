@@ -61,7 +61,10 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
 def records(kind: type[Record]) -> st.SearchStrategy[Any]:
     """Return the records of a class, in each field a value of its type."""
     hints = typing.get_type_hints(kind, include_extras=True)
-    return st.builds(kind, **{field.name: values(hints[field.name]) for field in fields(kind)})
+    strategies = {field.name: values(hints[field.name]) for field in fields(kind)}
+    # Other numbers are no perplexities, and are read as None.
+    perplexities = st.none() | st.integers(1, 1000)
+    return st.builds(kind, **strategies | {name: perplexities for name in strategies if name.endswith("_ppl")})
 
 
 def tables(kind: type[Table]) -> st.SearchStrategy[Any]:

@@ -11,6 +11,7 @@ from unittest.mock import Mock
 
 from seqlm.config import RunConfig
 from seqlm.data.corpus import Corpus
+from seqlm.records.runs import Result
 from seqlm.rundir import RunDirectory
 from seqlm.training import attempt as attempts
 from seqlm.training.distributed import Rank
@@ -87,7 +88,7 @@ class Attempt:
             run.read_config(), corpus, rank=self.made.rank, attempt=number, model_dir=run.model_dir, **options
         )
 
-    def train(self) -> dict[str, Any]:
+    def train(self) -> Result:
         return train(self.trainer, self.made)
 
     def before_each_step(self, look: Callable[[int], object]) -> Attempt:

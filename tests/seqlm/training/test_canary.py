@@ -3,7 +3,6 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -11,6 +10,7 @@ import torch
 from seqlm.config import RunConfig
 from seqlm.data.corpus import load_corpus
 from seqlm.errors import DivergedError, UsageError
+from seqlm.records.runs import CanaryResult
 from seqlm.rundir import RunDirectory
 from seqlm.training import worker
 from seqlm.training.attempt import StopRequested
@@ -25,7 +25,7 @@ def attempt_at(folder: Path, config: RunConfig, *, train_lines: int = 60) -> Att
     return Attempt(make_run(folder / "study" / "canary" / "run", config), corpus, attempt=1)
 
 
-def try_steps(attempt: Attempt, steps: int) -> dict[str, Any]:
+def try_steps(attempt: Attempt, steps: int) -> CanaryResult:
     return run_canary(attempt.trainer, attempt.made, steps)
 
 
@@ -35,9 +35,9 @@ def test_a_canary_writes_what_it_has_measured_and_nothing_else(tmp_path: Path) -
     record = try_steps(attempt, 8)
     assert {path.name for path in attempt.run.path.rglob("*")} - before == {"canary.json"}
     assert attempt.run.read_canary() == record
-    assert (record["steps"], record["ranks"], record["device_memory_bytes"]) == (8, 1, None)
-    assert record["train_tokens_per_second"] == pytest.approx(5 * 8 / record["step_seconds"])
-    assert record["peak_memory_bytes"] > 10 * 2**20
+    assert (record.steps, record.ranks, record.device_memory_bytes) == (8, 1, None)
+    assert record.train_tokens_per_second == pytest.approx(5 * 8 / record.step_seconds)
+    assert record.peak_memory_bytes > 10 * 2**20
     assert attempt.run.observe().state == "done"
 
 
@@ -63,7 +63,7 @@ def test_the_median_leaves_out_the_steps_that_warm_up(tmp_path: Path, monkeypatc
     seconds = [100] * UNTIMED_STEPS + [1, 2, 9]
     attempt.before_each_step(lambda number: [next(clock) for _ in range(seconds[number - 1] - 1)])
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
-    assert try_steps(attempt, len(seconds))["step_seconds"] < 50
+    assert try_steps(attempt, len(seconds)).step_seconds < 50
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
@@ -106,7 +106,7 @@ def test_the_worker_takes_a_canary_as_often_as_it_is_asked_to(tmp_path: Path, mo
         assert worker.main([str(attempt.run.path)]) == 0
         record = attempt.run.read_canary()
         assert record is not None
-        assert record["attempt"] == number
+        assert record.attempt == number
         assert not attempt.run.metrics_file.exists()
 
 

@@ -149,7 +149,7 @@ def test_a_run_that_is_not_to_keep_its_last_checkpoint_keeps_it_until_it_is_done
     run = stopped(tmp_path / "run", corpus)
     attempt_at(run.path, corpus).train()
     assert sorted(path.name for path in (run.path / "checkpoints").iterdir()) == ["best.pt", "position.json"]
-    result = run.read_result() or {}
+    result = vars(run.read_result())
     assert {key: result[key] for key in quiet.result} == quiet.result
     run.result_file.unlink()
     before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}

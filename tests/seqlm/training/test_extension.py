@@ -7,6 +7,7 @@ import pytest
 from seqlm.config import RunConfig
 from seqlm.data.corpus import Corpus, load_corpus
 from seqlm.models import products
+from seqlm.records.runs import Result
 from seqlm.rundir import RunDirectory
 from seqlm.training import attempt
 from seqlm.training.attempt import StopRequested
@@ -49,7 +50,7 @@ def test_a_run_that_is_extended_equals_one_that_went_so_far_at_once(
     falls = {"flat_epochs": 1} if optimizer == "sgd_schedule" else {}
     config = make_config(arch, optimizer=optimizer, lr=lr, keep=0.7, optim=falls)
     short = train(tmp_path / "extended", config, corpus, SHORT)
-    assert (short.read_result() or {})["epochs"] == SHORT
+    assert (short.read_result() or Result()).epochs == SHORT
     extended = outcome(train(tmp_path / "extended", config, corpus, LONG))
     at_once = outcome(train(tmp_path / "at once", config, corpus, LONG))
     assert not extended.differences(at_once)
@@ -61,7 +62,7 @@ def test_a_run_that_is_extended_equals_one_that_went_so_far_at_once(
 def test_a_best_epoch_of_before_stays_the_best_checkpoint(tmp_path: Path, corpus: Corpus) -> None:
     config = make_config("rnn", optimizer="sgd", lr=80.0)  # so high that it gets worse
     run = train(tmp_path / "extended", config, corpus, 2)
-    before, best = run.best_checkpoint.read_bytes(), (run.read_result() or {})["best_epoch"]
+    before, best = run.best_checkpoint.read_bytes(), (run.read_result() or Result()).best_epoch
     train(tmp_path / "extended", config, corpus, 3)
     extended = outcome(run)
     assert extended.result["best_epoch"] == best
@@ -74,7 +75,7 @@ def test_a_run_that_has_gone_further_than_requested_ends_where_it_is(tmp_path: P
     config = make_config("gru", optimizer="adam", lr=0.01, keep=0.7)
     stopped_in_the_third_epoch(tmp_path / "run", config, corpus)
     run = train(tmp_path / "run", config, corpus, SHORT)
-    assert (run.read_result() or {})["epochs"] == 2
+    assert (run.read_result() or Result()).epochs == 2
     assert position_of(run.path).step > 0, "what is done of the third epoch stays"
     at_once = outcome(train(tmp_path / "at once", config, corpus, LONG))
     assert not outcome(train(tmp_path / "run", config, corpus, LONG)).differences(at_once)

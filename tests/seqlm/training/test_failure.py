@@ -65,8 +65,8 @@ def test_a_failure_has_the_kind_that_its_policy_needs(error: BaseException, kind
 @pytest.mark.parametrize("text", ["the request timed out", "Broken pipe", "Connection reset by peer"])
 def test_a_run_of_one_rank_has_lost_no_other_rank(text: str) -> None:
     failure = describe_failure(RuntimeError(text), rank=0, ranks=1)
-    assert (failure["kind"], failure["peer_lost"]) == ("code", False)
-    assert failure["message"] == f"RuntimeError: {text}"
+    assert (failure.kind, failure.peer_lost) == ("code", False)
+    assert failure.message == f"RuntimeError: {text}"
 
 
 @pytest.mark.parametrize("says", ["device-side assert triggered", "an illegal memory access was encountered"])
@@ -78,18 +78,18 @@ def test_under_mps_a_fault_may_be_that_of_another_run(
     assert failure_kind(error) == "code", "no daemon is there"
     (tmp_path / "control").touch()
     failure = describe_failure(error, rank=0)
-    assert failure["kind"] == "node"
-    assert says in failure["message"]
-    assert "MPS" in failure["message"]
+    assert failure.kind == "node"
+    assert says in failure.message
+    assert "MPS" in failure.message
     assert failure_kind(ValueError(says)) == "code"
 
 
 def test_two_ranks_on_one_card_are_told_what_to_do() -> None:
     says = f"NCCL error in: x.cpp:1, invalid usage {NCCL_SAYS}Usage: ...\nDuplicate GPU detected : rank 0 and rank 1"
     failure = describe_failure(torch.distributed.DistBackendError(says), rank=0)
-    assert failure["kind"] == "code"
-    assert failure["message"].startswith("two ranks are on one card")
-    assert "resources.ranks = 1" in failure["message"]
+    assert failure.kind == "code"
+    assert failure.message.startswith("two ranks are on one card")
+    assert "resources.ranks = 1" in failure.message
 
 
 def test_a_failure_is_one_line_with_its_place() -> None:
@@ -98,16 +98,16 @@ def test_a_failure_is_one_line_with_its_place() -> None:
     except ValueError as error:
         failure = describe_failure(error, rank=1)
         text = failure_text(error)
-    assert failure["message"] == "ValueError: first line"
-    assert failure["where"].startswith("test_failure.py:")
-    assert failure["outcome"] == "failed"
+    assert failure.message == "ValueError: first line"
+    assert failure.where.startswith("test_failure.py:")
+    assert failure.outcome == "failed"
     assert "Traceback" in text, "a fault of the code shows where it lies"
     assert failure_text(DivergedError("the loss is nan")) == "error: the loss is nan"
 
 
 def test_a_lost_rank_is_named_before_the_words_of_the_library() -> None:
     failure = describe_failure(RuntimeError("Connection reset by peer. GLHF!"), rank=0, ranks=2)
-    assert failure["message"].startswith("rank 0 lost another rank of the run, which ended or whose machine is gone")
+    assert failure.message.startswith("rank 0 lost another rank of the run, which ended or whose machine is gone")
 
 
 def raised(first: BaseException, second: BaseException, *, how: str = "while handling") -> BaseException:
@@ -131,9 +131,9 @@ INVALIDATED = "CUDA error: operation failed due to a previous error during captu
 def test_memory_that_runs_out_in_a_capture_is_named_not_the_capture(how: str) -> None:
     error = raised(NO_MEMORY, RuntimeError(INVALIDATED), how=how)
     failure = describe_failure(error, rank=0)
-    assert failure["kind"] == "oom"
-    assert failure["message"] == "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB"
-    assert failure["where"].endswith(" in raised")
+    assert failure.kind == "oom"
+    assert failure.message == "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB"
+    assert failure.where.endswith(" in raised")
 
 
 def test_memory_that_ran_out_before_is_not_to_blame_for_what_was_raised_apart_from_it() -> None:
@@ -156,5 +156,5 @@ def test_code_that_was_deleted_under_a_run_is_no_fault_of_the_run(
     assert failure_kind(error) == "code"
     monkeypatch.setattr(failure, "__file__", str(tmp_path / "gone" / "failure.py"))
     record = describe_failure(error, rank=0)
-    assert record["kind"] == "node"
-    assert "deleted" in record["message"]
+    assert record.kind == "node"
+    assert "deleted" in record.message

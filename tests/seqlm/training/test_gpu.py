@@ -103,13 +103,13 @@ def test_a_canary_holds_little_more_memory_than_its_tensors_need(device: str, tm
     attempt = attempt_at(run, corpus, device)
     record = run_canary(attempt.trainer, attempt.made, 12)
     parameters = sum(4 * math.prod(shape) for shape in [(512, 512 * 3)] * 3)
-    assert record["peak_memory_bytes"] > 4 * parameters, "parameters, gradients, two moments"
+    assert record.peak_memory_bytes > 4 * parameters, "parameters, gradients, two moments"
     if device == "cpu":
-        assert record["reserved_memory_bytes"] is None
+        assert record.reserved_memory_bytes is None
     else:
-        held, peak = record["reserved_memory_bytes"], record["peak_memory_bytes"]
+        held, peak = record.reserved_memory_bytes, record.peak_memory_bytes
         assert peak <= held < 2 * peak + 64 * 2**20, "the capture shares the memory of the steps before it"
-        assert held < record["device_memory_bytes"]
+        assert held < record.device_memory_bytes
 
 
 @pytest.mark.slow
@@ -128,7 +128,7 @@ def test_a_run_ends_like_the_equations_on_a_cpu(
         result = attempt.train()
         assert attempt.run.read_result() is not None
         histories.append(
-            [*(e[key] for e in attempt.trainer.history for key in ("train_loss", "val_loss")), result["test_loss"]]
+            [*(e[key] for e in attempt.trainer.history for key in ("train_loss", "val_loss")), result.test_loss]
         )
     assert histories[1] == pytest.approx(histories[0], rel=1e-3)
     assert histories[1][3] < histories[1][1] < math.log(len(corpus.vocabulary)) * 1.1, "it learns"

@@ -44,9 +44,9 @@ def test_a_run_over_its_share_is_short_of_memory_and_names_the_share(
 ) -> None:
     monkeypatch.setenv("SEQLM_GPU_SHARE", share)
     failure = describe_failure(torch.OutOfMemoryError(NO_MEMORY), rank=0)
-    assert failure["kind"] == "oom"
-    assert NO_MEMORY in failure["message"]
-    assert ("its share of 0.25 of the GPU" in failure["message"]) == (share == "0.25")
+    assert failure.kind == "oom"
+    assert NO_MEMORY in failure.message
+    assert ("its share of 0.25 of the GPU" in failure.message) == (share == "0.25")
 
 
 def test_a_share_that_cuda_itself_fills_is_refused(limits: list[object]) -> None:

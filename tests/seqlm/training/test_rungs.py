@@ -61,7 +61,7 @@ def test_a_run_that_is_stopped_ends_at_its_rung_and_goes_on_exactly_when_a_user_
     launch_again(run)
     run.create(more, {})  # as a launch does that asks for more epochs
     assert train(run, search, monkeypatch) == 0
-    assert [entry["decision"] for entry in run.read_rungs().values()] == ["stopped", "stopped"]
+    assert [entry.decision for entry in run.read_rungs().values()] == ["stopped", "stopped"]
     assert outcome(run) == outcome(alone)
 
 
@@ -71,7 +71,7 @@ def test_a_run_that_goes_on_ends_as_it_does_alone(study: Path, monkeypatch: pyte
     assert train(run, Search(rungs=(1, 2), min_runs=4), monkeypatch) == 0
     assert train(alone, None, monkeypatch) == 0
     assert outcome(run) == outcome(alone)
-    assert {rung: entry["decision"] for rung, entry in run.read_rungs().items()} == {1: "goes on", 2: "goes on"}
+    assert {rung: entry.decision for rung, entry in run.read_rungs().items()} == {1: "goes on", 2: "goes on"}
 
 
 def test_a_decision_that_could_not_be_made_is_made_by_the_next_attempt_and_no_epoch_is_done_again(
@@ -100,4 +100,4 @@ def test_a_wrong_rule_is_an_error_of_its_launcher_and_a_damaged_record_is_made_a
     assert worker.main([str(run.path)]) == EXIT_USAGE
     run.rung_file(1).write_text("{")
     assert train(run, Search(rungs=(1,), min_runs=4), monkeypatch) == 0, "a lost record of a rung is made again"
-    assert run.read_rungs()[1]["decision"] == "goes on"
+    assert run.read_rungs()[1].decision == "goes on"

@@ -1,5 +1,4 @@
 import contextlib
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -105,8 +104,8 @@ def test_with_eval_the_score_is_of_every_token_whatever_the_batch_of_training(
             total += losses.sum().item()
     (record,), result = trainer.history, attempt.run.read_result()
     assert record["val_loss"] == pytest.approx(total / (len(ids) - 1), rel=1e-5)
-    assert record["val_tokens"] == result["val_tokens"] == len(ids) - 1
-    assert result["test_tokens"] == corpus.tokens["test"] - 1
+    assert record["val_tokens"] == result.val_tokens == len(ids) - 1
+    assert result.test_tokens == corpus.tokens["test"] - 1
 
 
 def test_without_eval_only_the_windows_of_training_are_scored(tmp_path: Path, corpus: Corpus) -> None:
@@ -128,10 +127,10 @@ def test_metrics_result_and_checkpoints_follow_the_contract(tmp_path: Path, corp
             {"start_up"} if record["epoch"] else set()
         )
         assert math.fsum(phases.values()) >= record["epoch_seconds"], "each moment is in one of them"
-    assert attempt.run.read_result() == json.loads(json.dumps(result))
+    assert attempt.run.read_result() == result
     best = min(epochs, key=lambda e: e["val_loss"])
-    assert result["best_epoch"] == best["epoch"]
-    assert result["best_val_ppl"] == best["val_ppl"]
+    assert result.best_epoch == best["epoch"]
+    assert result.best_val_ppl == best["val_ppl"]
     last = load_checkpoint(attempt.run.last_checkpoint, config.fingerprint())
     assert last.history == epochs
     assert tuple(last.vocabulary) == corpus.vocabulary

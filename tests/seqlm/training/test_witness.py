@@ -1,6 +1,5 @@
 """What a rank records of itself: what it used, and where it is if the run hangs."""
 
-import json
 import os
 import subprocess
 import sys
@@ -10,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from seqlm.files import json_text, read_json, write_json
+from seqlm.files import read_json, write_json
 from seqlm.hang import explain, waiting_ranks
 from seqlm.reading import below, listed
+from seqlm.records.attempts import GpuUsage, Usage
 from seqlm.training import attempt as attempts
 from seqlm.training.distributed import Rank
 from seqlm.training.witness import Card, resources, where_it_is
@@ -84,7 +84,6 @@ def test_the_rank_that_hangs_is_named_with_the_operation_that_it_did_not_come_to
 BURNS = """
 import os, subprocess, sys, time
 from pathlib import Path
-from seqlm.files import write_json
 from seqlm.training.witness import resources
 
 def burn(seconds):
@@ -93,7 +92,7 @@ def burn(seconds):
 
 burn(float(sys.argv[2]))
 subprocess.run([sys.executable, "-c", "import time\\nwhile time.process_time() < 1: pass"], check=True)
-write_json(Path(sys.argv[1]), resources())
+resources().write_file(Path(sys.argv[1]))
 os._exit(0)  # as workers end
 """
 
@@ -104,10 +103,10 @@ def test_what_a_program_and_its_children_used_is_what_the_system_counts(tmp_path
     program = commands.start(argv, cold=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _, status, counted = os.wait4(program.pid, 0)
     program.returncode = status
-    used = read_json(tmp_path / "used.json") or {}
+    used = Usage.read_file(tmp_path / "used.json") or Usage()
     assert counted.ru_utime + counted.ru_stime > 4
-    assert used["cpu_seconds"] == pytest.approx(counted.ru_utime + counted.ru_stime, rel=0.05)
-    assert used["peak_resident_bytes"] == pytest.approx(counted.ru_maxrss * 1024, rel=0.05)
+    assert used.cpu_seconds == pytest.approx(counted.ru_utime + counted.ru_stime, rel=0.05)
+    assert used.peak_resident_bytes == pytest.approx(counted.ru_maxrss * 1024, rel=0.05)
 
 
 class Nvml:
@@ -133,23 +132,24 @@ class Nvml:
         return ask
 
 
-def test_a_card_tells_its_energy_and_the_shares_of_its_time_and_one_that_cannot_tells_nothing() -> None:
+def test_a_card_tells_its_energy_and_the_shares_of_its_time_and_one_that_cannot_tells_nothing(tmp_path: Path) -> None:
     card, silent = Card(Nvml(), "card"), Card(Nvml(tells=False), "card")
     for _ in range(2):
         card.look()
         silent.look()
-    expected = {"busy": 0.6, "peak_memory_bytes": 2**30, "joules": 10.0, "throttled": {"power cap": 0.5}}
-    assert card.record() == {**expected, "joules": pytest.approx(10.0)}
-    found = json.loads(json_text(silent.record()))
-    assert found == {"busy": None, "peak_memory_bytes": None, "joules": None, "throttled": {}}
+    found = card.record()
+    assert found.joules == pytest.approx(10.0)
+    assert found == GpuUsage(busy=0.6, peak_memory_bytes=2**30, joules=found.joules, throttled={"power cap": 0.5})
+    silent.record().write_file(tmp_path / "silent.json")
+    assert GpuUsage.read_file(tmp_path / "silent.json") == GpuUsage()
 
 
 def test_nothing_is_recorded_of_a_shared_card(monkeypatch: pytest.MonkeyPatch) -> None:
     card = Card(Nvml(), "card")
     card.look()
-    assert resources(card)["gpu"]["busy"] == 0.4
+    assert resources(card).gpu == card.record()
     monkeypatch.setenv("SEQLM_GPU_SHARE", "0.5")
-    assert resources(card)["gpu"] == "shared"
+    assert resources(card).gpu == "shared"
 
 
 def test_a_rank_adds_what_it_used_and_runs_with_to_its_record_and_changes_nothing_else(
@@ -196,7 +196,7 @@ def test_a_run_without_several_ranks_says_where_its_worker_is(tmp_path: Path) ->
     run.attempt_dir(1).mkdir(parents=True)
     assert explain(run, 1) == ""
     write_json(run.worker_file(1), {})
-    write_json(run.hang_file(1, 0), where_it_is())
+    where_it_is().write_file(run.hang_file(1, 0))
     assert explain(run, 1).startswith("its worker was in ")
 
 

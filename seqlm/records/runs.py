@@ -1,0 +1,140 @@
+"""The files of a run besides its attempts: its result, the decisions of its search, and what a canary has measured."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Self, TypeAlias
+
+from seqlm.reading import LEAST_PERPLEXITY, MOST_EPOCHS
+from seqlm.records.base import Record, Tell
+from seqlm.schema import Count, NotNegative, Valid
+
+Epochs: TypeAlias = Annotated[int, Valid("a number of epochs", least=0, most=MOST_EPOCHS)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result(Record):
+    """``result.json`` of a run that is done. Losses are in nats per token; a number that is not finite is ``None``.
+
+    A field that is ``None`` for another reason is not known. A perplexity that is no exponential of a loss above 0 is
+    read as ``None``.
+    """
+
+    FILE: ClassVar[str] = "result.json"
+    PERPLEXITIES: ClassVar = ("best_train_ppl", "best_val_ppl", "final_train_ppl", "final_val_ppl", "test_ppl")
+
+    epochs: Epochs | None = None
+    """Epochs that the run has gone. ``None``: it was no training."""
+    best_epoch: NotNegative | None = None
+    """The epoch with the lowest validation loss, from 0."""
+    best_train_ppl: float | None = None
+    best_val_loss: float | None = None
+    best_val_ppl: float | None = None
+    final_epoch: NotNegative | None = None
+    final_train_ppl: float | None = None
+    final_val_ppl: float | None = None
+    test_loss: float | None = None
+    """With the parameters of the best epoch. Likewise ``test_ppl``."""
+    test_ppl: float | None = None
+    val_tokens: NotNegative | None = None
+    """Tokens of the validation text that were scored. Likewise ``test_tokens``."""
+    test_tokens: NotNegative | None = None
+    best_val_bits_per_byte: float | None = None
+    test_bits_per_byte: float | None = None
+    lossless: bool | None = None
+    """Whether the tokens determine the texts of valid and test, white space aside."""
+    parameters: NotNegative | None = None
+    elapsed_seconds: float | None = None
+    """Of all epochs."""
+    attempt: int | None = None
+    micro_batches: Count | None = None
+    corpus_sha256: str | None = None
+    finished_at: str | None = None
+
+    @classmethod
+    def read_file(cls, path: Path, tell: Tell | None = None) -> Self | None:
+        """Return the result in a file. Arguments and errors as of :meth:`Record.read_file`."""
+        result = super().read_file(path, tell)
+        if result is None:
+            return None
+        for name in cls.PERPLEXITIES:
+            perplexity = getattr(result, name)
+            if perplexity is not None and perplexity < LEAST_PERPLEXITY:
+                result = replace(result, **{name: None})
+        return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class BehaviourResult(Record):
+    """``result.json`` of a behaviour job."""
+
+    FILE: ClassVar[str] = "result.json"
+
+    version: int | None = None
+    """Of the files that the job has written (:data:`seqlm.rundir.BEHAVIOUR_VERSION`)."""
+    checkpoint_sha256: str | None = None
+    judge_sha256: str | None = None
+    """Digest of the judge's checkpoint. ``None``: there is no judge."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    unknown: tuple[str, ...] = ()
+    """Words of the prompt that the vocabulary lacks."""
+    attempt: int | None = None
+    finished_at: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CanaryResult(Record):
+    """``canary.json``: what a canary has measured."""
+
+    FILE: ClassVar[str] = "canary.json"
+
+    steps: Count | None = None
+    step_seconds: float = 0.0
+    """Median time of a step."""
+    train_tokens_per_second: float | None = None
+    peak_memory_bytes: float = 0
+    """Of the rank that needs most. Likewise the memory below."""
+    reserved_memory_bytes: float | None = None
+    """What the process held of the GPU for tensors. ``None``: it had no GPU. Likewise the memory below."""
+    graph_memory_bytes: float | None = None
+    """What the steps took of the GPU besides: graphs, workspaces."""
+    device: str | None = None
+    device_memory_bytes: float | None = None
+    """Memory of the GPU."""
+    ranks: Count | None = None
+    threads: Count | None = None
+    attempt: int = 0
+    finished_at: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rung(Record):
+    """``rung-3.json``: what a search has decided about a run at a rung, with the evidence."""
+
+    FILE: ClassVar[str] = "rung.json"
+
+    decision: str | None = None
+    """``goes on`` or ``stopped``."""
+    metric: str | None = None
+    rung: int | None = None
+    """Finished epochs."""
+    value: float | None = None
+    """Value of this run. ``None``: it is not finite, the worst."""
+    rank: int | None = None
+    """Place of the run, from 1 for the lowest value."""
+    of: int | None = None
+    """Number of runs that had reached the rung."""
+    keep: float | None = None
+    """Share that goes on."""
+    goes_on: int | None = None
+    """Number of places that go on."""
+    cut: float | None = None
+    """Highest value that goes on. ``None``: not finite."""
+    min_runs: int | None = None
+    guessing: float | None = None
+    """Value of a model that gives each token the same probability."""
+    group: Mapping[str, Any] | None = None
+    """Dotted key -> value, in which the runs that were compared are equal."""
+    attempt: int | None = None
+    """Attempt that made the decision."""
+    at: str | None = None
