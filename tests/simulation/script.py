@@ -11,14 +11,12 @@ import shlex
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import final
 
 from slurm.script import CHANGE, MOST_STARTS, NODE, NOT_STARTED, REFUSALS, USABLE
 from slurm.slot import AGAIN, BEGUN, MOST_IDLE, NEWS, OVER, SICK
 from tests.simulation.slurm import Script
 
 
-@final
 class JobScript(Script):
     """The script of a job."""
 
@@ -94,10 +92,10 @@ class JobScript(Script):
         slot = self.slot
         for seconds in (0, 1, 2, 4, 8):
             self.kernel.sleep(seconds)
-            if not slot.is_dir() and not _made(slot):
+            if not slot.is_dir() and not made(slot):
                 continue
             number = 1
-            while not _made(slot / str(number)):
+            while not made(slot / str(number)):
                 if not (slot / str(number)).is_dir():
                     break
                 number += 1
@@ -135,7 +133,7 @@ class JobScript(Script):
                 self._ask("scontrol", "update", f"JobId={job.id}", f"ExcNodeList={','.join(avoided)}")
 
 
-def _made(folder: Path) -> bool:
+def made(folder: Path) -> bool:
     """Return whether a folder could be made."""
     try:
         folder.mkdir()
