@@ -12,6 +12,7 @@ from seqlm.records.batch import Batch, Withdrawn
 from seqlm.requests import numbered
 from seqlm.rundir import RunDirectory
 from slurm import job
+from slurm.slot import OVER
 from slurm.submission import plan_sha256
 from slurm.testcluster import LoopbackCluster
 from tests import commands
@@ -76,9 +77,17 @@ def test_a_cancelled_grid_needs_no_canary(fake: FakeSlurm, tmp_path: Path) -> No
     assert {one.state for one in fake.jobs().values()} == {"CANCELLED"}
 
 
-def started(plan: Path) -> list[str]:
-    """Return the words with which the script of the first array starts a job."""
-    return [str(plan), plan_sha256(Batch.read_file(plan) or Batch()), "0", "n1"]
+def start(plan: Path, monkeypatch: pytest.MonkeyPatch, job_id: str) -> str | None:
+    """Start the first job of the first array, as its script does; return its exit code if it is over."""
+    folder = plan.with_name("job-0-0") / "1"
+    folder.mkdir(parents=True)
+    for name, value in {"SLURM_ARRAY_JOB_ID": job_id, "SLURM_ARRAY_TASK_ID": "0", "SLURM_JOB_ID": job_id}.items():
+        monkeypatch.setenv(name, value)
+    digest = plan_sha256(Batch.read_file(plan) or Batch())
+    monkeypatch.setattr("sys.argv", ["job", str(plan), digest, "0", str(folder), "n1"])
+    assert job.main() == 0
+    over = folder.with_name(OVER)
+    return over.read_text().strip() if over.exists() else None
 
 
 def test_a_job_whose_launch_is_withdrawn_starts_nothing(
@@ -87,23 +96,18 @@ def test_a_job_whose_launch_is_withdrawn_starts_nothing(
     assert run("--no-canary") == 0
     folder = numbered(tmp_path / "runs" / "small", 1)
     Withdrawn().write(folder)
-    monkeypatch.setattr("sys.argv", ["job", *started(folder / "plan.json")])
     monkeypatch.setattr(job, "run_job", lambda *_: pytest.fail("it starts"))
-    assert job.main() == 1
+    assert start(folder / "plan.json", monkeypatch, "1") == "2"
 
 
-@pytest.mark.parametrize(("job_id", "code"), [("1", 0), ("2", 1)])
+@pytest.mark.parametrize(("job_id", "code"), [("1", None), ("2", "2")])
 def test_a_job_of_a_deleted_study_does_not_take_the_runs_of_the_one_in_its_place(
-    fake: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job_id: str, code: int
+    fake: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job_id: str, code: str | None
 ) -> None:
     assert run("--no-canary") == 0
     plan = numbered(tmp_path / "runs" / "small", 1) / "plan.json"
-    env = {"SLURM_ARRAY_JOB_ID": job_id, "SLURM_ARRAY_TASK_ID": "0", "SLURM_JOB_ID": job_id}
-    for name, value in env.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr("sys.argv", ["job", *started(plan)])
-    monkeypatch.setattr(job, "run_job", lambda *_: 0)
-    assert job.main() == code
+    monkeypatch.setattr(job, "run_job", lambda *_: None)
+    assert start(plan, monkeypatch, job_id) == code
 
 
 def jobs_there(cluster: LoopbackCluster) -> set[str]:

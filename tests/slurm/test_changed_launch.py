@@ -1,6 +1,5 @@
 """A job that waits runs the plan and the code of its launch, or nothing: its script has their digests."""
 
-import os
 import sys
 import zipfile
 from dataclasses import replace
@@ -13,7 +12,8 @@ from seqlm.files import read_json, write_json
 from slurm import job
 from slurm.environment import program_of
 from slurm.settings import SlurmSettings
-from slurm.submission import AGAIN, JobPlan, last_lines, plan_sha256
+from slurm.slot import OVER
+from slurm.submission import JobPlan, plan_sha256
 from tests import commands
 from tests.slurm.test_submission import jobs, planned
 
@@ -55,35 +55,14 @@ def test_a_plan_that_was_changed_starts_nothing(
         "code": "/other",
         "launched": {key: ["f" * 64] for key in raw["launched"]},
     }
+    start = tmp_path / "job-0-0" / "1"
+    start.mkdir(parents=True)
+    for name in ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID"):
+        monkeypatch.setenv(name, "12")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
     for key, value in changes.items():
         write_json(path, {**raw, key: value})
-        monkeypatch.setattr(sys, "argv", ["job", str(path), digest, "0", "node"])
-        assert job.main() == 2
+        monkeypatch.setattr(sys, "argv", ["job", str(path), digest, "0", str(start), "node"])
+        assert job.main() == 0
+        assert start.with_name(OVER).read_text() == "2\n", "its script does not put it back"
         assert capsys.readouterr().err == f"error: {path} has changed since its launch; launch again\n"
-
-
-@pytest.mark.process
-def test_a_requeue_changes_the_job_itself_alone(tmp_path: Path) -> None:
-    for name, says in (("scontrol", f'echo "$*" >> {tmp_path}/asked'), ("squeue", "echo RUNNING")):
-        (tmp_path / name).write_text(f"#!/bin/sh\n{says}\n")
-        (tmp_path / name).chmod(0o755)
-    env = {
-        **os.environ,
-        "PATH": f"{tmp_path}:{os.environ['PATH']}",
-        "SLURM_ARRAY_JOB_ID": "7",
-        "SLURM_ARRAY_TASK_ID": "0",
-    }
-    ours = ["MinMemoryNode=1500", "TimeLimit=90", "StartTime=now+60 ExcNodeList=n1,n[3-4]"]
-    planted = ["JobId=8 TimeLimit=1", "TimeLimit=1 JobId=8", "Partition=x", "", "; touch ran"]
-    changes = tmp_path / "requeue-7"
-    for lines in ([*planted, *ours], None):
-        if lines is None:
-            os.mkfifo(changes)  # nobody writes to it
-        else:
-            changes.write_text("".join(f"{line}\n" for line in lines))
-        answer = commands.run(["bash", "-c", f"code={AGAIN}\n{last_lines(str(changes))}"], cwd=tmp_path, env=env)
-        assert answer.returncode == 0, answer.stderr
-        asked = (tmp_path / "asked").read_text().splitlines()
-        assert asked == ["requeue 7_0", *([f"update JobId=7_0 {line}" for line in ours] if lines else [])]
-        (tmp_path / "asked").unlink()
-    assert not (tmp_path / "ran").exists()

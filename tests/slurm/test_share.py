@@ -14,7 +14,7 @@ from slurm import share
 from slurm.share import Share
 from slurm.submission import JobPlan
 from tests.slurm.programs import answering
-from tests.slurm.test_job import KILLED, TELL, make, place, plan, room, work
+from tests.slurm.test_job import KILLED, TELL, asked, make, place, plan, room, work
 
 __all__ = ["room"]
 
@@ -80,5 +80,6 @@ def test_a_job_that_shares_its_runs_tries_one_again_until_its_node_has_failed_tw
     told = plan(killed, other, program=program, policy=Policy(), array={**SHARED, "at_once": 1})
     work(told, place(SLURM_ARRAY_TASK_COUNT="3"))
     assert killed.attempts() == [1, 2], "the third one is for another node"
-    assert other.is_done()
+    assert other.attempts() == [], "this node may be sick"
+    assert asked(told) == [["-n1"]]
     assert not killed.has_ended()
