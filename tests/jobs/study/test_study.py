@@ -36,7 +36,7 @@ def make_study(folder: Path, *seeds: int) -> list[RunDirectory]:
         )
         run = RunDirectory.locate(folder, spec.name, spec.fingerprint)
         code = Code(path=Path("/code"), commit="c" * 40, dirty=True, live=False)
-        run.create(spec.config, {**launch_record(folder.name, code), **run_record(spec)})
+        run.create(spec.config, run_record(spec).of_launch(launch_record(folder.name, code)))
         runs.append(run)
     return runs
 
