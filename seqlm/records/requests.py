@@ -12,7 +12,7 @@ from seqlm.records.studies import TaskFile
 from seqlm.schema import Count
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Wanted(Record):
     """What a request wants of a run."""
 
@@ -26,7 +26,7 @@ class Wanted(Record):
     """Id of the run that a final seed of a search follows. ``None``: it follows none."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class RequestFile(Record):
     """``request.json``: runs to train, to cancel, or to list no more. Written once."""
 
@@ -47,7 +47,7 @@ class RequestFile(Record):
     """Run id -> what is wanted of the run."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Folder(Record):
     """What the folder of a run gets at its first attempt."""
 
@@ -66,7 +66,7 @@ class Folder(Record):
         return found if self.task is None else {**found, "task": self.task.to_plain()}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Folders(Record):
     """``runs.json``: what the folders of the runs of a request get."""
 

@@ -13,7 +13,7 @@ from seqlm.schema import Count, NotNegative, Valid
 Epochs: TypeAlias = Annotated[int, Valid("a number of epochs", least=0, most=MOST_EPOCHS)]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class GitState(Record):
     """The state of a git checkout."""
 
@@ -23,7 +23,7 @@ class GitState(Record):
     """Whether files of the code differed from the commit."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class CodePlace(Record):
     """Where the code of a launch is."""
 
@@ -32,7 +32,7 @@ class CodePlace(Record):
     """Whether workers run from the working tree itself."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Provenance(Record):
     """``provenance.json``: who launched a run, with what code, and as which entry of a manifest. ``None``: unknown."""
 
@@ -69,7 +69,7 @@ class Provenance(Record):
         return replace(self, **common)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Result(Record):
     """``result.json`` of a run that is done. Losses are in nats per token; a number that is not finite is ``None``.
 
@@ -121,7 +121,7 @@ class Result(Record):
         return result
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class BehaviourResult(Record):
     """``result.json`` of a behaviour job."""
 
@@ -139,7 +139,7 @@ class BehaviourResult(Record):
     finished_at: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class CanaryResult(Record):
     """``canary.json``: what a canary has measured."""
 
@@ -164,7 +164,7 @@ class CanaryResult(Record):
     finished_at: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Rung(Record):
     """``rung-3.json``: what a search has decided about a run at a rung, with the evidence."""
 
