@@ -29,6 +29,7 @@ from seqlm.config import DataConfig, RunConfig
 from seqlm.environment import DATA
 from seqlm.errors import SeqlmError
 from seqlm.files import read_json, write_json
+from seqlm.records.runs import Provenance
 from seqlm.rundir import RunDirectory
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -95,12 +96,12 @@ def measure(shape: Shape, folder: Path, repeats: int, steps: int, draw: random.R
     text = write_text(folder / "text", shape)
     config = replace(shape.config, data=DataConfig(corpus="files"))
     run = RunDirectory(folder / "run")
-    run.create(config, {})
+    run.create(config, Provenance())
     signals = [one_signal(run, text, draw) for _ in range(repeats)]
     size = run.last_checkpoint.stat().st_size
     disk = [seconds_to_write(folder / "bytes", size) for _ in range(repeats)]
     quiet = RunDirectory(folder / "pauses")
-    quiet.create(config, {})
+    quiet.create(config, Provenance())
     child = subprocess.run(
         [sys.executable, "-m", "benchmarks.checkpoints", "--pauses", str(quiet.path), "--steps", str(steps)],
         cwd=ROOT,

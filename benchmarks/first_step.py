@@ -19,6 +19,7 @@ from jobs.manifests.load import load_manifest
 from jobs.spec import Submission
 from seqlm.errors import BackendError
 from seqlm.machine import cpu_count
+from seqlm.records.runs import Provenance
 from seqlm.resources import Resources
 from seqlm.rundir import RunDirectory
 
@@ -71,7 +72,7 @@ def tune_turn(manifest: Path, study: Path) -> dict[str, Any]:
     """The same run for the script that uses Ray Tune, with its folder made, which ``launch.py`` does itself."""
     (spec,) = resolve_specs(load_manifest(manifest, []).runs, None)
     run = RunDirectory.locate(study, spec.name, spec.fingerprint, {})
-    run.create(spec.config, {"name": spec.name, "order": 0})
+    run.create(spec.config, Provenance(name=spec.name, order=0))
     worker, cores = (sys.executable, *LaunchOptions(study_dir=study).worker), cpu_count()
     submission = Submission(
         run_dir=run.path,

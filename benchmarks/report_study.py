@@ -19,6 +19,7 @@ from benchmarks.shapes import built_in
 from seqlm.config import RunConfig
 from seqlm.files import write_json, write_text
 from seqlm.records.attempts import Start
+from seqlm.records.runs import GitState, Provenance
 from seqlm.rundir import RunDirectory
 
 SEEDS = 3
@@ -78,18 +79,16 @@ def _make_run(study: Path, order: int, config: RunConfig, epochs: int) -> None:
         write_json(run.result_file, _result(records), sync=False)
 
 
-def _provenance(name: str, order: int) -> dict[str, Any]:
-    return {
-        "study": "large",
-        "name": name,
-        "order": order,
-        "command": ["python", "launch.py", "run", "large.toml", "--only", f"name={name}"],
-        "launched_at": f"2026-03-01T09:{order // 60 % 60:02d}:{order % 60:02d}+00:00",
-        "host": f"node{order % 8:02d}",
-        "devices": ["NVIDIA H100 80GB HBM3"],
-        "git": {"commit": "3f1c9a7be2d04586b1aa7733c5e0f98d21764b0e", "dirty": False},
-        "versions": {"seqlm": "0.1.0", "python": "3.12.3", "torch": "2.13.0"},
-    }
+def _provenance(name: str, order: int) -> Provenance:
+    return Provenance(
+        study="large",
+        name=name,
+        order=order,
+        command=("python", "launch.py", "run", "large.toml", "--only", f"name={name}"),
+        launched_at=f"2026-03-01T09:{order // 60 % 60:02d}:{order % 60:02d}+00:00",
+        host=f"node{order % 8:02d}",
+        git=GitState(commit="3f1c9a7be2d04586b1aa7733c5e0f98d21764b0e"),
+    )
 
 
 def _worker(order: int, records: list[dict[str, Any]]) -> dict[str, Any]:

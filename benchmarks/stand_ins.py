@@ -17,6 +17,7 @@ from jobs.plan.queue import wall_seconds
 from jobs.spec import RunSpec
 from seqlm.config import RunConfig
 from seqlm.files import write_json
+from seqlm.records.runs import Provenance
 from seqlm.resources import Resources
 from seqlm.rundir import RunDirectory
 
@@ -96,7 +97,7 @@ def make_study(study: Path, wanted: Sequence[StandIn]) -> list[PlannedRun]:
     """Their folders, and the plan to run them all."""
     planned = plan_study(study, wanted)
     for item, stand_in in zip(planned, wanted, strict=True):
-        item.run.create(item.spec.config, {"name": item.spec.name, "order": item.spec.order})
+        item.run.create(item.spec.config, Provenance(name=item.spec.name, order=item.spec.order))
         write_json(item.run.path / "stand-in.json", {"seconds": stand_in.seconds})
     return planned
 

@@ -91,7 +91,7 @@ def make_runs(study: Path, number: int) -> list[RunDirectory]:
         command = ["python", "launch.py", "run", "study.toml", "--only", f"name={name}"]
         spec = RunSpec(name=name, config=config, order=order, command=command)
         run = RunDirectory.locate(study, spec.name, spec.fingerprint, {})
-        run.create(config, {**record, **run_record(spec)})
+        run.create(config, run_record(spec).of_launch(record))
         runs.append(run)
     return runs
 

@@ -38,7 +38,6 @@ from seqlm.reading import (
     parse_json,
     read_json_bytes,
     status,
-    wrong_field,
 )
 from seqlm.schema import show
 
@@ -303,7 +302,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """Return the JSON object in a file. ``None``: there is no file.
 
     Raises:
-        DamagedFileError: it is not a JSON object, or a field has another type than :data:`seqlm.reading.FIELDS` says.
+        DamagedFileError: it is not a JSON object.
     """
     try:
         content = read_json_bytes(path)
@@ -315,8 +314,6 @@ def read_json(path: Path) -> dict[str, Any] | None:
         raise DamagedFileError(f"{path} is damaged (not JSON: {_why_no_json(content, error)}); move it away") from None
     if not isinstance(data, dict):
         raise DamagedFileError(f"{path} is damaged (expected a table, got {show(data)}); move it away")
-    if problem := wrong_field(path.name, data):
-        raise DamagedFileError(f"{path} is damaged ({problem}); move it away")
     return data
 
 

@@ -23,7 +23,7 @@ import stat
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from io import BufferedReader
@@ -31,7 +31,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from seqlm.errors import DamagedFileError, FileError, UnfitFileError
-from seqlm.schema import fits, show, words_of
 
 T = TypeVar("T")
 
@@ -62,16 +61,6 @@ LARGEST_NUMBER = 1e100
 least above 0."""
 MOST_EPOCHS = 10**6
 """Most epochs of a run."""
-
-FIELDS: Mapping[str, Mapping[str, Any]] = {
-    "provenance.json": {
-        **dict.fromkeys(("name", "entry", "data", "study"), str | None),
-        **dict.fromkeys(("order", "first_seed"), int | None),
-        "command": list,
-        **dict.fromkeys(("resources", "code", "git", "versions"), dict),
-    },
-}
-"""Name of a JSON file in a study -> its fields on whose type programs rely. A field of another type is damage."""
 
 STALE_TRIES = 3
 """How often a file is opened that another host replaces meanwhile (``ESTALE`` on NFS)."""
@@ -430,14 +419,6 @@ def _is_deeper(value: dict[str, Any] | list[Any], levels: int) -> bool:
     """Return whether more lists and tables than ``levels`` are within one another."""
     inner = value.values() if isinstance(value, dict) else value
     return not levels or any(_is_deeper(one, levels - 1) for one in inner if isinstance(one, dict | list))
-
-
-def wrong_field(name: str, record: Mapping[str, Any]) -> str | None:
-    """Return what is wrong with the first field whose type is not that of ``FIELDS`` for a file of this name."""
-    for key, kind in FIELDS.get(name, {}).items():
-        if key in record and not fits(kind, record[key]):
-            return f"{key}: expected {words_of(kind)}, got {show(record[key])}"
-    return None
 
 
 def _whole(digits: str) -> int:

@@ -54,11 +54,10 @@ from seqlm.reading import (
     status,
     timestamp,
     without_impossible,
-    wrong_field,
 )
 from seqlm.records.attempts import Environment, Exit, Position, ProgressFile, RankEnd, Start, Worker
 from seqlm.records.requests import Folder
-from seqlm.records.runs import CanaryResult, Result, Rung
+from seqlm.records.runs import CanaryResult, Provenance, Result, Rung
 from seqlm.records.studies import TaskFile
 from seqlm.requests import RUN_ID, Request, Requests
 from seqlm.state import Facts, RunState, View, state_of
@@ -157,7 +156,7 @@ class RunDirectory:
     config_file = _Below("config.json")
     tokenizer_file = _Below("tokenizer.json")
     """The tokenizer that the run was launched with; only runs with ``data.tokenizer`` have one."""
-    provenance_file = _Below("provenance.json")
+    provenance_file = _Below(Provenance.FILE)
     metrics_file = _Below("metrics.jsonl")
     trace_file = _Below("steps.f32")
     """Loss, gradient norm and time of every step (:mod:`seqlm.trace`)."""
@@ -316,10 +315,9 @@ class RunDirectory:
         except UnfitFileError:  # a link
             return re.search(f"-[0-9a-f]{{{FINGERPRINT_DIGITS}}}$", self.id) is not None
 
-    def place(self, provenance: Mapping[str, Any]) -> tuple[float, str]:
+    def place(self, provenance: Provenance) -> tuple[float, str]:
         """Return the sort key of a run in its study: its place in the manifest, then its id."""
-        order = provenance.get("order")
-        return (order if isinstance(order, int) else math.inf, self.id)
+        return (math.inf if provenance.order is None else provenance.order, self.id)
 
     def launched(self) -> tuple[Request, Folder] | None:
         """Return the newest request to train the run, and what the run's folder gets. ``None``: there is none."""
@@ -354,7 +352,7 @@ class RunDirectory:
             files = read_model_files(model, self.model_source(model))
         if data.tokenizer_sha256 is not None:
             tokenizer = self.tokenizer_source(data.tokenizer_sha256)
-        self.create(config, self._provenance(*found), tokenizer, files)
+        self.create(config, found[1].provenance.of_launch(found[0].folders.provenance), tokenizer, files)
         task = found[1].task
         if task is not None:
             task.write(self.path)
@@ -362,7 +360,7 @@ class RunDirectory:
     def create(
         self,
         config: RunConfig,
-        provenance: Mapping[str, Any],
+        provenance: Provenance,
         tokenizer: Path | None = None,
         model_files: ModelFiles | None = None,
     ) -> None:
@@ -382,8 +380,8 @@ class RunDirectory:
             model_files.keep(self.model_dir)
         if exists(self.config_file):
             config = self.read_config_of(config.fingerprint()).with_epochs(config.train.epochs)
-        for file, content in ((self.config_file, config.to_dict()), (self.provenance_file, provenance)):
-            text = json_text(content)
+        texts = ((self.config_file, json_text(config.to_dict())), (self.provenance_file, provenance.to_text()))
+        for file, text in texts:
             if not exists(file) or read_bytes(file) != text.encode():
                 write_text(file, text)
 
@@ -454,12 +452,6 @@ class RunDirectory:
         except ConfigError as error:
             raise DamagedFileError(f"{source} is not a configuration of this version: {error.problems[0]}") from None
 
-    def _provenance(self, request: Request, planned: Folder) -> dict[str, Any]:
-        found = {**request.folders.provenance, **planned.provenance}
-        if problem := wrong_field(self.provenance_file.name, found):
-            raise DamagedFileError(f"{request.folder} is damaged ({problem}); move it away")
-        return found
-
     def read_config_of(self, fingerprint: str) -> RunConfig:
         """The resolved configuration of the run with ``fingerprint``, whose digits name the folder.
 
@@ -474,12 +466,13 @@ class RunDirectory:
             raise UsageError(f"{self.path} is the folder of another run, {SAME_DIGITS}")
         raise DamagedFileError(f"{self.config_file} holds another configuration than the manifest; move it away")
 
-    def read_provenance(self) -> dict[str, Any]:
+    def read_provenance(self) -> Provenance:
         """Who launched the code that has trained the run, and what is to train it if nothing has."""
-        found = read_json(self.provenance_file)
+        found = Provenance.read(self.path)
         if found is None and (launched := self.launched()) is not None:
-            found = self._provenance(*launched)
-        return found or {}
+            request, folder = launched
+            found = folder.provenance.of_launch(request.folders.provenance)
+        return found or Provenance()
 
     def read_result(self) -> Result | None:
         """Return what the run has come to. ``None``: it is not done."""

@@ -11,6 +11,7 @@ from seqlm.files import make_directory, read_json, write_json
 from seqlm.lease import Lease, claim, kept
 from seqlm.records.attempts import Start
 from seqlm.records.requests import RequestFile, Wanted
+from seqlm.records.runs import Provenance
 from seqlm.requests import file_request
 from seqlm.rundir import RunDirectory
 
@@ -18,7 +19,7 @@ from seqlm.rundir import RunDirectory
 def make_folder(study_dir: Path, spec: RunSpec) -> RunDirectory:
     """Make the folder of a run, as its first attempt does."""
     run = RunDirectory.locate(study_dir, spec.name, spec.fingerprint)
-    run.create(spec.config, {"name": spec.name, "order": spec.order})
+    run.create(spec.config, Provenance(name=spec.name, order=spec.order))
     return run
 
 

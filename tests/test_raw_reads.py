@@ -30,7 +30,7 @@ STAY = {
 }
 """File -> how often it parses JSON, and what that is."""
 LEFT = {
-    "seqlm/rundir.py": 2,
+    "seqlm/rundir.py": 1,
     "jobs/plan/record.py": 1,
     "jobs/study/record.py": 1,
     "analysis/study/behaviour.py": 1,

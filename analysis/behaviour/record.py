@@ -81,7 +81,7 @@ def record_behaviour(attempt: Attempt, task: Task, corpus: Corpus) -> BehaviourR
         if judge is None
         else Judge(
             id=judge.run.id,
-            name=str(judge.run.read_provenance().get("name") or judge.run.id),
+            name=(judge.run.read_provenance().name or judge.run.id),
             checkpoint_sha256=judge.sha256,
         ),
         settings=settings,

@@ -99,7 +99,8 @@ def _known(record: object, keys: Iterable[str]) -> dict[str, Any]:
 
 def _code(run: RunDirectory) -> dict[str, bytes]:
     """Return the files of the code of the newest attempt. Empty: no copy is kept."""
-    path = run.read_worker(run.last_attempt()).code or run.read_provenance().get("code", {}).get("path") or ""
+    launched = run.read_provenance().code
+    path = run.read_worker(run.last_attempt()).code or (launched and launched.path) or ""
     copy = PurePath(str(path)).name
     return _files(run.path.parent / "code" / f"{copy}.zip") if copy else {}
 

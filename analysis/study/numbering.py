@@ -66,7 +66,7 @@ def number_runs(
     members: dict[str, list[LoadedRun]] = {}
     for place, found in claims.items():
         entry = entries.get(place, PlannedRun(number=place))
-        found.sort(key=lambda run: (str(run.provenance.get("launched_at")), run.row["id"]))
+        found.sort(key=lambda run: (str(run.provenance.launched_at), run.row["id"]))
         found.sort(key=lambda run: (run.digits != entry.digits, not _replicates(run.config, entry.config)))
         plan = entry.config or found[0].config
         for index, run in enumerate(found):
@@ -96,7 +96,7 @@ def _claims(runs: Sequence[LoadedRun], entries: Mapping[int, PlannedRun]) -> dic
     claims: dict[int, list[LoadedRun]] = {}
     others: list[LoadedRun] = []
     for run in runs:
-        named = clean(str(run.provenance.get("entry") or run.row["name"]))
+        named = clean(run.provenance.entry or run.row["name"])
         place = by_digits.get(run.digits, by_name.get(named))
         if place is None and run.order is not None and run.order + 1 not in entries:
             there = claims.get(run.order + 1, [])

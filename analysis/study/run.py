@@ -10,7 +10,7 @@ import re
 import shlex
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from analysis.study.columns import EPOCHS, as_columns
 from analysis.study.values import as_number, as_text, clean, columns_of, read_or_warn
 from seqlm.errors import file_errors
 from seqlm.reading import read_tail
-from seqlm.records.runs import Result, Rung
+from seqlm.records.runs import Provenance, Result, Rung
 from seqlm.rundir import MAX_RUNS, RunDirectory
 from seqlm.state import Facts, state_of
 from seqlm.trace import read_trace
@@ -54,7 +54,7 @@ class LoadedRun:
     """Of the epochs table, a column for each key that has numbers; NaN is missing."""
     attempts: list[dict[str, Any]]
     """Of the attempts table, without the run's number and id."""
-    provenance: dict[str, Any]
+    provenance: Provenance
     log_tail: list[str]
     behaviour: Behaviour | None
     warnings: list[str]
@@ -80,16 +80,16 @@ def read_run(run: RunDirectory) -> LoadedRun:
     if config and config["data.sha256"] is None and config["data.corpus"] != "ptb":
         config["data.sha256"] = None if result is None else as_text(result.corpus_sha256)
     # From here on, damage costs details, not the state.
-    provenance: dict[str, Any] = read_or_warn(run.read_provenance, {}, warnings)
-    order = provenance.get("order")
-    if order is not None and (not isinstance(order, int) or isinstance(order, bool) or not 0 <= order < MAX_RUNS):
+    provenance = read_or_warn(run.read_provenance, Provenance(), warnings)
+    order = provenance.order
+    if order is not None and not 0 <= order < MAX_RUNS:
         warnings.append(
             f"{run.provenance_file}: order: expected a whole number from 0 to {MAX_RUNS - 1:,}, got "
             f"{str(order)[:40]!r}; the run is numbered after the others"
         )
         order = None
     row = {
-        "name": clean(str(provenance.get("name") or run.id)),
+        "name": clean(provenance.name or run.id),
         "id": run.id,
         "arch": config.get("model.arch"),
         "optimizer": read.optim.kind if read else None,
@@ -99,7 +99,7 @@ def read_run(run: RunDirectory) -> LoadedRun:
         "finished_epochs": finished,
         **_outcome(epochs, result),
         **config,
-        "command": shlex.join(map(str, provenance.get("command") or ())) or None,
+        "command": shlex.join(provenance.command) or None,
     }
     if state == "stopped":
         stop = read_or_warn(run.read_stopped, Rung(), warnings)
@@ -205,7 +205,7 @@ def origin_of(runs: Sequence[LoadedRun]) -> dict[str, list[str]]:
     provenances = [run.provenance for run in runs]
     codes = Counter(code for attempt in attempts if (code := attempt["code"]))
     several = [f"{code}: {units.count(number, 'attempt')}" for code, number in codes.items()]
-    times = sorted(str(record["launched_at"]) for record in provenances if record.get("launched_at"))
+    times = sorted(record.launched_at for record in provenances if record.launched_at)
     ends = [re.sub(r"T(\d\d:\d\d):\d\d\+00:00$", r" \1 UTC", time) for time in _distinct([*times[:1], *times[-1:]])]
     return {
         "Launched": [" to ".join(ends)] if ends else [],
@@ -217,11 +217,11 @@ def origin_of(runs: Sequence[LoadedRun]) -> dict[str, list[str]]:
     }
 
 
-def _commit(record: Mapping[str, Any]) -> str:
-    git = record.get("git", {})
-    if not git.get("commit"):
+def _commit(record: Provenance) -> str:
+    git = record.git
+    if git is None or not git.commit:
         return ""
-    return str(git["commit"])[:12] + (" + uncommitted changes" if git.get("dirty") else "")
+    return git.commit[:12] + (" + uncommitted changes" if git.dirty else "")
 
 
 def _distinct(values: Iterable[str]) -> list[str]:

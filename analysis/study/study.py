@@ -200,7 +200,7 @@ def load_study(*study_dirs: Path) -> StudyFiles:
             expectations.append(dataclasses.replace(expectation, lower=lower, higher=higher))
     excluded = [entry for record in records.values() for entry in record.excluded]
     archs = [*(r.row["arch"] for r in runs), *(plan.arch for plan in absent), *(arch for arch, _ in excluded)]
-    own = {run.row["arch"]: clean(str(label)) for run in runs if (label := run.provenance.get("label"))}
+    own = {run.row["arch"]: clean(str(label)) for run in runs if (label := run.provenance.label)}
     own_models = units.names_in_print(archs, own)
     units.set_own_models(own_models)
     epochs = _epochs_table(runs)
@@ -222,7 +222,7 @@ def load_study(*study_dirs: Path) -> StudyFiles:
         log_tails={run.row["id"]: run.log_tail for run in runs if run.log_tail},
         behaviours={run.row["id"]: run.behaviour for run in runs if run.behaviour},
         origin=origin_of(runs),
-        final_seeds=frozenset(run.row["id"] for run in runs if run.provenance.get("first_seed") is not None),
+        final_seeds=frozenset(run.row["id"] for run in runs if run.provenance.first_seed is not None),
         warnings=warnings,
         own_models=own_models,
     )
@@ -237,7 +237,7 @@ def _add_notes(study_dir: Path, runs: Iterable[LoadedRun], warnings: list[str]) 
 
 def _free_name(runs: Sequence[LoadedRun], study_dir: Path, taken: Collection[str]) -> str:
     """Return the name of a study, with a number if another study has it."""
-    names = [str(run.provenance["study"]) for run in runs if run.provenance.get("study")]
+    names = [run.provenance.study for run in runs if run.provenance.study]
     name = clean(names[0] if names else study_dir.resolve().name)
     return next(n for n in [name, *(f"{name} ({i})" for i in range(2, len(taken) + 3))] if n not in taken)
 

@@ -51,11 +51,6 @@ def columns_of(
     }
 
 
-def as_mapping(value: Any) -> Mapping[str, Any]:
-    """Return a value if it is a mapping, else an empty one."""
-    return value if isinstance(value, Mapping) else {}
-
-
 def as_text(value: Any) -> str | None:
     """Return a value as one printable line; ``None`` if it is empty, a list or a mapping."""
     return None if value is None or isinstance(value, dict | list) else clean(str(value)) or None

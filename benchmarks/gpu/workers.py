@@ -25,6 +25,7 @@ from jobs.attempt.supervisor import start_rank
 from seqlm.config import DataConfig
 from seqlm.errors import BackendError
 from seqlm.files import read_json
+from seqlm.records.runs import Provenance
 from seqlm.rundir import RunDirectory
 from seqlm.training.checkpoint import Position, load_checkpoint
 from seqlm.training.records import OF_THE_DAY
@@ -92,7 +93,9 @@ def _failed(run: RunDirectory, code: int) -> BackendError:
 def _new_run(folder: Path, shape: Shape, *, epochs: int, seed: int = 1111) -> RunDirectory:
     train = replace(shape.config.train, epochs=epochs)
     run = RunDirectory(folder)
-    run.create(replace(shape.config, data=DataConfig(corpus="files"), train=train, seed=seed), {"name": folder.name})
+    run.create(
+        replace(shape.config, data=DataConfig(corpus="files"), train=train, seed=seed), Provenance(name=folder.name)
+    )
     return run
 
 

@@ -40,6 +40,7 @@ from seqlm.model_files import ModelFiles, keep_tokenizer, read_model_files
 from seqlm.reading import exists, listed, timestamp
 from seqlm.records.attempts import Exit, Start
 from seqlm.records.requests import Folder, Folders, RequestFile, Wanted
+from seqlm.records.runs import CodePlace, GitState, Provenance
 from seqlm.records.studies import TaskFile
 from seqlm.requests import Request, file_request
 from seqlm.rounding import threads_of_checkpoint
@@ -320,7 +321,7 @@ def _request(
     for item in todo:
         spec, run_id = requested[item.spec.fingerprint], item.run.id
         task = options.tasks.get(run_id)
-        provenance = {**run_record(spec), **_label(item)}
+        provenance = run_record(spec, _label(item))
         folders[run_id] = Folder(config=item.spec.config.to_dict(), provenance=provenance, task=task)
         wanted[run_id] = Wanted(
             epochs=item.spec.config.train.epochs if task is None else None,
@@ -342,32 +343,33 @@ def _request(
     return code, request
 
 
-def launch_record(study: str, code: Code) -> dict[str, Any]:
+def launch_record(study: str, code: Code) -> Provenance:
     """Return what ``provenance.json`` of all runs of a launch says: launcher and code."""
     user = None
     with contextlib.suppress(KeyError, OSError):
         user = getpass.getuser()
-    return {
-        "study": study,
-        "launched_at": timestamp(),
-        "host": socket.gethostname(),
-        "user": user,
-        "git": {"commit": code.commit, "dirty": code.dirty},
-        "code": {"path": str(code.path), "live": code.live},
-    }
+    return Provenance(
+        study=study,
+        launched_at=timestamp(),
+        host=socket.gethostname(),
+        user=user,
+        git=GitState(commit=code.commit, dirty=code.dirty),
+        code=CodePlace(path=str(code.path), live=code.live),
+    )
 
 
-def run_record(spec: RunSpec) -> dict[str, Any]:
-    """Return what ``provenance.json`` says of one run."""
-    return {
-        "name": spec.name,
-        "entry": spec.entry,
-        "order": spec.order,
-        **({} if spec.first_seed is None else {"first_seed": spec.first_seed}),
-        "command": list(spec.command),
-        "resources": spec.resources.to_dict(),
-        "data": str(spec.data_path.absolute()) if spec.data_path else None,
-    }
+def run_record(spec: RunSpec, label: str | None = None) -> Provenance:
+    """Return what ``provenance.json`` says of one run. ``label``: what a report calls the user's own model."""
+    return Provenance(
+        name=spec.name,
+        entry=spec.entry,
+        order=spec.order,
+        first_seed=spec.first_seed,
+        command=tuple(spec.command),
+        resources=spec.resources,
+        data=str(spec.data_path.absolute()) if spec.data_path else None,
+        label=label,
+    )
 
 
 def keep_files(specs: Sequence[RunSpec], study_dir: Path) -> None:
@@ -406,13 +408,13 @@ def record_what_scheduler_knows(item: PlannedRun) -> None:
     run.write_exit(attempt, Exit(kind=seen.kind, message=message, micro_batches=parts, ended_at=ended_at))
 
 
-def _label(item: PlannedRun) -> dict[str, str]:
+def _label(item: PlannedRun) -> str | None:
     """Return what a report calls the user's own model, if it says so itself."""
     config = item.spec.config
     if item.facts is None or not isinstance(config.model, CustomConfig):
-        return {}
+        return None
     sizes = model_sizes(config, item.facts.vocab_size)
-    return {"label": sizes.label} if sizes is not None and sizes.label else {}
+    return None if sizes is None else sizes.label or None
 
 
 def launch(

@@ -28,11 +28,10 @@ from seqlm.reading import confine, exists, finite, is_file, is_folder, listed, o
 from seqlm.records.attempts import LauncherProcess, Start
 from seqlm.records.batch import Batch, Submitted, Withdrawn
 from seqlm.records.requests import RequestFile
+from seqlm.records.runs import Provenance
 from seqlm.records.studies import QueueFile
 from seqlm.requests import Request, Requests, file_request
-from seqlm.resources import Resources
 from seqlm.rundir import BEHAVIOUR_FOLDER, CANARY_FOLDER, Observation, RunDirectory, require_format, study_record_file
-from seqlm.schema import read
 from seqlm.state import View
 
 LAST = ("train_ppl", "val_ppl", "train_tokens_per_second")
@@ -48,13 +47,13 @@ class ObservedRun:
     observation: Observation
     config: RunConfig | None
     """``None`` means that ``config.json`` is damaged. The observation's reason then says so."""
-    provenance: dict[str, Any]
+    provenance: Provenance
     origin: Origin | None = None
     """How it belongs to the study's plan. ``None``: unknown."""
 
     def facts(self) -> dict[str, Any]:
         """Return the facts on which filters can select this run."""
-        config, resources = self.config, read(Resources, self.provenance.get("resources", {}))
+        config, resources = self.config, self.provenance.resources
         facts = facts_of(name=self.name, id=self.run.id, config=config, resources=resources)
         return {**facts, **self.observed()}
 
@@ -119,13 +118,13 @@ class ObservedRun:
         return RunSpec(
             name=self.name,
             config=self.config,
-            resources=read(Resources, recorded.get("resources", {})),
-            order=recorded.get("order", 0),
-            data_path=Path(recorded["data"]) if recorded.get("data") else None,
+            resources=recorded.resources,
+            order=recorded.order or 0,
+            data_path=Path(recorded.data) if recorded.data else None,
             tokenizer=None if data.tokenizer_sha256 is None else self.run.tokenizer_source(data.tokenizer_sha256),
-            command=recorded.get("command", []),
-            entry=recorded.get("entry", ""),
-            first_seed=recorded.get("first_seed"),
+            command=recorded.command,
+            entry=recorded.entry or "",
+            first_seed=recorded.first_seed,
             model_files=(
                 read_model_files(model, self.run.model_source(model)) if isinstance(model, CustomConfig) else None
             ),
@@ -305,7 +304,7 @@ class Observer:
 
     def look_at(self, run: RunDirectory) -> ObservedRun:
         """Return a run, as read from its folder. A damaged run has the damage as its reason, and its id as its name."""
-        provenance: dict[str, Any] = {}
+        provenance = Provenance()
         config: RunConfig | None = None
         try:
             now = RunDirectory(run.path, run.seen or self._requests)
@@ -314,7 +313,7 @@ class Observer:
         except SeqlmError as error:
             config = None
             observation = Observation.damaged(error)
-        name = run.id if config is None else str(provenance.get("name") or run.id)
+        name = run.id if config is None else (provenance.name or run.id)
         run = RunDirectory(run.path)  # callers keep it, and file requests that it has to see
         return ObservedRun(name=name, run=run, observation=observation, config=config, provenance=provenance)
 

@@ -14,6 +14,7 @@ from jobs.manifests.reader import Problems, check_tables
 from seqlm.config import RunConfig
 from seqlm.errors import FileError, UsageError, printable
 from seqlm.files import read_json
+from seqlm.records.runs import Provenance
 from seqlm.requests import Requests
 from seqlm.rundir import FINGERPRINT_DIGITS, slugify, study_record_file
 from seqlm.schema import TableT
@@ -137,7 +138,7 @@ class StudyRecord:
                 return seconds, epochs
         return None
 
-    def origin(self, run_id: str, config: RunConfig | None, provenance: Mapping[str, Any]) -> Origin | None:
+    def origin(self, run_id: str, config: RunConfig | None, provenance: Provenance) -> Origin | None:
         """Return how a run belongs to the plan. ``None``: unknown."""
         entry = self._by_digits.get(run_id.rpartition("-")[2])
         if entry is not None:
@@ -146,7 +147,7 @@ class StudyRecord:
             return "manifest" if has_own and entry.get("manifest") != latest else "planned"
         if config is None or not self.planned:
             return None
-        plan = self._by_name.get(str(provenance.get("entry") or provenance.get("name")), {}).get("config")
+        plan = self._by_name.get(str(provenance.entry or provenance.name), {}).get("config")
         if not isinstance(plan, dict):
             return "orphaned"
         differs = {key for key, value in config.by_key().items() if plan.get(key, value) != value} - {"train.epochs"}
@@ -156,7 +157,7 @@ class StudyRecord:
             return "text"
         if "model.sha256" in differs:
             return "model"
-        return "orphaned" if differs and "--set" not in provenance.get("command", ()) else "planned"
+        return "orphaned" if differs and "--set" not in provenance.command else "planned"
 
     def absent(self, run_ids: Iterable[str]) -> dict[str, Mapping[str, Any]]:
         """Return the entries without a folder, by digits. One of which only variants (``--set``) ran is not absent.

@@ -11,7 +11,7 @@ from seqlm.schema import Count, NotNegative, Valid
 Amount: TypeAlias = Annotated[float, Valid("a number, 0 or more", least=0)]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class LauncherProcess(Record):
     """The process of a launcher or job, as the files of a study name it."""
 
@@ -19,7 +19,7 @@ class LauncherProcess(Record):
     host: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Start(Record):
     """``start.json``: who follows an attempt, and with what it starts. An attempt that a user started has none."""
 
@@ -47,7 +47,7 @@ class Start(Record):
     started_at: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class RankEnd(Record):
     """``end.json``, ``end-1.json``, ...: how a rank of an attempt ended, in its own words."""
 
@@ -74,7 +74,7 @@ class RankEnd(Record):
     micro_batches: Count | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Exit(Record):
     """``exit.json``: how an attempt ended, as seen from outside, if that adds something to what its ranks say."""
 
@@ -100,7 +100,7 @@ class Exit(Record):
     """Whether the launcher or job has given the run up."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class GpuUsage(Record):
     """What the GPU of a rank did, looked at every few seconds. ``None``: the card or its driver does not say."""
 
@@ -112,7 +112,7 @@ class GpuUsage(Record):
     """Reason for a lower clock -> share of the time."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Usage(Record):
     """What a rank has used since its start, with its children that have ended. ``None``: unknown."""
 
@@ -129,7 +129,7 @@ class Usage(Record):
     """``shared``: other runs are on the GPU."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Worker(Record):
     """``worker.json``, ``worker-1.json``, ...: where a rank of an attempt runs, with what, and what it has used."""
 
@@ -167,7 +167,7 @@ class Worker(Record):
     """``None``: not yet recorded."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Environment(Record):
     """``environments/DIGEST.json`` of a study: packages, driver and variables of workers. All are equal by digest."""
 
@@ -182,7 +182,7 @@ class Environment(Record):
     variables: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class ProgressFile(Record):
     """``progress.json``: how far an attempt is within its epoch, written by its first rank at intervals."""
 
@@ -203,7 +203,7 @@ class ProgressFile(Record):
     updated_at: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class HangFile(Record):
     """``hang-0.json``, ...: where a rank is that makes no progress."""
 
@@ -219,7 +219,7 @@ class HangFile(Record):
     """Name of each thread -> its frames, the innermost first."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Position(Record):
     """``checkpoints/position.json`` of a run: epoch and step of its last checkpoint, readable without PyTorch."""
 

@@ -29,14 +29,27 @@ class WrongFieldError(ValueError):
     """A field has another type than its record declares: what was expected, and what was found, in one line."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Record:
-    """Base of the records. Each subclass is a frozen, keyword-only dataclass."""
+    """Base of the records. Each subclass is a frozen, keyword-only dataclass.
+
+    The methods below serve all of them, since ``dataclass`` takes three times as long to make a class with its own, and
+    every command imports the records.
+    """
 
     FILE: ClassVar[str] = ""
     """Name of the file. Empty: the record is a part of others."""
     OPTIONAL: ClassVar[frozenset[str]] = frozenset()
     """Fields that are left out of the file if they are ``None``."""
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and vars(other) == vars(self)
+
+    def __hash__(self) -> int:
+        return hash((type(self), *vars(self).values()))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
 
     @classmethod
     def read(cls, folder: Path, tell: Tell | None = None) -> Self | None:

@@ -9,7 +9,7 @@ from seqlm.resources import Resources
 from seqlm.schema import NotNegative, Valid
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Limits(Record):
     """What a job asks for."""
 
@@ -18,7 +18,7 @@ class Limits(Record):
     """Memory of each node. ``None``: the cluster's default."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class ArrayPlan(Record):
     """An array: equal jobs, and their runs (:mod:`slurm.share`)."""
 
@@ -52,7 +52,7 @@ class ArrayPlan(Record):
         return max(resources.priority for resources in self.runs.values())
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Batch(Record):
     """``plan.json``: what the jobs of a submission do. The arrays are as the scheduler has taken them."""
 
@@ -75,7 +75,7 @@ class Batch(Record):
     """The folder of the request whose jobs wait for these, which are canaries. ``None``: they are none."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Submitted(Record):
     """``submitted.json``: all jobs of a request are submitted. Without this file they count as never submitted."""
 
@@ -84,7 +84,7 @@ class Submitted(Record):
     at: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Withdrawn(Record):
     """``withdrawn.json``: the jobs of a request are cancelled and count no more."""
 

@@ -6,7 +6,7 @@ from typing import ClassVar
 from seqlm.records.base import Record
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class LeaseFile(Record):
     """``lease/000001.json``, ...: an owner. A field that is ``None`` is not known."""
 

@@ -7,12 +7,12 @@ from typing import Any, ClassVar
 
 from seqlm.records.attempts import LauncherProcess
 from seqlm.records.base import Record
-from seqlm.records.runs import Epochs
+from seqlm.records.runs import Epochs, Provenance
 from seqlm.records.studies import TaskFile
 from seqlm.schema import Count
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Wanted(Record):
     """What a request wants of a run."""
 
@@ -26,7 +26,7 @@ class Wanted(Record):
     """Id of the run that a final seed of a search follows. ``None``: it follows none."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class RequestFile(Record):
     """``request.json``: runs to train, to cancel, or to list no more. Written once."""
 
@@ -47,7 +47,7 @@ class RequestFile(Record):
     """Run id -> what is wanted of the run."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Folder(Record):
     """What the folder of a run gets at its first attempt."""
 
@@ -55,29 +55,30 @@ class Folder(Record):
 
     config: Mapping[str, Any] | None = None
     """The configuration (:class:`seqlm.config.RunConfig`), as plain data."""
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-    """The run's own part of ``provenance.json``."""
+    provenance: Provenance = field(default_factory=Provenance)
+    """The run's own part of it."""
     task: TaskFile | None = None
     """``None``: the run is no behaviour job."""
 
     def to_plain(self) -> dict[str, Any]:
-        """Return the fields as plain data, which ``config`` and ``provenance`` are: a study has thousands of them."""
-        found: dict[str, Any] = {"config": self.config, "provenance": self.provenance}
+        """Return the fields as plain data, which ``config`` is: a study has thousands of them."""
+        found: dict[str, Any] = {"config": self.config, "provenance": self.provenance.to_plain()}
         return found if self.task is None else {**found, "task": self.task.to_plain()}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Folders(Record):
     """``runs.json``: what the folders of the runs of a request get."""
 
     FILE: ClassVar[str] = "runs.json"
 
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-    """The part of ``provenance.json`` that is common to all."""
+    provenance: Provenance = field(default_factory=Provenance)
+    """The part that is common to all."""
     runs: Mapping[str, Folder] = field(default_factory=dict)
     """By run id."""
 
     def to_text(self) -> str:
         """Return the text of the file, in one line, which takes a fraction of the time."""
-        plain = {"provenance": self.provenance, "runs": {name: run.to_plain() for name, run in self.runs.items()}}
+        runs = {run_id: folder.to_plain() for run_id, folder in self.runs.items()}
+        plain = {"provenance": self.provenance.to_plain(), "runs": runs}
         return json.dumps(plain, ensure_ascii=False, allow_nan=False)

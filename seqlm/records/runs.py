@@ -1,4 +1,4 @@
-"""The files of a run besides its attempts: its result, the decisions of its search, and what a canary has measured."""
+"""The files of a run besides its attempts: origin, result, decisions of its search, what a canary has measured."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -7,12 +7,69 @@ from typing import Annotated, Any, ClassVar, Self, TypeAlias
 
 from seqlm.reading import LEAST_PERPLEXITY, MOST_EPOCHS
 from seqlm.records.base import Record, Tell
+from seqlm.resources import Resources
 from seqlm.schema import Count, NotNegative, Valid
 
 Epochs: TypeAlias = Annotated[int, Valid("a number of epochs", least=0, most=MOST_EPOCHS)]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class GitState(Record):
+    """The state of a git checkout."""
+
+    commit: str | None = None
+    """``None``: it was no checkout."""
+    dirty: bool = False
+    """Whether files of the code differed from the commit."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class CodePlace(Record):
+    """Where the code of a launch is."""
+
+    path: str | None = None
+    live: bool = False
+    """Whether workers run from the working tree itself."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Provenance(Record):
+    """``provenance.json``: who launched a run, with what code, and as which entry of a manifest. ``None``: unknown."""
+
+    FILE: ClassVar[str] = "provenance.json"
+    OPTIONAL: ClassVar[frozenset[str]] = frozenset(
+        {"study", "launched_at", "host", "user", "git", "code", "name", "entry", "order", "first_seed", "label"}
+    )
+
+    study: str | None = None
+    launched_at: str | None = None
+    host: str | None = None
+    user: str | None = None
+    git: GitState | None = None
+    code: CodePlace | None = None
+    name: str | None = None
+    """The run's name in the manifest."""
+    entry: str | None = None
+    """The name before ``--set``."""
+    order: int | None = None
+    """Place in the manifest, from 0."""
+    first_seed: int | None = None
+    """Of a final seed of a search: the seed of the run that it follows. ``None``: it follows none."""
+    command: tuple[str, ...] = ()
+    """The command line that launches this run alone."""
+    resources: Resources = field(default_factory=Resources)
+    data: str | None = None
+    """Path of the corpus. ``None``: the default place."""
+    label: str | None = None
+    """What a report calls the user's own model, if it says so itself."""
+
+    def of_launch(self, launch: "Provenance") -> Self:
+        """Return this part of a run together with the part that is common to all runs of its launch."""
+        common = {name: value for name, value in vars(launch).items() if getattr(self, name) is None}
+        return replace(self, **common)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Result(Record):
     """``result.json`` of a run that is done. Losses are in nats per token; a number that is not finite is ``None``.
 
@@ -64,7 +121,7 @@ class Result(Record):
         return result
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class BehaviourResult(Record):
     """``result.json`` of a behaviour job."""
 
@@ -82,7 +139,7 @@ class BehaviourResult(Record):
     finished_at: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class CanaryResult(Record):
     """``canary.json``: what a canary has measured."""
 
@@ -107,7 +164,7 @@ class CanaryResult(Record):
     finished_at: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Rung(Record):
     """``rung-3.json``: what a search has decided about a run at a rung, with the evidence."""
 

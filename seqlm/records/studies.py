@@ -8,7 +8,7 @@ from seqlm.records.attempts import LauncherProcess
 from seqlm.records.base import Record
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class QueueFile(Record):
     """``queue.json``: the runs that wait in the queue of a study's launcher."""
 
@@ -22,7 +22,7 @@ class QueueFile(Record):
     """Run id -> why the run has not started, in queue order."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Note(Record):
     """``notes/000001/note.json``: tags, a text, or both, about runs. Written once and never edited."""
 
@@ -36,7 +36,7 @@ class Note(Record):
     text: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class CodeOrigin(Record):
     """``code-origin.json`` in the archive of a study's code: what it is, since an archive has no git repository."""
 
@@ -52,7 +52,7 @@ class CodeOrigin(Record):
     """Path of each file -> SHA-256 of its content."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class TaskFile(Record):
     """``task.json`` of a behaviour job: what it computes."""
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from seqlm.config import RunConfig
 from seqlm.files import make_directory, write_json, write_json_lines
+from seqlm.records.runs import GitState, Provenance
 from seqlm.rundir import RunDirectory
 from tests.facts import fail
 
@@ -49,7 +50,10 @@ def add_run(
         }
     )
     run = RunDirectory.locate(study_dir, name, config.fingerprint())
-    run.create(config, {**make_provenance(name, order), **(provenance or {})})
+    known = make_provenance(name, order)
+    run.create(config, known)
+    if provenance:
+        write_json(run.provenance_file, {**known.to_plain(), **provenance})
     trains = [train] * len(val) if isinstance(train, int | float) else list(train)
     times = [seconds] * len(val) if isinstance(seconds, int | float) else list(seconds)
     records = [
@@ -90,16 +94,15 @@ def digits(run: RunDirectory) -> str:
     return run.path.name.rpartition("-")[2]
 
 
-def make_provenance(name: str, order: int) -> dict[str, Any]:
-    return {
-        "study": "optimizers",
-        "name": name,
-        "order": order,
-        "command": ["python", "launch.py", "run", "jobs/manifests/optimizers.toml", "--only", f"name={name}"],
-        "launched_at": None,
-        "host": "node07",
-        "git": {"commit": "3f1c9a7be2d04586b1aa7733c5e0f98d21764b0e", "dirty": True},
-    }
+def make_provenance(name: str, order: int) -> Provenance:
+    return Provenance(
+        study="optimizers",
+        name=name,
+        order=order,
+        command=("python", "launch.py", "run", "jobs/manifests/optimizers.toml", "--only", f"name={name}"),
+        host="node07",
+        git=GitState(commit="3f1c9a7be2d04586b1aa7733c5e0f98d21764b0e", dirty=True),
+    )
 
 
 def result_of(records: list[dict[str, Any]]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from jobs.spec import RunSpec
 from seqlm import machine
 from seqlm.config import RunConfig
 from seqlm.errors import UsageError
-from seqlm.records.runs import Result
+from seqlm.records.runs import Provenance, Result
 from seqlm.rundir import RunDirectory
 from tests import commands, hostile
 from tests.chaos.disk import may_mount
@@ -84,11 +84,11 @@ def test_where_ray_cannot_start_the_runs_of_a_manifest_that_names_it_go_to_local
     run = study.runs()[0]
     worker, end = (json.loads(file.read_text()) for file in (run.worker_file(1, 0), run.end_file(1)))
     provenance, result = run.read_provenance(), run.read_result() or Result()
-    times = [provenance["launched_at"], worker["started_at"], result.finished_at, end["ended_at"]]
+    times = [provenance.launched_at, worker["started_at"], result.finished_at, end["ended_at"]]
     assert times == sorted(times), "in UTC and whole seconds: texts that sort"
     assert worker["ranks"] == 1
-    assert Path(provenance["code"]["path"]).joinpath("seqlm/training/worker.py").is_file()
-    assert provenance["command"][-2:] == ["--only", "name=rnn-adam"]
+    assert Path(str(provenance.code and provenance.code.path)).joinpath("seqlm/training/worker.py").is_file()
+    assert provenance.command[-2:] == ("--only", "name=rnn-adam")
 
 
 @pytest.fixture
@@ -298,14 +298,14 @@ def plan_of(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
 def pretend_earlier_run(study: Study, data: dict[str, Any], **record: Any) -> None:
     """An earlier run of another study with the configuration of the first run."""
     run = RunDirectory(study.folder / "runs" / "earlier" / "run-1")
-    run.create(RunConfig.from_dict(data["runs"][0]["config"]), {})
+    run.create(RunConfig.from_dict(data["runs"][0]["config"]), Provenance())
     run.metrics_file.write_text(json.dumps({"epoch": 0, "val_ppl": 1.0, **record}) + "\n")
 
 
 def test_plan_of_a_study_with_nothing_to_start_claims_no_time(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
     (planned,) = plan_of(capsys)["runs"]
     run = RunDirectory(Path(planned["directory"]))
-    run.create(RunConfig.from_dict(planned["config"]), {})
+    run.create(RunConfig.from_dict(planned["config"]), Provenance())
     run.result_file.write_text("{}")
     assert launch.main(["plan", "small.toml"]) == 0
     assert re.search(r"1 run \(1 skip\) in .*\nnothing to start; disk .* for checkpoints\n$", capsys.readouterr().out)
@@ -467,7 +467,7 @@ def launched(study: Study, *states: str) -> list[RunDirectory]:
     for order, state in enumerate(states):
         spec = RunSpec(name=f"rnn-seed{order}", config=make_config(seed=order), order=order)
         run = RunDirectory.locate(study.folder / "runs" / "small", spec.name, spec.fingerprint)
-        run.create(spec.config, {"name": spec.name, "order": order})
+        run.create(spec.config, Provenance(name=spec.name, order=order))
         if state == "done":
             run.result_file.write_text("{}")
         elif state == "failed":
@@ -500,7 +500,7 @@ def test_an_id_is_the_same_in_plan_status_filters_and_logs(study: Study, capsys:
     assert launch.main(["plan", "small.toml", "--json"]) == 0
     (record,) = json.loads(capsys.readouterr().out)["data"]["runs"]
     assert record["id"] == found
-    run.create(RunConfig.from_dict(record["config"]), {"name": record["name"]})
+    run.create(RunConfig.from_dict(record["config"]), Provenance(name=record["name"]))
     launched(study, "done")
     assert found in ids("status", "small")
     assert ids("status", "small", "--only", f"id={found[:-2]}") == [found]

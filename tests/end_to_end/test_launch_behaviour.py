@@ -117,10 +117,10 @@ def test_what_is_chosen_is_computed_once_and_anew_only_when_its_checkpoint_chang
     assert job.argv[1:] == ("-m", STAND_IN, str(study.job("gru").path))
     assert (job.backend, job.resources.ranks) == ("local", 1)
     provenance = study.job("gru").read_provenance()
-    assert provenance["study"] == "small/behaviour"
-    code_name = Path(provenance["code"]["path"]).name
+    assert provenance.study == "small/behaviour"
+    code_name = Path(str(provenance.code and provenance.code.path)).name
     assert [path.stem for path in (study.path / "code").iterdir()] == [code_name], "one archive of the code for both"
-    assert provenance["command"][2:] == ["behaviour", "runs/small", "--only", f"id={study.runs['gru'].id}"]
+    assert provenance.command[2:] == ("behaviour", "runs/small", "--only", f"id={study.runs['gru'].id}")
 
     code, states, err = study.behaviour()
     assert (code, states) == (0, {"rnn-b": ("done", "up to date"), "gru": ("done", "up to date")})

@@ -8,6 +8,7 @@ import pytest
 
 from seqlm.errors import FileError
 from seqlm.model_files import ModelFiles
+from seqlm.records.runs import Provenance
 from seqlm.rundir import RunDirectory
 from tests.faults import ChangeFaults
 from tests.seqlm.training.studies import make_config
@@ -32,7 +33,7 @@ def test_a_disk_that_fails_at_any_call_while_a_model_is_kept_does_not_stop_the_n
 
 def test_what_a_killed_launch_began_of_a_model_is_swept_by_the_next_one(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run-00000000")
-    run.create(make_config(), {}, model_files=FILES)
+    run.create(make_config(), Provenance(), model_files=FILES)
     begun = run.model_dir / "parts" / ".cell.py.0123456789abcdef.tmp"
     begun.write_bytes(b"")
     run.sweep()

@@ -9,6 +9,7 @@ from seqlm import lease, processes
 from seqlm.errors import FileError
 from seqlm.files import write_json, write_json_lines
 from seqlm.records.attempts import Exit
+from seqlm.records.runs import Provenance
 from seqlm.rundir import RunDirectory, slugify
 from seqlm.state import View
 from tests.facts import fail
@@ -109,21 +110,21 @@ def test_a_run_is_found_again_whatever_its_name_is_now(tmp_path: Path) -> None:
     config = make_config()
     run = RunDirectory.locate(tmp_path, "GRU / first try", config.fingerprint())
     assert run.id == f"gru-first-try-{config.fingerprint()[:8]}"
-    run.create(config, {"name": "GRU / first try"})
+    run.create(config, Provenance(name="GRU / first try"))
     assert RunDirectory.locate(tmp_path, "renamed", config.fingerprint()) == run
 
 
 def test_another_configuration_never_overwrites_a_run(run: RunDirectory) -> None:
     before = run.config_file.read_bytes()
-    run.create(make_config(), {"name": "again"})
+    run.create(make_config(), Provenance(name="again"))
     with pytest.raises(FileError, match="holds another configuration"):
-        run.create(make_config(seed=5), {})
+        run.create(make_config(seed=5), Provenance())
     assert run.config_file.read_bytes() == before
 
 
 def test_runs_are_listed_in_manifest_order(tmp_path: Path) -> None:
     for order, name in ((1, "a-00000001"), (0, "b-00000002"), (None, "c-00000003")):
-        make_run(tmp_path / name, make_config()).create(make_config(), {"order": order})
+        make_run(tmp_path / name, make_config()).create(make_config(), Provenance(order=order))
     assert [seen.run.id for seen in observe_study(tmp_path)] == ["b-00000002", "a-00000001", "c-00000003"]
     (tmp_path / "b-00000002" / "provenance.json").write_text("{")
     assert [seen.run.id for seen in observe_study(tmp_path)] == ["a-00000001", "b-00000002", "c-00000003"]

@@ -398,7 +398,7 @@ def test_plan_prints_the_scripts_that_run_submits(
     assert asked == [re.sub("[0-9a-f]{64}", "DIGEST", job.script) for job in submitted.values()]
     assert [job.options["nice"] for job in submitted.values()] == ["7", "12"], "the urgent run goes first"
     told = JobPlan.read(tmp_path / "runs/s/launches/000001/plan.json")
-    assert RunDirectory(told.options.study_dir / next(iter(told.arrays[1].runs))).read_provenance()["name"] == "long"
+    assert RunDirectory(told.options.study_dir / next(iter(told.arrays[1].runs))).read_provenance().name == "long"
 
 
 def test_plan_shows_no_script_once_the_budget_is_spent(

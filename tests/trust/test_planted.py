@@ -18,6 +18,8 @@ from seqlm.architectures import CustomConfig
 from seqlm.data.corpus import load_corpus
 from seqlm.files import write_json
 from seqlm.model_files import read_model_files
+from seqlm.records.runs import Provenance
+from seqlm.resources import Resources
 from seqlm.rundir import RunDirectory, study_record_file
 from tests.facts import fail
 from tests.seqlm.check_model.faulty import INIT, write_model
@@ -72,7 +74,7 @@ def study(tmp_path: Path, marker: Path) -> Path:
     for order, (name, epochs) in enumerate({"done": 1, "failed": 2}.items()):
         config = replace(make_config(epochs=epochs, seed=order), model=model)
         run = RunDirectory.locate(study_dir, name, config.fingerprint())
-        known = {"name": name, "order": order, "data": str(text), "resources": {"cpus": 1}, "command": []}
+        known = Provenance(name=name, order=order, data=str(text), resources=Resources(cpus=1))
         run.create(config, known, model_files=files)
         if name == "done":
             Attempt(run, load_corpus(config.data, text)).train()

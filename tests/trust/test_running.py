@@ -17,6 +17,8 @@ from jobs.launch.dispatch import Dispatcher
 from seqlm.architectures import CustomConfig
 from seqlm.data.corpus import load_corpus
 from seqlm.model_files import read_model_files
+from seqlm.records.runs import Provenance
+from seqlm.resources import Resources
 from seqlm.rundir import RunDirectory
 from tests.facts import fail
 from tests.seqlm.check_model.faulty import write_model
@@ -49,7 +51,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for order, name in enumerate(("done", "failed")):
         config = replace(make_config(epochs=1 + order, seed=order), model=model)
         run = RunDirectory.locate(study_dir, name, config.fingerprint())
-        known = {"name": name, "order": order, "data": str(text), "resources": {"cpus": 1}, "command": []}
+        known = Provenance(name=name, order=order, data=str(text), resources=Resources(cpus=1))
         run.create(config, known, model_files=files)
         runs.append(run)
         if name == "done":

@@ -65,7 +65,7 @@ def rounds(documents: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 def whole_run(study_dir: Path, seed: int, kind: str) -> RunDirectory:
     """A run with every file that it can have: done, failed, stopped by a search, or interrupted."""
     run = make_run(study_dir, 0, epochs=3, done=kind == "done", seed=seed)
-    provenance = run.read_provenance()
+    provenance = run.read_provenance().to_plain()
     resources = {"ranks": 1, "cpus": 2, "gpus": 0, "priority": 0}
     more = {"resources": resources, "entry": "rnn-adam", "data": "text", "code": {"path": "/x/code/y", "live": False}}
     write_json(run.provenance_file, {**provenance, **more, "order": seed % 1000})

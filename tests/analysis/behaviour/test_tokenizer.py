@@ -10,6 +10,7 @@ from analysis.behaviour.__main__ import main
 from seqlm.config import RunConfig
 from seqlm.data.corpus import load_corpus, resolve_data
 from seqlm.files import write_json
+from seqlm.records.runs import Provenance
 from seqlm.rundir import RunDirectory
 from tests.seqlm.data.bpe import train_tokenizer
 from tests.seqlm.training.studies import Attempt, make_config, write_text
@@ -27,7 +28,7 @@ def test_a_run_with_a_tokenizer_writes_text_and_bits_per_byte(tmp_path: Path, mo
     config = RunConfig.from_dict({**raw, "data": vars(data)})
     run, job = RunDirectory(tmp_path / "runs/s/a-1"), RunDirectory(tmp_path / "runs/s/behaviour/a-1")
     for folder in (run, job):
-        folder.create(config, {"name": "a"}, bpe)
+        folder.create(config, Provenance(name="a"), bpe)
     bpe.unlink()
 
     corpus = load_corpus(data, text, run.tokenizer_file)

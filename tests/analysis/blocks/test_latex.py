@@ -130,7 +130,7 @@ def test_the_tables_of_hostile_runs_compile(tmp_path: Path) -> None:
 def many_runs(study_dir: Path, count: int) -> Path:
     """A number of runs without epochs, which differ in their seeds."""
     run = make_run(study_dir, 8, epochs=0, done=False)
-    config, provenance = run.read_config().to_dict(), run.read_provenance()
+    config, provenance = run.read_config().to_dict(), run.read_provenance().to_plain()
     for seed in range(1, count):
         copy = study_dir / f"copy-{seed}"
         copy.mkdir()

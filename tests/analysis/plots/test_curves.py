@@ -20,6 +20,7 @@ from analysis.study.study import StudyFiles, load_study
 from benchmarks.report_study import make_study as make_large_study
 from seqlm.config import RunConfig
 from seqlm.files import write_json, write_json_lines
+from seqlm.records.runs import Provenance
 from tests.analysis.contents import curve_charts
 from tests.analysis.synthetic import STEPS, add_trace, fail, make_run
 
@@ -114,7 +115,7 @@ def test_settings_alike_in_both_differ_in_shade_and_seeds_do_not(
     run = make_run(tmp_path, 0, epochs=2)
     twin = RunConfig.from_dict({**run.read_config().to_dict(), **change})
     other = type(run).locate(tmp_path, "twin", twin.fingerprint())
-    other.create(twin, {"order": 1})
+    other.create(twin, Provenance(order=1))
     write_json_lines(other.metrics_file, run.read_metrics()[0])
     first, second = styles_of(curves_of(load_study(tmp_path))).values()
     assert (first.colour == second.colour) is alike

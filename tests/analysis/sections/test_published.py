@@ -13,7 +13,7 @@ from tests.analysis.hand_made import add_run, digits
 
 
 def compared(study_dir: Path, published: dict[RunDirectory, dict[str, Any]]) -> list[Block]:
-    orders = {run: (run.read_provenance() or {})["order"] for run in published}
+    orders = {run: run.read_provenance().order or 0 for run in published}
     record = {
         "planned": [
             {"number": orders[run] + 1, "fingerprint": digits(run), "published": numbers}

@@ -14,6 +14,7 @@ from analysis.sections.search import search_section
 from analysis.study.study import StudyFiles, load_study
 from seqlm.files import read_json, write_json, write_json_lines
 from seqlm.records.requests import Folder, Folders, RequestFile, Wanted
+from seqlm.records.runs import Provenance
 from seqlm.requests import file_request
 from seqlm.rundir import RunDirectory
 from tests.analysis.attempt_files import write_attempt, write_job
@@ -184,7 +185,7 @@ def test_final_seeds_are_results_and_no_rung_counts_them_and_those_that_are_not_
     )
     left = "g-00000009"
     config = RunDirectory(tmp_path / stopped["id"]).read_config()
-    provenance = {"name": "g", "order": 6, "first_seed": 1111}
+    provenance = Provenance(name="g", order=6, first_seed=1111)
     own = Folder(config={**config.to_dict(), "seed": 7}, provenance=provenance)
     wanted = {left: Wanted(epochs=3, after=stopped["id"])}
     file_request(tmp_path, RequestFile(kind="run", runs=wanted), Folders(runs={left: own}))

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def launch(
     write_record(study_dir, record_of(found, [spec], None), [], told.append)
     assert not told
     run = RunDirectory.locate(study_dir, spec.name, spec.fingerprint)
-    run.create(spec.config, {**make_provenance(spec.name, spec.order), "entry": spec.entry, "launched_at": at})
+    run.create(spec.config, replace(make_provenance(spec.name, spec.order), entry=spec.entry, launched_at=at))
     epochs = spec.config.train.epochs
     records = [
         {

@@ -116,7 +116,7 @@ items = []
 for seed in range(4):
     spec = RunSpec(name=f"run{seed}", config=make_config(seed=seed), resources=resources)
     run = RunDirectory.locate(study, spec.name, spec.fingerprint)
-    run.create(spec.config, {"name": spec.name})
+    run.create(spec.config, Provenance(name=spec.name))
     items.append(plan(spec, run, run.observe(), has_checkpoint=False, retry=False))
 options = LaunchOptions(study_dir=study, worker=("-c", worker))
 Dispatcher(backend, live_code(), options).dispatch(items)

@@ -11,6 +11,7 @@ import launch
 from seqlm import machine
 from seqlm.config import RunConfig
 from seqlm.files import write_json_lines
+from seqlm.records.runs import Provenance
 from seqlm.rundir import RunDirectory
 from tests import commands
 from tests.analysis.attempt_files import write_attempt
@@ -48,7 +49,7 @@ def test_plan_says_what_is_spent_and_what_the_rest_needs(study: Study, capsys: p
 
     # One run has trained an epoch, for half an hour on two threads.
     first = RunDirectory(Path(data["runs"][0]["directory"]))
-    first.create(RunConfig.from_dict(data["runs"][0]["config"]), {"name": "first"})
+    first.create(RunConfig.from_dict(data["runs"][0]["config"]), Provenance(name="first"))
     write_json_lines(first.metrics_file, [{"epoch": 0, "val_ppl": 9.0, "train_tokens_per_second": 1.0}])
     first.last_checkpoint.touch()
     write_attempt(first, 1, start=0, end=1800)

@@ -18,6 +18,7 @@ from jobs.study.folder import launching, observe_study
 from seqlm.errors import FileError
 from seqlm.files import write_json
 from seqlm.records.requests import Folder, Folders, RequestFile, Wanted
+from seqlm.records.runs import Provenance
 from seqlm.requests import file_request
 from seqlm.rundir import RunDirectory
 from tests import commands
@@ -44,7 +45,7 @@ def make_study(study_dir: Path) -> Path:
     write_json(run_of(study_dir, "open").provenance_file, {"name": "open", "code": {"path": "/x/code/launched"}})
     first = run_of(study_dir, "first")
     canary = RunDirectory.canary(study_dir, first.id)
-    canary.create(first.read_config(), {})
+    canary.create(first.read_config(), Provenance())
     fill(canary.canary_file, 100)
     done_run(study_dir / "behaviour", "first", None, checkpoint=False)
     return study_dir
@@ -149,8 +150,8 @@ def test_chosen_runs_go_with_their_results_and_all_else_stays(
 
 
 def test_a_chosen_run_that_waits_for_its_first_attempt_is_listed_no_more(study: Path, ask: Ask) -> None:
-    (run,) = (run for run in runs_in(study) if run.read_provenance()["name"] == "open")
-    planned = Folder(config=run.read_config().to_dict(), provenance={"name": "waits"})
+    (run,) = (run for run in runs_in(study) if run.read_provenance().name == "open")
+    planned = Folder(config=run.read_config().to_dict(), provenance=Provenance(name="waits"))
     waits = RunDirectory(study / "waits-12345678")
     file_request(
         study, RequestFile(kind="run", runs={waits.id: Wanted(), run.id: Wanted()}), Folders(runs={waits.id: planned})

@@ -14,6 +14,7 @@ from jobs.study.launched import TASK_SETTINGS
 from seqlm.config import RunConfig
 from seqlm.errors import UsageError
 from seqlm.files import read_json, write_json, write_json_lines
+from seqlm.records.runs import Provenance
 from seqlm.rundir import BEHAVIOUR_VERSION, RunDirectory, study_record_file
 from seqlm.trust import record_launch, table_digest
 from tests.facts import launch_again
@@ -26,7 +27,7 @@ def done_run(
     """A run that has finished with this validation perplexity."""
     config = make_config(arch, seed=seed)
     run = RunDirectory.locate(study_dir, name, config.fingerprint())
-    run.create(config, {"name": name, "order": seed})
+    run.create(config, Provenance(name=name, order=seed))
     epoch = {"epoch": 0, "val_ppl": ppl, "train_tokens_per_second": 7.0}
     write_json_lines(run.metrics_file, [epoch])
     write_json(run.result_file, {"best_val_ppl": ppl})
@@ -104,7 +105,7 @@ def test_a_model_of_another_text_is_no_judge(tmp_path: Path) -> None:
     raw["data"]["level"] = "char"
     config = RunConfig.from_dict(raw)
     other = RunDirectory.locate(tmp_path, "chars", config.fingerprint())
-    other.create(config, {"name": "chars"})
+    other.create(config, Provenance(name="chars"))
     write_json_lines(other.metrics_file, [{"epoch": 0, "val_ppl": 2.0}])
     write_json(other.result_file, {})
     other.best_checkpoint.write_bytes(b"characters")
@@ -120,7 +121,7 @@ def pretend_computed(study_dir: Path, given: Mapping[str, Any] = MappingProxyTyp
     """Leave for each job what its worker would."""
     for job in BehaviourLaunch(study_dir, given=given).jobs:
         assert job.run.config is not None
-        job.folder.create(job.run.config, {"name": job.run.name})
+        job.folder.create(job.run.config, Provenance(name=job.run.name))
         write_json(job.folder.task_file, {"judge": job.judge_id, "settings": job.settings})
         record_launch(study_dir, {table_digest(TASK_SETTINGS, job.settings)})
         made = {

@@ -18,6 +18,7 @@ from seqlm.errors import DamagedFileError, DataError, RunBusyError
 from seqlm.files import read_json
 from seqlm.model_files import read_model_files
 from seqlm.records.requests import Folder, Folders, RequestFile, Wanted
+from seqlm.records.runs import Provenance
 from seqlm.requests import file_request
 from seqlm.rundir import STUDY_FORMAT
 from tests.cancelling import cancel
@@ -119,7 +120,7 @@ def test_a_run_that_waits_is_as_it_was_launched_and_its_first_attempt_makes_its_
     for _ in range(2):
         run.create_as_launched()
     assert RunConfig.from_dict(read_json(run.config_file) or {}) == config
-    assert read_json(run.provenance_file) == waiting.provenance
+    assert Provenance.read(run.path) == waiting.provenance
     assert read_model_files(model, run.model_dir) == spec.model_files
     run.config_file.unlink()
     assert run.read_config() == config, "the request has it as well"

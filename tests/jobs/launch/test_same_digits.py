@@ -10,6 +10,7 @@ from jobs.spec import RunSpec
 from seqlm.config import RunConfig
 from seqlm.errors import UsageError
 from seqlm.files import write_json
+from seqlm.records.runs import Provenance
 from tests.facts import make_folder
 from tests.seqlm.training.studies import make_config
 
@@ -32,4 +33,4 @@ def test_a_run_is_not_done_with_the_result_of_another(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=f"seed35681.*{run.path}"):
         plan_runs([SECOND], tmp_path)
     with pytest.raises(UsageError, match=str(run.path)):
-        run.create(SECOND.config, {"name": SECOND.name})
+        run.create(SECOND.config, Provenance(name=SECOND.name))

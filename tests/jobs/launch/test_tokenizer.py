@@ -12,6 +12,7 @@ from jobs.spec import RunSpec
 from jobs.study.folder import observe_study
 from seqlm.data.corpus import load_corpus
 from seqlm.errors import DataError, UsageError
+from seqlm.records.runs import Provenance
 from seqlm.rundir import RunDirectory
 from tests.seqlm.data.bpe import train_tokenizer
 from tests.seqlm.training.studies import write_text
@@ -49,7 +50,7 @@ def launch(folder: Path) -> list[RunSpec]:
     specs, study_dir = specs_of(folder), folder / "runs/s"
     for spec in specs:
         run = RunDirectory.locate(study_dir, spec.name, spec.fingerprint)
-        run.create(spec.config, {"name": spec.name, "data": str(folder / "text")}, spec.tokenizer)
+        run.create(spec.config, Provenance(name=spec.name, data=str(folder / "text")), spec.tokenizer)
     manifest = load_manifest(folder / "my/my.toml")
     write_record(study_dir, record_of(manifest, specs, folder / "text"), [], print)
     return specs
@@ -95,7 +96,7 @@ def test_a_file_that_changes_between_planning_and_starting_is_noticed(folder: Pa
     spec = specs_of(folder)[0]
     edit(folder)
     with pytest.raises(UsageError, match="has changed since the launch began; launch again"):
-        RunDirectory(folder / "runs/s/x").create(spec.config, {}, spec.tokenizer)
+        RunDirectory(folder / "runs/s/x").create(spec.config, Provenance(), spec.tokenizer)
 
 
 def test_a_renamed_file_is_the_same_run_and_equal_files_are_no_two_runs(folder: Path) -> None:
@@ -110,7 +111,7 @@ def test_a_folder_launched_under_the_old_name_of_the_file_is_used_again(folder: 
     spec = launch(folder)[0]
     run = RunDirectory.locate(folder / "runs/s", spec.name, spec.fingerprint)
     renamed = replace(spec.config, data=replace(spec.config.data, tokenizer="other.json"))
-    run.create(renamed, {}, spec.tokenizer)
+    run.create(renamed, Provenance(), spec.tokenizer)
     assert run.read_config().data.tokenizer == "tokenizers/bpe.json"
 
 

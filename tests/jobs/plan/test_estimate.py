@@ -25,6 +25,7 @@ from seqlm.config import RunConfig
 from seqlm.data.corpus import CorpusFacts, load_corpus
 from seqlm.files import write_json
 from seqlm.models import build_model, output_loss
+from seqlm.records.runs import Provenance
 from seqlm.rundir import RunDirectory
 from tests.seqlm.training.studies import Attempt, write_text
 
@@ -173,7 +174,7 @@ def test_the_time_of_a_run_follows_from_the_operations_per_second_of_its_nearest
 
 def make_run(root: Path, study: str, run_config: RunConfig, speeds: list[float | None]) -> RunDirectory:
     run = RunDirectory.locate(root / study, "run", run_config.fingerprint())
-    run.create(run_config, {})
+    run.create(run_config, Provenance())
     lines = [{"epoch": i, "val_ppl": 1.0, "train_tokens_per_second": speed} for i, speed in enumerate(speeds)]
     run.metrics_file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return run
@@ -190,7 +191,7 @@ def test_earlier_speeds_are_the_median_over_the_epochs_of_all_studies(tmp_path: 
 
 def make_canary(root: Path, study: str, run_config: RunConfig, **record: Any) -> RunDirectory:
     run = RunDirectory.canary(root / study, f"run-{run_config.fingerprint()[:8]}")
-    run.create(run_config, {})
+    run.create(run_config, Provenance())
     write_json(run.canary_file, record)
     return run
 
@@ -233,7 +234,7 @@ def test_the_size_of_a_checkpoint_is_that_of_its_file_within_5_percent(
         train.write(" ".join(f"word{number}" for number in range(words - 16)) + "\n")
     loaded = load_corpus(run_config.data, text)
     run = RunDirectory(tmp_path / "run")
-    run.create(run_config, {})
+    run.create(run_config, Provenance())
     Attempt(run, loaded).train()
     for file, to_resume in ((run.last_checkpoint, True), (run.best_checkpoint, False)):
         expected = checkpoint_bytes(run_config, len(loaded.vocabulary), to_resume=to_resume)

@@ -15,6 +15,7 @@ from jobs.study.folder import observe_study
 from jobs.study.squeue import Scheduler
 from seqlm.errors import FileError
 from seqlm.files import read_json, write_json, write_json_lines
+from seqlm.records.runs import Provenance
 from seqlm.rundir import Observation, RunDirectory
 from seqlm.state import FailureKind, State
 from tests.facts import make_folder, stop
@@ -117,7 +118,7 @@ def test_a_done_run_is_not_done_once_more_is_requested(tmp_path: Path, run: RunD
     (item,) = plan_runs([longer(spec, 3)], tmp_path / "s")
     assert (item.run, item.action, item.reason, item.epochs_done) == (run, "extend", "2 -> 3", 2)
     assert run.is_done(), "a plan writes nothing"
-    run.create(item.spec.config, {"name": "a"})
+    run.create(item.spec.config, Provenance(name="a"))
     assert not run.is_done()
     assert not run.has_ended()
     (seen,) = observe_study(tmp_path / "s")

@@ -16,6 +16,7 @@ from jobs.plan.search import expectation, expected_to_pass
 from jobs.spec import RunSpec
 from seqlm.config import RunConfig
 from seqlm.files import write_json, write_json_lines
+from seqlm.records.runs import Provenance
 from seqlm.rundir import RunDirectory
 from seqlm.search import Search, goes_on, never_stops
 from tests.facts import stop
@@ -96,7 +97,7 @@ def test_plan_has_the_total_with_the_rule_and_without(
 
     record = ask()["runs"][0]
     run = RunDirectory(Path(record["directory"]).with_name("other-0000000a"))
-    run.create(RunConfig.from_dict({**record["config"], "seed": 5}), {"name": "other"})
+    run.create(RunConfig.from_dict({**record["config"], "seed": 5}), Provenance(name="other"))
     write_json_lines(run.metrics_file, [{"epoch": 0, "val_ppl": 9.0, "train_tokens_per_second": 1.0}])
     run.path.parent.joinpath("study.json").write_text("{}")
     assert ask()["expected"] is None
@@ -127,7 +128,7 @@ def test_plan_and_run_choose_runs_by_their_state_and_results(
     good, stopped, _ = json.loads(capsys.readouterr().out)["data"]["runs"]
     for record, value in ((good, 5.0), (stopped, 9.0)):
         run = RunDirectory(Path(record["directory"]))
-        run.create(RunConfig.from_dict(record["config"]), {"name": record["name"]})
+        run.create(RunConfig.from_dict(record["config"]), Provenance(name=record["name"]))
         write_json_lines(run.metrics_file, [{"epoch": 0, "val_ppl": value}])
         run.attempt_dir(1).mkdir(parents=True)
         if record is good:

@@ -12,6 +12,7 @@ from jobs.study.squeue import Scheduler
 from seqlm.errors import FileError
 from seqlm.files import write_json
 from seqlm.records.attempts import Exit, RankEnd
+from seqlm.records.runs import Provenance
 from seqlm.resources import Resources
 from seqlm.rundir import BEHAVIOUR_FOLDER, RunDirectory, study_record_file
 from seqlm.training import attempt
@@ -180,7 +181,7 @@ def test_a_run_that_the_budget_keeps_from_starting_says_so(tmp_path: Path, monke
     config = make_config(epochs=4)
     study = tmp_path / "s"
     run = RunDirectory.locate(study, "a", config.fingerprint())
-    run.create(config, {"name": "a"})
+    run.create(config, Provenance(name="a"))
     other = RunDirectory(study / "b-2")
     write_attempt(other, 1, start=0, end=3 * HOUR)  # 6 core hours, of a run that is gone
 

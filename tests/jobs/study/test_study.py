@@ -36,7 +36,7 @@ def make_study(folder: Path, *seeds: int) -> list[RunDirectory]:
         )
         run = RunDirectory.locate(folder, spec.name, spec.fingerprint)
         code = Code(path=Path("/code"), commit="c" * 40, dirty=True, live=False)
-        run.create(spec.config, {**launch_record(folder.name, code), **run_record(spec)})
+        run.create(spec.config, run_record(spec).of_launch(launch_record(folder.name, code)))
         runs.append(run)
     return runs
 
@@ -101,7 +101,7 @@ def test_a_run_comes_back_from_its_folder_as_it_was_launched(tmp_path: Path) -> 
     (observed,) = observe_study(tmp_path / "s")
     spec = observed.to_spec()
     assert (spec.name, spec.config, spec.order, spec.resources) == ("run7", make_config(seed=7), 0, Resources(ranks=2))
-    assert (spec.data_path, spec.command) == (Path("/text"), ["python", "launch.py"])
+    assert (spec.data_path, spec.command) == (Path("/text"), ("python", "launch.py"))
 
 
 def test_the_runs_in_the_queue_of_a_live_launcher_are_queued_with_the_reason(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from unittest.mock import Mock
 
 from seqlm.config import RunConfig
 from seqlm.data.corpus import Corpus
-from seqlm.records.runs import Result
+from seqlm.records.runs import Provenance, Result
 from seqlm.rundir import RunDirectory
 from seqlm.training import attempt as attempts
 from seqlm.training.distributed import Rank
@@ -65,7 +65,7 @@ def make_config(
 def make_run(folder: Path, config: RunConfig) -> RunDirectory:
     """A run directory as a launcher would make it."""
     run = RunDirectory(folder)
-    run.create(config, {"name": folder.name})
+    run.create(config, Provenance(name=folder.name))
     return run
 
 

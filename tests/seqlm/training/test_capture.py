@@ -16,6 +16,7 @@ from seqlm.data.corpus import load_corpus
 from seqlm.model_files import read_model_files
 from seqlm.models import build_model
 from seqlm.optimizers import OptimConfig, build_optimizer, set_learning_rate
+from seqlm.records.runs import Provenance
 from seqlm.rundir import RunDirectory
 from seqlm.training.attempt import StopRequested
 from seqlm.training.capture import Captured, CaptureError, generators, is_captured
@@ -264,7 +265,9 @@ def attempt_at(
     corpus = load_corpus(config.data, write_text(folder / "text", train_lines=60))
     run = RunDirectory(folder / "run")
     own = isinstance(config.model, CustomConfig)
-    run.create(config, {"name": "run"}, model_files=read_model_files(config.model, folder.parent) if own else None)
+    run.create(
+        config, Provenance(name="run"), model_files=read_model_files(config.model, folder.parent) if own else None
+    )
     return Attempt(run, corpus).stop_after(steps)
 
 

@@ -15,6 +15,7 @@ from seqlm.model_files import read_model_files
 from seqlm.models import build_model
 from seqlm.models.language_model import hidden_states_of
 from seqlm.models.state import join_states, map_state, split_state, tensors_of
+from seqlm.records.runs import Provenance
 from seqlm.rundir import RunDirectory
 from seqlm.training.attempt import StopRequested
 from seqlm.training.checkpoint import load_checkpoint
@@ -50,7 +51,7 @@ def own_run(folder: Path, name: str, **train: Any) -> tuple[RunDirectory, RunCon
     files = read_model_files(config.model, source)
     config = replace(config, model=replace(config.model, sha256=files.sha256))
     run = RunDirectory(folder)
-    run.create(config, {"name": name}, model_files=files)
+    run.create(config, Provenance(name=name), model_files=files)
     return run, config
 
 
@@ -87,7 +88,7 @@ def test_a_tied_parameter_is_saved_once_under_its_two_names(tmp_path: Path, corp
     files = read_model_files(CustomConfig(arch="custom", source="model.py:Model"), tmp_path)
     config = replace(make_config(), model=CustomConfig(arch="custom", source="model.py:Model", sha256=files.sha256))
     run = RunDirectory(tmp_path / "run")
-    run.create(config, {}, model_files=files)
+    run.create(config, Provenance(), model_files=files)
     attempt = Attempt(run, corpus)
     attempt.train()
     for path in (run.last_checkpoint, run.best_checkpoint):
@@ -105,14 +106,14 @@ def test_the_worker_trains_the_kept_copy_and_refuses_a_changed_one(tmp_path: Pat
     files = read_model_files(model, tmp_path)
     config = replace(make_config(), model=replace(model, sha256=files.sha256))
     run = RunDirectory(tmp_path / "study" / "run")
-    run.create(config, {}, model_files=files)
+    run.create(config, Provenance(), model_files=files)
     source.write_text("this is no Python any more")
     Attempt(run, corpus)
     (run.model_dir / "model.py").write_text(source.read_text())
     with pytest.raises(ModelError, match=r"model\.sha256: model\.py in .*/model changed: expected sha256"):
         Attempt(run, corpus)
     with pytest.raises(ModelError, match=r"model\.py has changed since its run was launched"):
-        run.create(config, {}, model_files=files)
+        run.create(config, Provenance(), model_files=files)
 
 
 def test_the_log_of_a_worker_has_the_traceback_of_the_users_code(tmp_path: Path) -> None:

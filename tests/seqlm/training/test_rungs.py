@@ -6,6 +6,7 @@ import pytest
 
 from seqlm.errors import EXIT_RUNG, EXIT_STORAGE, EXIT_USAGE, FileError
 from seqlm.files import write_json_lines
+from seqlm.records.runs import Provenance
 from seqlm.rundir import RunDirectory
 from seqlm.search import Search
 from seqlm.training import attempt, worker
@@ -47,7 +48,7 @@ def test_a_run_that_is_stopped_ends_at_its_rung_and_goes_on_exactly_when_a_user_
 ) -> None:
     search, run, alone = Search(rungs=(1, 2), keep=0.34), own(study), own(study.parent / "alone")
     more = alone.read_config().with_epochs(EPOCHS + 1)
-    alone.create(more, {})
+    alone.create(more, Provenance())
     assert train(alone, None, monkeypatch) == 0
     assert train(run, search, monkeypatch) == EXIT_RUNG
     assert "stopped at epoch 1: 3rd of 3, keeps 2" in capsys.readouterr().out
@@ -59,7 +60,7 @@ def test_a_run_that_is_stopped_ends_at_its_rung_and_goes_on_exactly_when_a_user_
     assert train(run, search, monkeypatch) == EXIT_RUNG
     assert (epochs_of(run), run.observe().reason) == ([0, 1], "stopped at epoch 2: 3rd of 3, keeps 2")
     launch_again(run)
-    run.create(more, {})  # as a launch does that asks for more epochs
+    run.create(more, Provenance())  # as a launch does that asks for more epochs
     assert train(run, search, monkeypatch) == 0
     assert [entry.decision for entry in run.read_rungs().values()] == ["stopped", "stopped"]
     assert outcome(run) == outcome(alone)
