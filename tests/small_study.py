@@ -193,4 +193,4 @@ def worker_of(run: RunDirectory, rank: int = 0) -> dict[str, Any]:
 
 
 def worker_pid(run: RunDirectory) -> int:
-    return int(wait_for(lambda: newest_lease(run.lease_dir).get("pid"), "a worker"))
+    return wait_for(lambda: newest_lease(run.lease_dir).pid, "a worker") or 0
