@@ -131,6 +131,9 @@ class JobHost(Host):
         return found
 
     def may_start(self, run: RunDirectory, seen: Observation) -> bool:
+        if seen.state == "failed" and not seen.is_final and not self.start.has_asked_to_avoid(self.context.host):
+            found = run.verdict(self.plan.options.policy.to_dict(), run.failures(run.first_attempt()))
+            self.is_sick = self.is_sick or self.context.host in found.sick_nodes
         return not self.is_sick and self.share.may_take(run, seen)
 
     def saw(self, run: RunDirectory, attempt: int) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import final
 
 from seqlm.files import make_directory, write_text
-from seqlm.reading import exists
+from seqlm.reading import exists, read_bytes
 
 OVER, BEGUN, NEWS, SICK, AGAIN, END = "over", "begun-", "news", "sick", "again", "end"
 """Names of the files."""
@@ -73,6 +73,11 @@ class Start:
         """Write what the script does when it puts the job back: which nodes it avoids, and what it changes."""
         self._write(SICK, avoid)
         self._write(AGAIN, changes)
+
+    def has_asked_to_avoid(self, node: str) -> bool:
+        """Return whether the start before has asked to avoid a node. A job that gets it again cannot avoid it."""
+        sick = self.folder.with_name(str(self.number - 1)) / SICK
+        return exists(sick) and node in read_bytes(sick).decode("utf-8", "replace").splitlines()
 
     def note_end(self) -> None:
         """Record that the program on the first node ends, for those on the others."""

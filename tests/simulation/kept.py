@@ -6,15 +6,18 @@ by bringing the fault back (``undo``).
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from jobs.launch import dispatch
 from jobs.launch.dispatch import Dispatcher
 from jobs.plan.queue import Queue
 from jobs.study import budget
-from seqlm.files import write_json
 from seqlm.reading import moment
 from seqlm.rundir import RunDirectory
 from slurm import job, share
+from slurm.slot import OVER
+from tests.simulation import script
 from tests.simulation.accidents import Accident
 from tests.simulation.study import Study
 
@@ -44,15 +47,6 @@ def _any_request_is_the_newest_to_a_dispatcher() -> None:
     Dispatcher._is_ours = lambda self, item: True  # type: ignore[method-assign]
 
 
-def _failed_runs_are_offered_again() -> None:
-    before = job.JobHost.next_run
-
-    def next_run(self: job.JobHost, free: Any, *, is_idle: bool, but: object) -> Any:
-        return before(self, free, is_idle=is_idle, but=())
-
-    job.JobHost.next_run = next_run  # type: ignore[method-assign]
-
-
 def _runs_that_seem_to_run_are_not_put_back() -> None:
     before = job._again
 
@@ -79,19 +73,68 @@ def _a_run_is_put_back_at_once() -> None:
     Queue.put_back = lambda self, item, **_: before(self, item)  # type: ignore[method-assign]
 
 
-def _no_budget_is_spent() -> None:
-    job._is_spent = lambda budget: False
-
-
 def _live_ranks_count_by_two_clocks() -> None:
-    budget._start_of = lambda worker, by: moment(worker.get("started_at"))
+    budget._start_of = lambda worker, by: moment(worker.started_at)
 
 
 def _results_are_written_again() -> None:
     def write(self: RunDirectory, result: Any, *, guard: Any) -> None:
-        write_json(self.result_file, result, guard=guard)
+        result.write(self.path, guard=guard)
 
     RunDirectory.write_result = write  # type: ignore[method-assign]
+
+
+def _a_program_that_fails_is_over() -> None:
+    before = script.JobScript.play
+
+    def play(self: script.JobScript, launch: Callable[[Path], int]) -> int:
+        def noted(start: Path) -> int:
+            code = launch(start)
+            if code:
+                (start.parent / OVER).write_text(f"{code}\n", "utf-8")
+            return code
+
+        return before(self, noted)
+
+    script.JobScript.play = play  # type: ignore[method-assign]
+
+
+def _a_sick_node_ends_its_job() -> None:
+    before = job._again
+
+    def again(run: RunDirectory, host: job.JobHost, why: str | None) -> Any:
+        return None if host.is_sick else before(run, host, why)
+
+    job._again = again
+
+
+def _a_script_asks_four_times() -> None:
+    before = script.JobScript._standing
+
+    def standing(self: script.JobScript) -> tuple[int, str]:
+        found = before(self)
+        self.silent = getattr(self, "silent", 0) + found[0]  # type: ignore[attr-defined]
+        return (0, "") if self.silent >= 4 else found  # type: ignore[attr-defined]
+
+    script.JobScript._standing = standing  # type: ignore[method-assign]
+
+
+def _a_time_limit_ends_a_job_for_good() -> None:
+    before = script.JobScript._standing
+
+    def standing(self: script.JobScript) -> tuple[int, str]:
+        failed, answer = before(self)
+        return failed, answer.replace("COMPLETING|TimeLimit", "COMPLETING|None")
+
+    script.JobScript._standing = standing  # type: ignore[method-assign]
+
+
+def _a_job_gives_up_at_its_second_idle_start() -> None:
+    script.MOST_STARTS, script.MOST_IDLE = 1, 2
+
+
+def _lost_workers_leave_no_word() -> None:
+    dispatch.end_left = lambda run, where: None
 
 
 KEPT = (
@@ -127,14 +170,6 @@ KEPT = (
         orders=(8, 9),
     ),
     Kept(
-        name="full-disk",
-        fault="a job of a pool looked again and again at a run for which there was no room on the disk",
-        check="SPIN",
-        study=Study(runs=4, jobs=1, epoch_seconds=60.0, minutes=240),
-        accidents=[Accident(at=186.0, kind="disk_full", target=0.0, seconds=30.0)],
-        undo=_failed_runs_are_offered_again,
-    ),
-    Kept(
         name="early-preemption",
         fault="a job that was preempted while a worker began did not come back",
         check="END",
@@ -145,14 +180,6 @@ KEPT = (
             Accident(at=252.7, kind="preempt", target=0.54, seconds=5.0),
         ],
         undo=_runs_that_seem_to_run_are_not_settled,
-    ),
-    Kept(
-        name="spent-budget",
-        fault="a job was put back again and again once the budget was spent",
-        check="SPIN",
-        study=Study(runs=3, jobs=1, epoch_seconds=300.0, minutes=20, nodes=1, core_hours=0.7318),
-        accidents=[Accident(at=85.79, kind="kill_worker", target=0.91, seconds=400.0)],
-        undo=_no_budget_is_spent,
     ),
     Kept(
         name="second-result",
@@ -189,5 +216,57 @@ KEPT = (
         ),
         accidents=[Accident(at=1047.9, kind="clock_wrong", target=0.4716, seconds=400.0)],
         undo=_live_ranks_count_by_two_clocks,
+    ),
+    Kept(
+        name="killed-program",
+        fault="a job whose program was killed did not come back",
+        check="END",
+        study=Study(runs=2, jobs=1, epoch_seconds=600.0, minutes=240, nodes=1),
+        accidents=[Accident(at=51.8, kind="kill_program", target=0.135, seconds=1500.0)],
+        undo=_a_program_that_fails_is_over,
+    ),
+    Kept(
+        name="no-device",
+        fault="a job that started on a node whose GPUs were gone did not come back",
+        check="END",
+        study=Study(runs=2, jobs=1, epoch_seconds=600.0, minutes=240, nodes=2),
+        accidents=[Accident(at=1.0, kind="node_without_device", target=0.0, seconds=4000.0)],
+        undo=_a_sick_node_ends_its_job,
+    ),
+    Kept(
+        name="silent-controller",
+        fault="a job did not come back: the controller answered nothing for a minute",
+        check="END",
+        study=Study(runs=2, jobs=1, epoch_seconds=600.0, minutes=20, nodes=1),
+        accidents=[Accident(at=1040.0, kind="silence", target=0.5, seconds=400.0)],
+        undo=_a_script_asks_four_times,
+        orders=(4, 5),
+    ),
+    Kept(
+        name="silent-files",
+        fault="a job did not come back: the file server answered nothing at its time limit",
+        check="END",
+        study=Study(runs=2, jobs=1, epoch_seconds=600.0, minutes=20, nodes=1),
+        accidents=[Accident(at=8.25, kind="files_hang", target=0.85, seconds=4000.0)],
+        undo=_a_time_limit_ends_a_job_for_good,
+    ),
+    Kept(
+        name="long-full-disk",
+        fault="a job did not come back: the disk was full for longer than a few starts of it took",
+        check="END",
+        study=Study(runs=2, jobs=1, epoch_seconds=600.0, minutes=20, nodes=1),
+        accidents=[Accident(at=1000.0, kind="disk_full", target=0.48, seconds=1500.0)],
+        undo=_a_job_gives_up_at_its_second_idle_start,
+    ),
+    Kept(
+        name="lost-twice",
+        fault="a job trained again on a node that it had lost twice in a row, since nothing recorded that",
+        check="NODES",
+        study=Study(runs=2, jobs=1, epoch_seconds=600.0, minutes=240, nodes=3, is_pool=False),
+        accidents=[
+            Accident(at=400.0, kind="lose_node", target=0.0, seconds=30.0),
+            Accident(at=1500.0, kind="lose_node", target=0.0, seconds=30.0),
+        ],
+        undo=_lost_workers_leave_no_word,
     ),
 )

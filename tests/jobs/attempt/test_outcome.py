@@ -5,6 +5,7 @@ import pytest
 from jobs.attempt.attempt import Attempt
 from jobs.attempt.supervisor import Ended, ended
 from jobs.spec import Submission
+from seqlm.records.attempts import Worker
 from seqlm.resources import Resources
 from seqlm.rundir import RunDirectory
 from seqlm.state import FailureKind
@@ -57,7 +58,7 @@ def test_a_rank_that_was_killed_for_its_memory_explains_the_others() -> None:
         (120, False, "node"),
         (74, True, "node"),
         (-9, True, "node"),
-        (1, True, "code"),
+        (1, True, "start"),
     ],
 )
 def test_an_exit_without_a_failure_is_recorded_unless_it_was_asked_for(
@@ -66,6 +67,14 @@ def test_an_exit_without_a_failure_is_recorded_unless_it_was_asked_for(
     run = make_run(tmp_path / "run", make_config())
     record(run, Ended(exit_code=code, message="ended"), was_asked=was_asked)
     assert run.end(1).kind == kind
+
+
+def test_a_worker_that_has_begun_and_ends_without_a_word_is_at_fault_itself(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", make_config())
+    run.attempt_dir(1).mkdir(parents=True)
+    Worker(rank=0).write_file(run.worker_file(1))
+    record(run, Ended(exit_code=1, message="ended"))
+    assert run.end(1).kind == "code"
 
 
 def record(run: RunDirectory, end: Ended, *, was_asked: bool = False) -> None:

@@ -64,6 +64,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from jobs.launch.dispatch import Dispatcher
 from jobs.launch.job import LaunchOptions
 from jobs.plan.planned import plan
+from seqlm.records.runs import Provenance
 from jobs.spec import RunSpec, Submission
 from seqlm.resources import Resources
 from jobs.study.kept_code import live_code

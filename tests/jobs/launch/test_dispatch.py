@@ -27,7 +27,7 @@ from jobs.study.budget import Budget
 from jobs.study.kept_code import Code
 from seqlm.errors import EXIT_RUNG, BackendError, FileError
 from seqlm.files import write_json, write_json_lines
-from seqlm.records.attempts import Start
+from seqlm.records.attempts import Start, Worker
 from seqlm.resources import Resources
 from seqlm.rundir import RunDirectory
 from seqlm.search import Search, decide
@@ -101,7 +101,9 @@ def test_a_run_that_can_never_fit_is_told_before_anything_starts(tmp_path: Path)
 
 def test_a_worker_that_dies_without_a_word_gets_its_failure_written(tmp_path: Path) -> None:
     def crash(submission: Submission) -> int:
-        (submission.run_dir / "attempts" / "0001" / "stderr.log").write_text("loading\nSegmentation fault\n")
+        run = RunDirectory(submission.run_dir)
+        Worker(rank=0).write_file(run.worker_file(1))
+        run.stderr_log(1).write_text("loading\nSegmentation fault\n")
         return 3
 
     (item,) = todo(tmp_path, 1)
