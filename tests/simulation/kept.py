@@ -11,9 +11,6 @@ from typing import Any
 
 from jobs.launch import dispatch
 from jobs.launch.dispatch import Dispatcher
-from jobs.plan.queue import Queue
-from jobs.study import budget
-from seqlm.reading import moment
 from seqlm.rundir import RunDirectory
 from slurm import job, share
 from slurm.slot import OVER
@@ -66,15 +63,6 @@ def _runs_that_seem_to_run_are_not_settled() -> None:
                     one.attempt.record(*stopped)
 
     Dispatcher._settle_stopped = settle  # type: ignore[method-assign]
-
-
-def _a_run_is_put_back_at_once() -> None:
-    before = Queue.put_back
-    Queue.put_back = lambda self, item, **_: before(self, item)  # type: ignore[method-assign]
-
-
-def _live_ranks_count_by_two_clocks() -> None:
-    budget._start_of = lambda worker, by: moment(worker.started_at)
 
 
 def _results_are_written_again() -> None:
@@ -188,34 +176,6 @@ KEPT = (
         study=Study(runs=5, jobs=3, epoch_seconds=20.0, minutes=240),
         accidents=[Accident(at=8.0, kind="files_late", target=0.9, seconds=5.0)],
         undo=_results_are_written_again,
-    ),
-    Kept(
-        name="late-attempts",
-        fault="a job looked again and again at a run that another job had started, until its listing showed that",
-        check="SPIN",
-        study=Study(runs=6, jobs=3, epoch_seconds=600.0, minutes=20, is_search=True, core_hours=1.6417),
-        accidents=[Accident(at=867.09, kind="files_late", target=0.87, seconds=90.0)],
-        undo=_a_run_is_put_back_at_once,
-        orders=(10,),
-    ),
-    Kept(
-        name="two-clocks",
-        fault="the time of a rank that lives counted from a start by the clock of its node to a sign of life by that "
-        "of another node, and runs stopped before their budget was spent",
-        check="END",
-        study=Study(
-            runs=2,
-            jobs=1,
-            epoch_seconds=600.0,
-            minutes=20,
-            nodes=2,
-            is_pool=False,
-            ranks=2,
-            ranks_per_node=1,
-            core_hours=2.1213,
-        ),
-        accidents=[Accident(at=1047.9, kind="clock_wrong", target=0.4716, seconds=400.0)],
-        undo=_live_ranks_count_by_two_clocks,
     ),
     Kept(
         name="killed-program",

@@ -60,6 +60,15 @@ def test_a_share_of_a_gpu_counts_as_that(tmp_path: Path) -> None:
     assert spent(tmp_path) == {"gpu_hours": 0.25, "core_hours": 2}
 
 
+def test_a_rank_that_lives_counts_by_one_clock(tmp_path: Path) -> None:
+    """The first rank's node says when the attempt last lived, so the start of the other is taken from there, too."""
+    run = make_run(tmp_path / "a-1", make_config())
+    write_attempt(run, 1, start=0, alive=HOUR, hosts=("n1", "n2"), gpus=(None, None))
+    record = json.loads(run.worker_file(1, 1).read_text())
+    write_json(run.worker_file(1, 1), {**record, "started_at": at(-HOUR)})  # its clock is an hour behind
+    assert spent(tmp_path)["core_hours"] == 2 * 2
+
+
 def test_an_attempt_without_an_end_counts_until_its_last_sign_of_life(tmp_path: Path) -> None:
     run = make_run(tmp_path / "a-1", make_config())
     write_attempt(run, 1, start=0)
