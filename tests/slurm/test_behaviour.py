@@ -14,6 +14,7 @@ from slurm.allocation import SlurmContext
 from slurm.backend import SlurmBackend
 from slurm.job import Signals, run_job
 from slurm.settings import SlurmSettings
+from slurm.slot import OVER, Start
 from slurm.submission import JobPlan
 from tests.end_to_end.test_launch_behaviour import STAND_IN, finished_runs
 from tests.fake_slurm import FakeSlurm
@@ -57,7 +58,10 @@ def test_an_array_of_behaviour_jobs_runs_their_module_and_is_submitted_once(
     for index in range(2):
         env = {"SLURM_JOB_ID": "1", "SLURM_ARRAY_JOB_ID": "1", "SLURM_ARRAY_TASK_ID": str(index)}
         place = SlurmContext.from_environment({**env, "CUDA_VISIBLE_DEVICES": "0"})
-        assert run_job(plan, 0, place, Signals()) == 0
+        start = Start(plan.folder / f"job-0-{index}" / "1")
+        start.folder.mkdir(parents=True)
+        run_job(plan, 0, place, Signals(), start)
+        assert start.folder.with_name(OVER).read_text() == "0\n"
     capsys.readouterr()
     assert all(job.observe().state == "done" for job in jobs)
     assert all(runs[name].behaviour_file.exists() for name in ("rnn-b", "gru"))
