@@ -26,7 +26,9 @@ NODE = "[A-Za-z0-9_.-]+"
 """What the name of a node may be, as a regular expression."""
 
 _LINES = r"""
-standing() { squeue -h -j $job -o '%T|%r|%x'; }
+standing() {  # a node may lack the command
+    if command -v squeue > /dev/null; then squeue -h -j $job -o '%T|%r|%x'; else echo 'RUNNING|None|'; fi
+}
 
 attend() (
 trap : TERM INT  # SLURM sends them to all processes
@@ -99,7 +101,7 @@ change() { scontrol update JobId=$job $1; }
 if [ -f "$start/@AGAIN" ]; then
     grep -xE '@CHANGE' "$start/@AGAIN" | while read -r line; do change $line; done
 fi
-[ $idle -lt 2 ] || change StartTime=now+$((idle < 7 ? 15 << idle : 1800))
+[ $idle -lt 3 ] || change StartTime=now+$((idle < 8 ? 15 << (idle - 1) : 1800))
 if [ ${#sick[@]} -gt 0 ] && @MAY_AVOID; then
     avoided=$(scontrol show hostnames "${answer##*|}")
     avoided=" $(echo $avoided ${sick[*]}) "

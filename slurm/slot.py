@@ -24,8 +24,8 @@ from seqlm.reading import exists, read_bytes
 OVER, BEGUN, NEWS, SICK, AGAIN, END = "over", "begun-", "news", "sick", "again", "end"
 """Names of the files."""
 MOST_IDLE = 10
-"""Starts in a row without news after which a job gives up. From the second on it waits longer each time, two hours in
-all: a full disk needs time."""
+"""Starts in a row without news after which a job gives up. From the third on it waits longer each time, an hour and a
+half in all: a full disk needs time."""
 
 
 @final

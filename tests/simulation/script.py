@@ -121,8 +121,8 @@ class JobScript(Script):
         for line in (self._text(start / AGAIN) or "").splitlines():
             if re.fullmatch(CHANGE, line):
                 self._ask("scontrol", "update", f"JobId={job.id}", line)
-        if idle >= 2:
-            self._ask("scontrol", "update", f"JobId={job.id}", f"StartTime=now+{15 << idle if idle < 7 else 1800}")
+        if idle >= 3:
+            self._ask("scontrol", "update", f"JobId={job.id}", f"StartTime=now+{15 << (idle - 1) if idle < 8 else 1800}")
         if sick and "&& true; then" in job.script:
             avoided = [*self._hostnames(excluded), *sick]
             rows = self._ask("sinfo", "-N", "-h", "-p", "main", "-o", "%N|%t|%c|%m|%G|%f")[1].splitlines()

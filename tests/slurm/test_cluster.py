@@ -128,6 +128,24 @@ def test_requeue_scancel_lost_nodes_and_a_killed_controller_in_one_study_change_
     assert losses[0] == pytest.approx(losses[1], abs=1e-6), "two ranks on two nodes have the losses of one"
 
 
+def test_a_study_ends_with_nobody_acting_although_two_of_its_three_nodes_are_sick(
+    slurm_cluster: LoopbackCluster, tmp_path: Path
+) -> None:
+    """On the first the lines of ``setup`` fail, on the second Python finds no modules."""
+    first, second, well = slurm_cluster.node_names
+    lines = [
+        f"[ $SLURMD_NODENAME != {first} ] || exit 1",
+        f"[ $SLURMD_NODENAME != {second} ] || export PYTHONHOME=/nowhere",
+    ]
+    settings = ("ranks_per_node = 1", f"setup = {lines}")
+    study = SlurmStudy(slurm_cluster, tmp_path, rates=[0.01, 0.02, 0.03], epochs=1, gpus=0, settings=settings)
+    until_all_are_idle(slurm_cluster)
+    assert study("run", "small.toml", "--no-wait").returncode == 0
+    until_all_end(study)
+    assert study.each() == ["done"] * 3, study("status", "small.toml").stdout
+    assert {worker_of(run)["node"] for run in study.runs()} == {well}
+
+
 def test_a_job_goes_on_although_a_signal_ends_the_process_on_its_second_node_at_its_start_and_it_has_no_scontrol(
     slurm_cluster: LoopbackCluster, tmp_path: Path
 ) -> None:

@@ -114,6 +114,7 @@ def test_bash_reads_the_scripts_for_sbatch_as_they_are_meant(
         manifest.write(f"resources.gpus = 0\n[backend.slurm]\npython = '{python}'\n")
     assert launch.main(["run", "small.toml", "--backend", "slurm", "--no-wait", "--then-report"]) == 0
     (slurm.bin / "srun").write_text(RECORD.format(record=record))
+    (slurm.bin / "squeue").write_text("#!/bin/sh\necho 'COMPLETING|None|'\n")
     folder = tmp_path / name / "runs" / "small"
     for job in slurm.jobs().values():
         script = tmp_path / "script.sh"

@@ -168,6 +168,7 @@ def test_the_token_with_which_sbatch_submits_reaches_no_command_of_a_job(
     monkeypatch.chdir(tmp_path)
     assert launch.main(["run", "small.toml", "--backend", "slurm", "--no-wait", "--then-report"]) == 0
     (slurm.bin / "srun").write_text("#!/bin/sh\nprintenv SLURM_JWT\n")
+    (slurm.bin / "squeue").write_text("#!/bin/sh\necho 'COMPLETING|None|'\n")
     settings = read_settings({"python": "printenv SLURM_JWT #"}, where="", environ={})
     scripts = {name: job.script for name, job in slurm.jobs().items()}
     scripts |= {} if more else {"doctor": doctor.script(settings, tmp_path, has_gpus=False, wait_s=60)}
