@@ -122,7 +122,8 @@ class JobScript(Script):
             if re.fullmatch(CHANGE, line):
                 self._ask("scontrol", "update", f"JobId={job.id}", line)
         if idle >= 3:
-            self._ask("scontrol", "update", f"JobId={job.id}", f"StartTime=now+{15 << (idle - 1) if idle < 8 else 1800}")
+            seconds = 15 << (idle - 1) if idle < 8 else 1800
+            self._ask("scontrol", "update", f"JobId={job.id}", f"StartTime=now+{seconds}")
         if sick and "&& true; then" in job.script:
             avoided = [*self._hostnames(excluded), *sick]
             rows = self._ask("sinfo", "-N", "-h", "-p", "main", "-o", "%N|%t|%c|%m|%G|%f")[1].splitlines()
