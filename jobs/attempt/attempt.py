@@ -40,7 +40,7 @@ def micro_batches(run: RunDirectory, batch_size: int, ranks: int, memory_mb: int
 
 
 def end_left(run: RunDirectory, where: str) -> None:
-    """Record that the newest attempt has failed if its worker is gone without a word.
+    """Record that the newest attempt has failed if its worker is gone and has recorded no end.
 
     Its node has failed, or all of its job was killed. So it counts, and the node can be avoided. ``where``: who found
     that. Attempts before the newest request are left alone: a person has launched the run again.
@@ -56,7 +56,7 @@ def end_left(run: RunDirectory, where: str) -> None:
         sign = last_sign_of(ProgressFile.read(run.attempt_dir(number)), None)
         ended_at = run.read_worker(number).started_at if sign is None else timestamp(sign)
         # The time is that of its last sign of life, which is what it has cost, not when it was found.
-        message = "its worker is gone without a word"
+        message = "its worker is gone and has recorded no end"
         run.write_exit(number, Exit(kind="node", message=message, where=where, ended_at=ended_at))
 
 
