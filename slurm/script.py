@@ -82,16 +82,18 @@ refused=0 pause=1
 while true; do
     if answer=$(standing); then
         case $answer in
-        'RUNNING|'* | 'COMPLETING|TimeLimit|'*) ;;
+        'RUNNING|'* | 'COMPLETING|TimeLimit|'*)
+            scontrol requeue $job && break
+            [[ $answer != COMPLETING* ]] || break  # the script has done it at SIGTERM
+            refused=$((refused + 1))
+            [ $refused -lt @REFUSALS ] || exit 137
+            ;;
+        'SIGNALING|'* | 'SUSPENDED|'* | 'STOPPED|'* | 'RESIZING|'*) ;;  # it runs again soon
         *)
             [ $refused -gt 0 ] || exit $code  # SLURM ends the job, or has put it back
             break                             # the answer of a requeue was lost
             ;;
         esac
-        scontrol requeue $job && break
-        [[ $answer != COMPLETING* ]] || break  # the script has done it at SIGTERM
-        refused=$((refused + 1))
-        [ $refused -lt @REFUSALS ] || exit 137
     fi
     sleep $pause
     [ $pause -ge 4 ] || pause=$((2 * pause))

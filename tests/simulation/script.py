@@ -64,7 +64,7 @@ class JobScript(Script):
         refused, pause = 0, 1
         while True:
             failed, answer = self._standing()
-            if not failed:
+            if not failed and not answer.startswith(("SIGNALING|", "SUSPENDED|", "STOPPED|", "RESIZING|")):
                 if not answer.startswith(("RUNNING|", "COMPLETING|TimeLimit|")):
                     if refused:
                         break

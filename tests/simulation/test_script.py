@@ -101,6 +101,7 @@ def cases() -> list[Case]:
             ENDING,
             "PENDING|BeginTime|",
             f"{RUNNING}n2",
+            "SIGNALING|None|",
             f"{RUNNING}n3,n4",
             "",
             "fails",
