@@ -221,7 +221,7 @@ def test_two_failed_runs_of_one_name_keep_their_own_command_and_data(
     monkeypatch.setattr("jobs.cli.launching.launch", stop)
     assert launch.main(["retry", "small", "--backend", "local"]) == 2
     runs = runs_in(study.folder / "runs" / "small")
-    wanted = {run.read_config().fingerprint()[:8]: (["made", run.id], Path(f"/text/{run.id}")) for run in runs}
+    wanted = {run.read_config().fingerprint()[:8]: (("made", run.id), Path(f"/text/{run.id}")) for run in runs}
     assert len(wanted) == 2
     assert given == wanted
 

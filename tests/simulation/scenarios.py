@@ -57,6 +57,7 @@ NOT_ASKED = {
     "Cluster.back": "an end that the controller hears of late: a test cluster has no network that could be cut",
     "Cluster._without_answer": "the product's own timeout, which is no matter of SLURM",
     "Cluster._start": "too many starts of a job fail the story",
+    "Script.attend": "scripts of scenarios and of jobs have their own",
     "Cluster._scontrol": "a command that the model does not know fails the story",
     "a node that loses power": "a test cluster kills its processes, so their connections are closed, not silent",
     "Cluster.end_for_memory": "OUT_OF_MEMORY: a test cluster has no control groups, so it limits no memory",

@@ -5,7 +5,7 @@ import pytest
 
 from analysis.behaviour.task import Task, settings_from
 from analysis.study.behaviour import Settings
-from seqlm.errors import ConfigError, FileError
+from seqlm.errors import ConfigError, DamagedFileError, FileError
 from seqlm.files import write_json
 from seqlm.rundir import RunDirectory
 from tests.seqlm.training.studies import make_config
@@ -45,7 +45,7 @@ def test_a_task_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
         Task.read(job, CONFIG)
     for raw in ({"judge": "../gru"}, {"judge": tmp_path.name}, {"judge": ""}, {"judge": 3}, {"settings": []}):
         write_json(tmp_path / "task.json", raw)
-        with pytest.raises(ConfigError):
+        with pytest.raises((ConfigError, DamagedFileError)):
             Task.read(job, CONFIG)
 
 

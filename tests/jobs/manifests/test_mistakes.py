@@ -37,7 +37,15 @@ EVERY_KEY: dict[str, Any] = {
     "defaults": {"data": {"corpus": "pydoc", "level": "word", "vocab_size": 100}, "train": TRAIN},
     "resources": {"ranks": 2, "cpus": 3, "gpus": 1, "priority": -1, "gpu_memory_gb": 20, "accelerator_type": "A100"},
     "policy": {
-        **{"checkpoint_min": 5, "oom": 1, "timeout": 2, "node": 3, "preempted": "unlimited", "keep_last": False},
+        **{
+            "checkpoint_min": 5,
+            "oom": 1,
+            "timeout": 2,
+            "node": 3,
+            "preempted": "unlimited",
+            "start": 1,
+            "keep_last": False,
+        },
         **{"max_stalled_retries": 4, "gpu_hours": 2.5, "core_hours": 7},
     },
     "notify": {"command": "mail -s seqlm me@example.org", "on": ["over", "failed"]},
