@@ -800,6 +800,9 @@ class RealPlayer(Player):
             for _ in range(2):  # an answer of a moment ago may bring it back
                 assert not self.command("scontrol", "update", f"NodeName={name}", "State=DOWN", "Reason=test")[0]
                 self.sleep(2)
+        if what == "up":  # a node on which processes were slow to end is drained
+            self.sleep(2)
+            self.command("scontrol", "update", f"NodeName={cluster.node_names[number]}", "State=RESUME")
 
 
 def on_slurm(rules: str, folder: Path) -> dict[str, list[str]]:

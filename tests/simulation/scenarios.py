@@ -152,11 +152,11 @@ start 0: change StartTime=now+9 ExcNodeList={n1}; start 0: exit 76; print on $SL
     ),
     "what a program has started is killed with its job": Scenario(
         steps="""
-        a = sbatch | leave 7; ignore TERM; print begins; sleep 280
+        a = sbatch | leave 40; ignore TERM; print begins; sleep 280
         wait a says begins
         run scancel --quiet {a}
         wait a CANCELLED
-        sleep 6
+        sleep 40
         says a
         """,
     ),
