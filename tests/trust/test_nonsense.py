@@ -70,7 +70,7 @@ def said(study_dir: Path, capsys: pytest.CaptureFixture[str], *more: str) -> Ite
         yield done.out + done.err
 
 
-@pytest.mark.process  # squeue is asked about a job whose record is readable
+@pytest.mark.process  # it calls squeue, since the record of a job can be read
 @pytest.mark.slow
 @pytest.mark.parametrize("number", NUMBERS)
 @pytest.mark.parametrize("together", [True, False], ids=["every record", "one record in a run"])
