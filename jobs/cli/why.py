@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from jobs import terminal
-from jobs.backends.base import Waiting
 from jobs.cli.arguments import Arguments
 from jobs.cli.naming import chosen_runs, named_runs
 from jobs.cli.view import played, records_of
@@ -20,6 +19,7 @@ from jobs.plan.limits import alike, used
 from jobs.registry import BACKENDS, backend_class
 from jobs.study.folder import ObservedRun, find_study, launcher_of, observe_study
 from jobs.study.record import StudyRecord
+from jobs.study.scheduler import Waiting
 from seqlm.enough import enough
 from seqlm.errors import FileError, SeqlmError
 from seqlm.hang import waiting_ranks

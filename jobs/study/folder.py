@@ -14,10 +14,11 @@ from jobs import terminal
 from jobs.manifests.filters import RESULTS, Origin, facts_of
 from jobs.manifests.load import load_manifest
 from jobs.manifests.policy import Policy
+from jobs.registry import SCHEDULERS
 from jobs.spec import RunSpec
 from jobs.study.budget import Budget
 from jobs.study.record import StudyRecord
-from jobs.study.squeue import Claim, Scheduler
+from jobs.study.scheduler import Claim, Views
 from seqlm.architectures import CustomConfig
 from seqlm.config import RunConfig
 from seqlm.errors import FileError, SeqlmError, UnfitFileError, UsageError
@@ -181,7 +182,7 @@ class Seen:
 
     def __init__(self, study_dir: Path) -> None:
         """Nothing is read yet."""
-        self.scheduler = Scheduler()
+        self.views = Views()
         self.budget = Budget(study_dir, Policy())
         self._study_dir = study_dir
         self._over: dict[str, tuple[Request | None, ObservedRun]] = {}
@@ -208,7 +209,7 @@ class Seen:
 @one_look()
 def observe_study(
     study_dir: Path,
-    scheduler: Scheduler | None = None,
+    views: Views | None = None,
     ids: Collection[str] | None = None,
     *,
     seen: Seen | None = None,
@@ -217,7 +218,7 @@ def observe_study(
 
     The arguments are as in :class:`Observer`.
     """
-    observer, plan = Observer(study_dir, scheduler, ids, seen=seen), StudyRecord(study_dir)
+    observer, plan = Observer(study_dir, views, ids, seen=seen), StudyRecord(study_dir)
     why_not_started = functools.cache(lambda: _failed_canary(study_dir))
     observed = []
     for run in RunDirectory.unordered_in(study_dir, observer.over):
@@ -262,22 +263,22 @@ class Observer:
     def __init__(
         self,
         study_dir: Path,
-        scheduler: Scheduler | None = None,
+        views: Views | None = None,
         ids: Collection[str] | None = None,
         *,
         seen: Seen | None = None,
     ) -> None:
-        """Query SLURM about the jobs of these runs. ``ids`` ``None``: of all runs.
+        """Query schedulers about the jobs of these runs. ``ids`` ``None``: of all runs.
 
-        Callers that look at several studies keep one ``scheduler``, which queries SLURM less often. Callers that poll
-        a study keep what they have ``seen``.
+        Callers that look at several studies keep one ``views``, so that schedulers are asked less often. Callers that
+        poll a study keep what they have ``seen``.
         """
         self._requests = Requests(study_dir)
         self.over: Mapping[str, ObservedRun] = {} if seen is None else seen.over(self._requests)
         """The runs that a caller has seen to be over, by id. They are not read again."""
-        scheduler = scheduler or (Scheduler() if seen is None else seen.scheduler)
+        views = views or (Views() if seen is None else seen.views)
         jobs = open_jobs(study_dir, ids, self.over)
-        states = scheduler.states(job for job, _ in jobs.values() if job is not None)
+        states = views.of(job for job, _ in jobs.values() if job is not None)
         self.jobs: Mapping[str, View] = {
             run_id: View(reason=why) if job is None else states[job] for run_id, (job, why) in jobs.items()
         }
@@ -431,7 +432,7 @@ def open_jobs(
 
 def _submitted(study_dir: Path) -> dict[str, tuple[Claim | None, str]]:
     newest = Requests(study_dir).by_run()
-    requests = {request.number: request for request in newest.values() if request.record.backend == "slurm"}
+    requests = {request.number: request for request in newest.values() if request.record.backend in SCHEDULERS}
     jobs = ((request, *found) for request in requests.values() for found in _jobs_of(request))
     return {run_id: (job, why) for request, run_id, job, why in jobs if newest.get(run_id) is request}
 
@@ -444,11 +445,11 @@ def _jobs_of(request: Request) -> Iterator[tuple[str, Claim | None, str]]:
     for array in batch.arrays:
         for place, run_id in enumerate(array.runs):
             if array.job is None:
-                why = f"SLURM takes no more jobs of yours now ({array.why}); the next `run` submits it"
+                why = f"no more jobs of yours are taken now ({array.why}); the next `run` submits it"
                 yield run_id, None, why
             else:
                 task = f"{array.job}_{place % max(1, array.jobs)}"
-                yield run_id, Claim(array.job if array.is_pool else task, request.folder), ""
+                yield run_id, Claim(array.job if array.is_pool else task, request.folder, batch.scheduler), ""
 
 
 def write_queue(study_dir: Path, waiting: Mapping[str, str], request: int | None = None) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 
 from jobs.launch import dispatch
 from jobs.launch.dispatch import Dispatcher
+from jobs.scheduled import job, share
+from jobs.scheduled.slot import OVER
 from seqlm.rundir import RunDirectory
-from slurm import job, share
-from slurm.slot import OVER
 from tests.simulation import script
 from tests.simulation.accidents import Accident
 from tests.simulation.study import Study

@@ -19,13 +19,13 @@ import launch
 from jobs import terminal
 from jobs.cli import view
 from jobs.launch import dispatch
+from jobs.scheduled import job as slurm_job
 from seqlm import lease, reading
 from seqlm.environment import ATTEMPT, COLLECTIVE_MINUTES
 from seqlm.errors import EXIT_STOPPED, SeqlmError
 from seqlm.requests import Requests
 from seqlm.rundir import RunDirectory
 from seqlm.training import attempt
-from slurm import job as slurm_job
 from tests.simulation import checks, ray_cluster, seam
 from tests.simulation.accidents import ACTS, Accident, Harm, draw_accidents, name_of, rank_of, ranks_of, run_of
 from tests.simulation.checks import HOURS_AFTER, STUDY

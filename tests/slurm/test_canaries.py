@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 import launch
+from jobs.scheduled import job
+from jobs.scheduled.slot import OVER
+from jobs.scheduled.submission import plan_sha256
 from seqlm.reading import listed
 from seqlm.records.batch import Batch, Withdrawn
 from seqlm.requests import numbered
 from seqlm.rundir import RunDirectory
-from slurm import job
-from slurm.slot import OVER
-from slurm.submission import plan_sha256
 from slurm.testcluster import LoopbackCluster
 from tests import commands
 from tests.fake_slurm import FakeSlurm
@@ -84,7 +84,7 @@ def start(plan: Path, monkeypatch: pytest.MonkeyPatch, job_id: str) -> str | Non
     for name, value in {"SLURM_ARRAY_JOB_ID": job_id, "SLURM_ARRAY_TASK_ID": "0", "SLURM_JOB_ID": job_id}.items():
         monkeypatch.setenv(name, value)
     digest = plan_sha256(Batch.read_file(plan) or Batch())
-    monkeypatch.setattr("sys.argv", ["job", str(plan), digest, "0", str(folder), "n1"])
+    monkeypatch.setattr("sys.argv", ["job", "slurm", str(plan), digest, "0", str(folder), "n1"])
     assert job.main() == 0
     over = folder.with_name(OVER)
     return over.read_text().strip() if over.exists() else None

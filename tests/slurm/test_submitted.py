@@ -18,13 +18,13 @@ from jobs.attempt.attempt import micro_batches
 from jobs.cli.arguments import EXIT_RUN_FAILED
 from jobs.cli.view import Watcher
 from jobs.manifests.policy import Policy
+from jobs.scheduled.submission import JobPlan
 from jobs.study.budget import Budget
 from jobs.study.folder import read_jobs
 from seqlm.files import write_json
 from seqlm.reading import listed
 from seqlm.resources import Resources
 from seqlm.rundir import RunDirectory
-from slurm.submission import JobPlan
 from tests.analysis.attempt_files import ORIGIN, at, write_attempt, write_job
 from tests.analysis.contents import said
 from tests.facts import fail, stop

@@ -10,9 +10,7 @@ import pytest
 import launch
 from jobs.cli import studying
 from jobs.cli.studying import mark, wait_until_stopped
-from jobs.study import squeue
 from jobs.study.folder import launching, observe_study, write_queue
-from jobs.study.squeue import Scheduler
 from seqlm import lease, processes
 from seqlm.errors import BackendError, FileError
 from seqlm.files import write_json
@@ -20,6 +18,8 @@ from seqlm.records.requests import RequestFile, Wanted
 from seqlm.requests import file_request
 from seqlm.rundir import RunDirectory
 from seqlm.state import View
+from slurm import scheduler
+from slurm.scheduler import Slurm
 from tests.facts import fail, owned
 from tests.jobs.study.test_study import make_study
 from tests.slurm_jobs import write_jobs
@@ -160,8 +160,8 @@ def test_a_controller_that_does_not_answer_is_the_problem_of_runs_with_jobs_alon
 
     runs = make_study(tmp_path / "s", 1, 2)
     folder = write_jobs(tmp_path / "s", {runs[1].id: "7_0"}).folder
-    monkeypatch.setattr(squeue, "ask", refuse)
-    monkeypatch.setattr(Scheduler, "states", lambda self, jobs: {job: View(stage="queued") for job in jobs})
+    monkeypatch.setattr(scheduler, "ask", refuse)
+    monkeypatch.setattr(Slurm, "views", lambda self, jobs: {job: View(stage="queued") for job in jobs})
     assert launch.main(["cancel", str(tmp_path / "s"), "--all"]) == 1
     said = capsys.readouterr()
     assert said.out == "cancelled run1\n"
