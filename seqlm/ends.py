@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, get_args
 
+from seqlm.errors import OWN_SIGNALS
 from seqlm.records.attempts import Exit, RankEnd
 from seqlm.state import RETRIED, FailureKind
 
@@ -61,8 +62,9 @@ def end_of(attempt: int, ranks: Iterable[RankEnd], exits: Iterable[Exit]) -> End
     """Return how an attempt ended, from the records of its ranks and of those who waited for them, in any order.
 
     A kill by the system, which was out of memory, explains all others. Then comes a rank that diverged or ran out of
-    memory, then a lost node or a signal that was not sent from here. A rank's own word is stronger than that it lost
-    another one, which is stronger than what was seen from outside.
+    memory, then a lost node or a signal that was not sent from here, then the error that a rank has recorded. A rank
+    that aborted may only have lost another one, so it comes after that. Last are a rank that has recorded that it lost
+    another one, and what else was seen from outside.
     """
     ends, seen = list(ranks), list(exits)
     first = next((record for record in ends if record.rank == 0), None)
@@ -91,14 +93,16 @@ def end_of(attempt: int, ranks: Iterable[RankEnd], exits: Iterable[Exit]) -> End
 def _weight_of_rank(record: RankEnd) -> int:
     if record.kind in ("diverged", "oom"):
         return 1
-    return 4 if record.peer_lost else 3
+    return 5 if record.peer_lost else 3
 
 
 def _weight_of_exit(record: Exit) -> int:
     if record.kind == "oom":
         return 0
+    if record.exit_code in OWN_SIGNALS:
+        return 4
     was_killed = record.exit_code is not None and record.exit_code < 0
-    return 2 if was_killed else 5
+    return 2 if was_killed else 6
 
 
 def _cut(text: str | None) -> str | None:

@@ -44,10 +44,11 @@ RANKS = [
 EXITS = [
     Exit(kind="oom", message="killed for its memory", exit_code=-9),
     Exit(kind="node", message="killed", exit_code=-9),
+    Exit(kind="node", message="aborted", exit_code=-6),
     Exit(kind="timeout", message="the time limit"),
     Exit(kind=None, message="ended", exit_code=143),
 ]
-STRENGTH = ["killed for its memory", "too large", "killed", "a bug", "lost rank 1", "the time limit", ""]
+STRENGTH = ["killed for its memory", "too large", "killed", "a bug", "aborted", "lost rank 1", "the time limit", ""]
 """The strongest first."""
 
 

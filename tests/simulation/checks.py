@@ -254,7 +254,7 @@ COUNTED = {
     *("kill_worker", "terminate_worker", "kill_program", "stop_worker", "lose_node", "preempt", "requeue", "scancel"),
     *("operator_cancels", "memory_of_job_used_up"),
     *("cancel", "cancel_and_retry", "retry", "run", "reuse_id", "hang_worker", "slow_start"),
-    *("code_error", "diverges", "out_of_memory", "device_error"),
+    *("code_error", "diverges", "out_of_memory", "device_error", "ranks_abort"),
 }
 """Accidents each of which is counted where it disturbs a run. After others an attempt may fail without that."""
 

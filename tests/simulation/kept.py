@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jobs.attempt import supervisor
 from jobs.launch import dispatch
 from jobs.launch.dispatch import Dispatcher
+from seqlm import ends
 from seqlm.rundir import RunDirectory
 from slurm import job, share
 from slurm.slot import OVER
@@ -125,6 +127,10 @@ def _lost_workers_leave_no_word() -> None:
     dispatch.end_left = lambda run, where: None
 
 
+def _an_aborted_rank_explains_all_others() -> None:
+    ends.OWN_SIGNALS = supervisor.OWN_SIGNALS = ()
+
+
 KEPT = (
     Kept(
         name="busy-preemption",
@@ -228,5 +234,16 @@ KEPT = (
             Accident(at=1500.0, kind="lose_node", target=0.0, seconds=30.0),
         ],
         undo=_lost_workers_leave_no_word,
+    ),
+    Kept(
+        name="aborted-rank",
+        fault="an error of the code was tried again: another rank, which had lost the one with the error, had aborted",
+        check="RETRIES",
+        study=Study(runs=6, jobs=1, epoch_seconds=60.0, minutes=240, is_pool=False, ranks=2),
+        accidents=[
+            Accident(at=42.0, kind="ranks_abort", target=0.36, seconds=4000.0),
+            Accident(at=95.7, kind="code_error", target=0.995, seconds=400.0),
+        ],
+        undo=_an_aborted_rank_explains_all_others,
     ),
 )
