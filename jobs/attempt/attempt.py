@@ -60,6 +60,21 @@ def end_left(run: RunDirectory, where: str) -> None:
         run.write_exit(number, Exit(kind="node", message=message, where=where, ended_at=ended_at))
 
 
+def record_unstarted(run: RunDirectory, start: Start, record: Exit) -> None:
+    """Record that an attempt could not even be started, unless another process has started it meanwhile.
+
+    Its number is the next one. ``start``: who would have followed it.
+
+    Raises:
+        FileError: the run's files cannot be read or written.
+    """
+    number = run.last_attempt() + 1
+    folder = run.attempt_dir(number)
+    make_directory(folder)
+    if replace(start, started_at=timestamp()).write(folder, once=True):
+        run.write_exit(number, record)
+
+
 @final
 class Attempt:
     """An attempt that its launcher or its job follows."""
