@@ -399,6 +399,8 @@ class Dispatcher:
                 self.left[item.run.id] = message
         if found.delay is not None:
             self._retry(item, self._unseen[item.run.id][-1], found)
+        else:
+            self._not_here.add(item.run.id)  # its files may not say that it is over
 
     def _record(self, item: PlannedRun, attempt: int, kind: FailureKind, message: str, **more: Any) -> bool:
         """Record how an attempt failed (0: it was not even started). Return whether that could be written.

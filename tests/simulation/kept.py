@@ -127,6 +127,17 @@ def _lost_workers_leave_no_word() -> None:
     dispatch.end_left = lambda run, where: None
 
 
+def _a_run_that_was_given_up_is_offered_again() -> None:
+    before = Dispatcher._have_trouble
+
+    def have_trouble(self: Dispatcher, *arguments: Any) -> None:
+        known = {*self._not_here}
+        before(self, *arguments)
+        self._not_here = known
+
+    Dispatcher._have_trouble = have_trouble  # type: ignore[method-assign]
+
+
 def _an_aborted_rank_explains_all_others() -> None:
     ends.OWN_SIGNALS = supervisor.OWN_SIGNALS = ()
 
@@ -245,5 +256,13 @@ KEPT = (
             Accident(at=95.7, kind="code_error", target=0.995, seconds=400.0),
         ],
         undo=_an_aborted_rank_explains_all_others,
+    ),
+    Kept(
+        name="no-quota-for-canaries",
+        fault="a job of canaries looked again and again at a run that it had given up, which it could not record",
+        check="SPIN",
+        study=Study(runs=5, jobs=2, epoch_seconds=60.0, minutes=240, has_canaries=True, most_jobs=5),
+        accidents=[Accident(at=6.85, kind="quota_used_up", target=0.28, seconds=4000.0)],
+        undo=_a_run_that_was_given_up_is_offered_again,
     ),
 )
