@@ -134,15 +134,18 @@ class Attempt:
     def record_exit(self, ended: Ended, *, was_asked: bool) -> None:
         """Record how the ranks ended, if that adds something to what they have recorded.
 
-        Nothing is recorded of an attempt that ended well, left at a rung of a search, or found another worker at the
-        run. One that stopped as asked (``was_asked``) has not failed. If a signal killed a rank, its node has failed.
+        Nothing is recorded of an attempt that ended well or left at a rung of a search. One that found another worker
+        at the run, or stopped as asked (``was_asked``), has not failed. If a signal killed a rank, its node has failed.
         If no rank has begun, the failure is of kind ``start``.
 
         Raises:
             FileError: the run's files cannot be read or written.
         """
         run, code = self.run, ended.exit_code
-        if code in (0, EXIT_BUSY, EXIT_RUNG) or run.is_done():
+        if code in (0, EXIT_RUNG) or run.is_done():
+            return
+        if code == EXIT_BUSY:
+            self.record(None, "not started: another worker has the run")
             return
         if ended.taken is not None:
             self.record(None, f"not started: {ended.taken}")

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from jobs.attempt import supervisor
+from jobs.cli import studying
 from jobs.launch import dispatch
 from jobs.launch.dispatch import Dispatcher
+from jobs.study.stopping import Stopping
 from seqlm import ends
 from seqlm.rundir import RunDirectory
 from slurm import job, share
@@ -136,6 +138,14 @@ def _a_run_that_was_given_up_is_offered_again() -> None:
         self._not_here = known
 
     Dispatcher._have_trouble = have_trouble  # type: ignore[method-assign]
+
+
+def _cancel_waits_for_nothing() -> None:
+    Stopping.wait = lambda self, seconds: {}  # type: ignore[method-assign]
+
+
+def _cancel_leaves_canaries() -> None:
+    studying.cancel_canaries = lambda study_dir: []
 
 
 def _an_aborted_rank_explains_all_others() -> None:
@@ -264,5 +274,28 @@ KEPT = (
         study=Study(runs=5, jobs=2, epoch_seconds=60.0, minutes=240, has_canaries=True, most_jobs=5),
         accidents=[Accident(at=6.85, kind="quota_used_up", target=0.28, seconds=4000.0)],
         undo=_a_run_that_was_given_up_is_offered_again,
+    ),
+    Kept(
+        name="cancelled-at-its-start",
+        fault="`cancel` said that a run was cancelled whose worker had just been started, and lived",
+        check="CANCELLED",
+        study=Study(runs=2, jobs=1, epoch_seconds=60.0, minutes=240),
+        accidents=[
+            Accident(at=1.0, kind="slow_start", target=0.0, seconds=400.0),
+            Accident(at=20.0, kind="cancel", target=0.0, seconds=5.0),
+        ],
+        undo=_cancel_waits_for_nothing,
+    ),
+    Kept(
+        name="canaries-of-nothing",
+        fault="`cancel` of all runs of a launch left its canaries alone",
+        check="CANCELLED",
+        study=Study(runs=2, jobs=1, epoch_seconds=60.0, minutes=240, backend="local", has_canaries=True),
+        accidents=[
+            Accident(at=0.0, kind="slow_start", target=0.0, seconds=400.0),
+            Accident(at=10.0, kind="cancel", target=0.5, seconds=5.0),
+            Accident(at=11.0, kind="cancel", target=0.0, seconds=5.0),
+        ],
+        undo=_cancel_leaves_canaries,
     ),
 )

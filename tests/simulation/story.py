@@ -371,6 +371,8 @@ class Story:
             lines = process.output.text().splitlines()
             said = f": {lines[-1]}" if process.exit_code and lines else ""
             self.kernel.tell(f"`seqlm {process.argv[1]}` ends with {process.exit_code}{said}")
+            if process.argv[1] == "cancel":
+                checks.cancelled_means_that_no_worker_lives(self, process)
 
 
 @dataclass(frozen=True, kw_only=True)
