@@ -26,6 +26,7 @@ from tests.simulation.kernel import Process, ViolationError
 from tests.simulation.study import EPOCHS
 
 if TYPE_CHECKING:
+    from tests.simulation.slurm import Job
     from tests.simulation.story import Story
 
 STUDY = "/sim/runs/s"
@@ -117,6 +118,15 @@ def cancelled_means_that_no_worker_lives(story: Story, command: Process) -> None
         is_over = is_all and not command.exit_code if run is None else name_of(run) in over
         if is_old and is_over and rank_of(worker) == 0:
             story.kernel.violate(f"CANCELLED: `seqlm cancel` has ended with {command.exit_code}, and {worker} lives")
+
+
+def nothing_is_trained_at_the_limit(story: Story, job: Job) -> None:
+    """Check at the time limit of a job: its workers have ended, whatever they do at a signal."""
+    if story.harm.happened & (UNSURE_LEASES | {"silence", "controller_gone", "cut_off_node"}):
+        return
+    for worker in story.cluster.members(job):
+        if run_of(worker) is not None:
+            raise ViolationError(f"LIMIT: {worker} lives at the time limit of job {job.id}")
 
 
 def attempts_of(story: Story) -> Counter[str]:

@@ -148,6 +148,10 @@ def _cancel_leaves_canaries() -> None:
     studying.cancel_canaries = lambda study_dir: []
 
 
+def _workers_have_the_time_of_the_signal() -> None:
+    Dispatcher._stop_seconds = lambda self: self._host.stop_seconds  # type: ignore[method-assign]
+
+
 def _an_aborted_rank_explains_all_others() -> None:
     ends.OWN_SIGNALS = supervisor.OWN_SIGNALS = ()
 
@@ -297,5 +301,14 @@ KEPT = (
             Accident(at=11.0, kind="cancel", target=0.0, seconds=5.0),
         ],
         undo=_cancel_leaves_canaries,
+    ),
+    Kept(
+        name="deaf-at-the-limit",
+        fault="a worker that looked at no signal lived until SLURM killed it, with its job",
+        check="LIMIT",
+        study=Study(runs=2, jobs=1, epoch_seconds=300.0, minutes=20, is_pool=False, signal_before_s=30),
+        accidents=[Accident(at=800.0, kind="hang_worker", target=0.0, seconds=1500.0)],
+        undo=_workers_have_the_time_of_the_signal,
+        orders=(2, 3),
     ),
 )

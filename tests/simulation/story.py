@@ -105,6 +105,7 @@ class Story:
         self.cluster.program = self.job_program
         self.cluster.new_script = JobScript
         self.cluster.on_end = self.harm.excuse
+        self.cluster.on_limit = lambda job: checks.nothing_is_trained_at_the_limit(self, job)
         self.world.programs, self.world.workers = self.run_program, self.start_worker
         self.others = [self.cluster.add_other(), self.cluster.add_other(is_held=True)]
         """Jobs that have nothing to do with the study."""
