@@ -45,19 +45,19 @@ class JobScript(Script):
             code = launch(start)
         if (over := self._text(self.slot / OVER)) is not None:
             return int(over)
-        if number and there(self.slot / str(number + 1)):
+        if number and is_there(self.slot / str(number + 1)):
             return code
         idle = 5
         if number:
             idle = 0
-            while idle < number and not there(self.slot / str(number - idle) / NEWS):
+            while idle < number and not is_there(self.slot / str(number - idle) / NEWS):
                 idle += 1
         if idle >= MOST_IDLE or (not number and job.restarts >= MOST_STARTS):
             return code or 1
         sick = [job.nodes[0].host.name]
         if number:
             names = self._hostnames(",".join(node.host.name for node in job.nodes))
-            sick = [name for name in names if not there(start / f"{BEGUN}{name}")]
+            sick = [name for name in names if not is_there(start / f"{BEGUN}{name}")]
             if len(sick) == len(names) and code in (NOT_STARTED, 128 + signal.SIGTERM):
                 sick = []
             sick += [line for line in (self._text(start / SICK) or "").splitlines() if re.fullmatch(NODE, line)]
@@ -92,11 +92,11 @@ class JobScript(Script):
         slot = self.slot
         for seconds in (0, 1, 2, 4, 8):
             self.kernel.sleep(seconds)
-            if not there(slot) and not made(slot):
+            if not is_there(slot) and not made(slot):
                 continue
             number = 1
             while not made(slot / str(number)):
-                if not there(slot / str(number)):
+                if not is_there(slot / str(number)):
                     break
                 number += 1
             else:
@@ -134,6 +134,13 @@ class JobScript(Script):
                 self._ask("scontrol", "update", f"JobId={job.id}", f"ExcNodeList={','.join(avoided)}")
 
 
+def is_there(path: Path) -> bool:
+    """Return whether bash finds a file or folder: one that it cannot look at is none."""
+    with contextlib.suppress(OSError):
+        return path.exists()
+    return False
+
+
 def made(folder: Path) -> bool:
     """Return whether a folder could be made."""
     try:
@@ -141,11 +148,3 @@ def made(folder: Path) -> bool:
     except OSError:
         return False
     return True
-
-
-def there(path: Path) -> bool:
-    """Return whether something is there, as bash says: what cannot be looked at is not."""
-    try:
-        return path.exists()
-    except OSError:
-        return False
