@@ -214,6 +214,8 @@ class Executor(ABC):
     """The node to name if a run fails. ``None``: not known, or one of several."""
     memory_mb: int | None = None
     """The memory of that job on each node. ``None``: not known."""
+    ends_at: float | None = None
+    """When all that runs there is ended, in seconds since 1970. ``None``: not known."""
 
     @abstractmethod
     def open(self, code: Code) -> None:

@@ -34,6 +34,7 @@ class JobBackend(LocalBackend):
         self.name = scheduler.name  # type: ignore[misc]
         self.job, self.host, self.memory_mb = context.job, context.host, context.memory_mb
         self.node = context.host if context.nodes == 1 else None
+        self.ends_at = context.end_time
         self._context, self._first_host = context, first_host
         gpus = {machine.addressed(device): 1.0 for device in context.devices} if array.gpus else {}
         # The nodes of a job are alike.

@@ -30,7 +30,6 @@ from jobs.study.folder import ObservedRun, open_jobs, read_jobs
 from jobs.study.kept_code import Code, live_code
 from jobs.study.scheduler import Scheduler, Waiting
 from seqlm.errors import BackendError
-from seqlm.lease import wait_until_free
 from seqlm.records.batch import Batch, Limits
 from seqlm.requests import Request
 from seqlm.resources import Resources
@@ -239,24 +238,19 @@ class ScheduledBackend(Backend, Submitter):
         return found
 
     @classmethod
-    def cancel(cls, study_dir: Path, marked: Sequence[ObservedRun]) -> dict[str, str | None]:
+    def cancel(cls, study_dir: Path, marked: Sequence[ObservedRun]) -> dict[Path, str]:
         """Cancel the jobs and arrays of runs that were marked as cancelled. One that has other live runs is kept.
 
-        Returns of each run whose job is cancelled, by its id, why the job may not have stopped. A job that is not this
-        user's goes on until it sees the mark.
+        Return the folder of each run whose job could not be cancelled, and why. A job that is not this user's goes on
+        until it sees the mark.
         """
-        jobs = read_jobs(study_dir)
+        jobs, scheduler = read_jobs(study_dir), registry.scheduler(cls.name)
         wanted = {one.run.id: jobs[one.run.id] for one in marked if one.run.id in jobs}
         live = {job for run_id, job in jobs.items() if not RunDirectory(study_dir / run_id).has_ended()}
         canaries = [] if live else [job for job, _ in open_jobs(study_dir / CANARY_FOLDER).values() if job is not None]
         try:
-            scheduler = registry.scheduler(cls.name)
-            over = scheduler.live({*set(wanted.values()) - live, *canaries})
-            scheduler.cancel(over)
+            scheduler.cancel(scheduler.live({*set(wanted.values()) - live, *canaries}))
         except BackendError as error:
             line = f"marked as cancelled, but its job runs until it sees the mark: {error}"
-            return dict.fromkeys(wanted, line)
-        ids = {job.id for job in over}
-        ended = [one.run for one in marked if one.run.id in wanted and wanted[one.run.id].id in ids]
-        wait_until_free([run.lease_dir for run in ended], seconds=30)
-        return dict.fromkeys(run.id for run in ended)
+            return {study_dir / run_id: line for run_id in wanted}
+        return {}

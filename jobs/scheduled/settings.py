@@ -59,7 +59,7 @@ class ScheduledTable(BackendTable):
     """Time limit of a job in minutes. A run that needs longer is saved and resumed in another job."""
     signal_before_s: Annotated[int, Valid("a whole number from 1 to 65535", least=1, most=65_535)] = 120
     """Seconds before the time limit, or a preemption, at which a run gets the signal to save. At most half the time
-    limit counts."""
+    limit counts. A run that has not saved 45 s before the limit is killed, so that its job ends in order."""
     mem_gb: Annotated[float, Valid("a number above 0", above=0)] | None = None
     """Memory of each node in GB; without it, the cluster's default."""
     fit_limits: bool = False

@@ -244,7 +244,8 @@ def _failed_canary(study_dir: Path) -> str | None:
         return str(error)
     canaries = map(observer.look_at, runs)
     for one in canaries:
-        if one.observation.state in ("failed", "cancelled") and one.config is not None:
+        is_told = one.observation.state == "cancelled" and one.run.is_cancelled()  # with all runs, by its user
+        if one.observation.state in ("failed", "cancelled") and one.config is not None and not is_told:
             log = one.run.stderr_log(max(1, one.run.last_attempt()))
             why = f"canary {pair_of(one.config)} failed: {one.observation.reason}"
             return f"held back: {why}; run again after the fix (see {log})"

@@ -89,6 +89,8 @@ class Harm:
     """Name of a run -> until when its worker raises an error, and the kind of that."""
     hangs: dict[str, float] = field(default_factory=dict)
     """Name of a run -> how many seconds its worker hangs at the next epoch."""
+    aborts_until: float = 0.0
+    """Until when a rank that loses another one is ended by SIGABRT, as PyTorch does it with NCCL."""
     slow_start_until: float = 0.0
     """Until when a worker needs minutes to begin."""
     unreadable: dict[str, float] = field(default_factory=dict)
@@ -348,6 +350,13 @@ def out_of_memory(story: Story, given: Accident) -> None:
 @accident
 def device_error(story: Story, given: Accident) -> None:
     raise_errors(story, given, "node")
+
+
+@accident
+def ranks_abort(story: Story, given: Accident) -> None:
+    if story.study.ranks > 1:
+        story.kernel.tell(f"a rank that loses another one aborts, for {given.seconds:g} s")
+        story.harm.aborts_until = story.kernel.now + given.seconds
 
 
 @accident

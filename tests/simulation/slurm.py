@@ -179,6 +179,7 @@ class Cluster:
         self.is_gone = self._has_gone = False
         """Whether nobody hears it meanwhile. Else it hangs: what it was asked to do, it does later."""
         self.on_end: Callable[[Sequence[Process]], None] = lambda processes: None
+        self.on_limit: Callable[[Job], None] = lambda job: None
         """Told of the processes of a job that is warned or ended."""
         self.program: Callable[[Sequence[str]], int | None] = lambda words: 0
         """Runs ``python -m jobs.scheduled.job`` with these words, in the process that calls."""
@@ -351,6 +352,7 @@ class Cluster:
 
     def _stop_at_limit(self, job: Job, end: float) -> None:
         if job.end == end and job.state == "RUNNING":
+            self.on_limit(job)
             self.stop(job, "TIMEOUT", ended_by="TimeLimit")
 
     def warn(self, job: Job) -> None:

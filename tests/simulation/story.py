@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import re
+import signal
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -104,6 +105,7 @@ class Story:
         self.cluster.program = self.job_program
         self.cluster.new_script = JobScript
         self.cluster.on_end = self.harm.excuse
+        self.cluster.on_limit = lambda job: checks.nothing_is_trained_at_the_limit(self, job)
         self.world.programs, self.world.workers = self.run_program, self.start_worker
         self.others = [self.cluster.add_other(), self.cluster.add_other(is_held=True)]
         """Jobs that have nothing to do with the study."""
@@ -279,6 +281,8 @@ class Story:
             if (name, number) not in self.harm.failed:  # the ranks of an attempt raise one error
                 self.harm.failed.add((name, number))
                 self.harm.errors[name, kind] += 1
+            else:
+                self._abort()
             checks.errors_are_tried_again_as_the_policy_says(self, name, kind)
             raise ERRORS[kind]
 
@@ -290,8 +294,16 @@ class Story:
         """
         ended = [one.exit_code for one in self._ranks_of_attempt()]
         if any(code not in (None, 0, EXIT_STOPPED) for code in ended):
+            self._abort()
             raise ConnectionError("the connection to another rank is lost")
         return None if not is_first and 0 in ended else EXIT_STOPPED in ended
+
+    def _abort(self) -> None:
+        """End the rank that calls, which has lost another one, if such a rank aborts now."""
+        me = self.kernel.current
+        if me is not None and self.harm.aborts_until > self.kernel.now:
+            self.kernel.send(me.process, signal.SIGABRT)
+            self.kernel.sleep(0.0)  # it makes no further call
 
     def meet(self) -> None:
         """Have a worker wait for the other ranks of its attempt. It looks at no signal meanwhile.
@@ -360,6 +372,8 @@ class Story:
             lines = process.output.text().splitlines()
             said = f": {lines[-1]}" if process.exit_code and lines else ""
             self.kernel.tell(f"`seqlm {process.argv[1]}` ends with {process.exit_code}{said}")
+            if process.argv[1] == "cancel":
+                checks.cancelled_means_that_no_worker_lives(self, process)
 
 
 @dataclass(frozen=True, kw_only=True)
