@@ -129,4 +129,4 @@ def _claim(run: RunDirectory, start: Start) -> Claim | None:
     """Return the job that has started an attempt of a run. ``None``: none has."""
     if start.job_id is None or start.request is None or start.backend not in SCHEDULERS:
         return None
-    return Claim(start.job_id, numbered(run.path.parent, start.request))
+    return Claim(start.job_id, numbered(run.path.parent, start.request), start.backend)
