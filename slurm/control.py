@@ -50,6 +50,16 @@ def job_words(number: int) -> list[str]:
     return [words] if isinstance(words, str) else list(words)
 
 
+def has_other_jobs(job: str) -> bool:
+    """Return whether other jobs of the array of a job (``12_3``) wait or run. While SLURM does not answer, they may."""
+    states = "PENDING,RUNNING,SUSPENDED"  # none that ends
+    try:
+        lines = ask("squeue", "-h", "-r", "-t", states, "-o", "%i|%T", "-j", job.partition("_")[0]).split()
+    except BackendError:
+        return True
+    return any(line.partition("|")[0] != job for line in lines)
+
+
 def clock_ahead_s() -> float:
     """Return the seconds by which the controller's clock is ahead of this machine's; 0 if it does not answer."""
     asked_at = time.time()

@@ -13,6 +13,7 @@ it back into the queue (:mod:`slurm.script`).
 """
 
 import contextlib
+import math
 import os
 import signal
 import sys
@@ -44,7 +45,7 @@ from seqlm.rundir import Observation, RunDirectory
 from seqlm.state import FailureKind
 from slurm.allocation import JobBackend, SlurmContext, node_file
 from slurm.canary import withdraw
-from slurm.control import clock_ahead_s, job_words, look_again
+from slurm.control import clock_ahead_s, has_other_jobs, job_words, look_again
 from slurm.share import Share, is_named_by
 from slurm.slot import Start
 from slurm.submission import JobPlan
@@ -92,9 +93,12 @@ class JobHost(Host):
     """Whether this node has failed, so that the job starts nothing more on it."""
     has_news: bool = False
     """Whether a worker of this start of the job has begun to train."""
+    unread: set[str] = field(default_factory=set)
+    """The ids of runs that this start of the job leaves alone, since they cannot be read."""
 
     def __post_init__(self) -> None:
         self.where = f"job {self.context.job} on {self.context.host}"
+        self.job_start = self.start.name
         self.stop_seconds = max(STOP_SECONDS, self.plan.signal_before_s)
 
     def tries_again(self, failure: End | None, found: Verdict, number: int) -> bool:
@@ -131,8 +135,9 @@ class JobHost(Host):
         return found
 
     def may_start(self, run: RunDirectory, seen: Observation) -> bool:
-        if seen.state == "failed" and not seen.is_final and not self.start.has_asked_to_avoid(self.context.host):
-            found = run.verdict(self.plan.options.policy.to_dict(), run.failures(run.first_attempt()))
+        failed = self.share.failure(run, seen)
+        if failed is not None and not self.start.has_asked_to_avoid(self.context.host):
+            _, found = failed
             self.is_sick = self.is_sick or self.context.host in found.sick_nodes
         return not self.is_sick and self.share.may_take(run, seen)
 
@@ -142,27 +147,42 @@ class JobHost(Host):
             self.has_news = True
 
     def next_run(self, free: Capacity, *, is_idle: bool, but: Collection[str]) -> PlannedRun | None:
-        if self.is_sick:
-            return None
-        found = self.share.next_run(free, is_idle=is_idle, but=but)
-        return None if found is None else look_again(_planned, self.plan, self.share.array, *found)
+        while not self.is_sick:
+            found = self.share.next_run(free, is_idle=is_idle, but={*but, *self.unread})
+            if found is None:
+                return None
+            run, seen = found
+            try:
+                return look_again(_planned, self.plan, self.share.array, run, seen)
+            except (FileError, OSError) as error:
+                self.leave(run, error)
+        return None
+
+    def leave(self, run: RunDirectory, error: Exception) -> None:
+        """Leave a run that cannot be read to a later start of the job."""
+        print(f"{run.id} is left alone: {error}", flush=True)
+        self.unread.add(run.id)
 
     def stopped(self) -> tuple[FailureKind, str] | None:
         if not self.interrupts.stop:
             return None
         warned_at = self.interrupts.warned_at
         if warned_at is None:  # SLURM itself requeues the job or ends it, unless a user has cancelled it
-            is_cancelled = "CANCELLED" in job_words(self.context.number) and not self.share.has_others()
+            is_cancelled = "CANCELLED" in job_words(self.context.number) and not self._has_heirs()
             return ("cancelled", "cancelled by scancel") if is_cancelled else None
         limit = self.context.end_time or self.started + 60 * self.share.array.timeout_min
         if warned_at + clock_ahead_s() >= limit - self.plan.signal_before_s - LIMIT_SLACK_SECONDS:
             return "timeout", "the job's time limit"
         return "preempted", "preempted by another job"
 
+    def _has_heirs(self) -> bool:
+        """Return whether another job can take over the runs of this one, as SLURM says now."""
+        return self.share.array.is_pool and has_other_jobs(self.context.job)
+
 
 def run_job(plan: JobPlan, number: int, context: SlurmContext, signals: Signals, start: Start) -> None:
     """Run a job of array ``number`` on its first node, and say whether it is over, or what is to change."""
-    share = Share(plan, number, context)
+    share = Share(plan, number, context, start)
     host = JobHost(plan, share, context, signals, start)
     untold: dict[str, str] = {}
     has_fault = False
@@ -180,7 +200,7 @@ def run_job(plan: JobPlan, number: int, context: SlurmContext, signals: Signals,
         finally:
             backend.close()
     except Exception as error:  # this node may be sick, such as without its GPUs
-        fault = str(error) if isinstance(error, SeqlmError) else f"{type(error).__name__}: {error}"
+        fault = _in_words(error)
         print(f"error: {fault}", flush=True)
         host.is_sick = has_fault = True
         untold |= dict.fromkeys((run.id for run in share.begun()), fault)
@@ -211,14 +231,14 @@ def run_job(plan: JobPlan, number: int, context: SlurmContext, signals: Signals,
 def _ask_back(host: JobHost, left: Mapping[RunDirectory, tuple[End, Verdict]]) -> None:
     """Say what is to change before the next start of the job, which has these runs to try again.
 
-    The job waits as long as the run with the longest delay, and avoids the nodes that any of its runs found sick.
+    The job waits for the first of them that can be tried again, and avoids the nodes that any of them found sick.
     """
     ends, verdicts = [end for end, _ in left.values()], [verdict for _, verdict in left.values()]
     print(f"goes on: {ends[0].kind}: {ends[0].message}", flush=True)
-    delay = max(verdict.delay or 0.0 for verdict in verdicts)
+    delay = min(verdict.delay or 0.0 for verdict in verdicts)
     changes = host.raised(ends)
     if delay > FIRST_DELAY_SECONDS:  # SLURM itself waits that long
-        changes.append(f"StartTime=now+{round(delay)}")
+        changes.append(f"StartTime=now+{math.ceil(delay)}")
     sick = [node for verdict in verdicts for node in verdict.sick_nodes]
     if host.is_sick:
         sick.append(host.context.host)
@@ -236,14 +256,16 @@ def _planned(plan: JobPlan, array: ArrayPlan, run: RunDirectory, seen: Observati
 
 
 def _to_do(plan: JobPlan, run: RunDirectory, host: JobHost) -> PlannedRun | None:
-    """Return a run that this job is to train. ``None``: another job has it, or it is over or cannot be read."""
+    """Return a run that this job is to train. ``None``: another job has it, or it is over, waits or cannot be read."""
     try:
         seen = look_again(run.observe)
-        may_take = look_again(host.share.may_take, run, seen)
-        return look_again(_planned, plan, host.share.array, run, seen) if may_take else None
+        if not look_again(host.share.may_take, run, seen) or not look_again(host.share.is_due, run, seen):
+            return None
+        return look_again(_planned, plan, host.share.array, run, seen)
     except DamagedFileError as error:  # `status` says the same
-        print(f"{run.id} is left alone: {error}", flush=True)
+        host.leave(run, error)
     except (FileError, OSError) as error:
+        host.leave(run, error)
         if not host.share.array.is_pool:  # another job may have the run
             _fail(run, error, host)
     return None
@@ -253,7 +275,7 @@ def _again(run: RunDirectory, host: JobHost, why: str | None) -> tuple[End, Verd
     """Return why and when a run is to be tried again. ``None``: it is not, or a later request names it.
 
     A run that has not failed is tried again if the job was told that its time is up, if the dispatcher says ``why``, if
-    its files cannot be read, or if it is one of the job's own that nobody has begun or ended.
+    its files cannot be read, or if nobody has begun or ended it and it is one of the job's own, or could not be read.
     """
     try:
         seen = look_again(run.observe)
@@ -261,13 +283,13 @@ def _again(run: RunDirectory, host: JobHost, why: str | None) -> tuple[End, Verd
             return None
         if not look_again(host.share.may_take, run, seen):
             return None
-        failures = run.failures(run.first_attempt()) if seen.state == "failed" and not seen.is_final else []
-        if failures:
-            return failures[-1], run.verdict(host.plan.options.policy.to_dict(), failures)
+        if (failed := look_again(host.share.failure, run, seen)) is not None:
+            return failed
         # One that seems to run has a worker of an earlier start of this job, on a node that SLURM does not reach.
         if seen.state in ("pending", "running") and host.interrupts.warned_at is not None:
             return End(attempt=0, kind="preempted", message="the job's time is up"), Verdict(delay=0.0)
-        if why is None and seen.state == "pending" and run in host.share.own:
+        is_for_this_job = run in host.share.own or run.id in host.unread
+        if why is None and seen.state == "pending" and is_for_this_job:
             look_again(run.read_config)
             return End(attempt=0, kind="node", message=f"{run.id} could not be begun"), Verdict(delay=0.0)
     except DamagedFileError:
@@ -303,9 +325,12 @@ def _told(run: RunDirectory, budget: Budget) -> Observation:
 
 def _fail(run: RunDirectory, error: Exception, host: JobHost) -> None:
     """Record an error in the files of a run that is not over: an attempt could not even be started."""
-    message = str(error) if isinstance(error, SeqlmError) else f"{type(error).__name__}: {error}"
     kind: FailureKind = "node" if is_storage_failure(error) else "code"
-    _record(run, Exit(kind=kind, message=message), host)
+    _record(run, Exit(kind=kind, message=_in_words(error)), host)
+
+
+def _in_words(error: Exception) -> str:
+    return str(error) if isinstance(error, SeqlmError) else f"{type(error).__name__}: {error}"
 
 
 def _give_up(run: RunDirectory, end: End, host: JobHost) -> None:
@@ -331,7 +356,7 @@ def serve(
 
     Whatever else happens is decided on the first node. If that one has ended, nothing is left to do here.
     """
-    share = Share(plan, number, context)
+    share = Share(plan, number, context, start)
     array, (run,) = share.array, share.own
     backend = JobBackend(context, array, first_host)
     while not share.has_begun(run):
@@ -414,7 +439,8 @@ def _run_part(
         raise UsageError(f"this job does not start: {plan.folder / Batch.FILE} is that of another study's jobs")
     if context.node_rank:
         serve(plan, number, context, signals, first_host, start)
-    else:
+        return
+    with start.alive():
         run_job(plan, number, context, signals, start)
 
 

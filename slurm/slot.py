@@ -7,22 +7,27 @@
             news                a worker has begun to train a run of the job
             sick                nodes that the next start is to avoid, one a line
             again               changes of the job before its next start, one a line, in SLURM's words
+            lease/              the heartbeat of the program on the first node (:mod:`seqlm.lease`)
             end                 the program on the first node has ended
 
 Unless the job is over, its script puts it back into the queue, whatever the program's exit code is
 (:mod:`slurm.script`). So an end that nobody foresaw is one more start, not a lost run.
 """
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
 from seqlm.files import make_directory, write_text
+from seqlm.lease import Lease, claim, kept, live_owner
 from seqlm.reading import exists, read_bytes
 
 OVER, BEGUN, NEWS, SICK, AGAIN, END = "over", "begun-", "news", "sick", "again", "end"
 """Names of the files."""
+SLOT, LEASE = "job-", "lease"
+"""Names of folders: the beginning of that of a job, and that of a start's lease."""
 MOST_IDLE = 10
 """Starts in a row without news after which a job gives up. From the third on it waits longer each time, an hour and a
 half in all: a full disk needs time."""
@@ -44,6 +49,15 @@ class Start:
     def number(self) -> int:
         """Counted from 1."""
         return int(self.folder.name)
+
+    @property
+    def name(self) -> str:
+        """Of the job and its start, such as ``0-3/2``."""
+        return f"{self.folder.parent.name.removeprefix(SLOT)}/{self.folder.name}"
+
+    def alive(self) -> contextlib.AbstractContextManager[Lease]:
+        """Give signs of life while the block runs, so that other jobs know that this one has its runs."""
+        return kept(claim(self.folder / LEASE, busy="this start of the job has another program"))
 
     def begin(self, node: str) -> None:
         """Record that the program has begun on a node."""
@@ -94,3 +108,18 @@ class Start:
 
     def _write(self, name: str, lines: Sequence[str] = ()) -> None:
         write_text(self.folder / name, "".join(f"{line}\n" for line in lines))
+
+
+def is_alive(launch: Path, name: str) -> bool:
+    """Return whether a job of a launch has a program that gives signs of life.
+
+    ``launch`` is the folder of the request, and ``name`` that of a start of the job; a later one counts as well.
+
+    Raises:
+        FileError: the folder of the job cannot be read.
+    """
+    slot, _, number = name.partition("/")
+    start = launch / f"{SLOT}{slot}" / number
+    while exists(later := start.with_name(str(int(start.name) + 1))):
+        start = later
+    return live_owner(start / LEASE) is not None

@@ -224,7 +224,7 @@ class Dispatcher:
                     job_id=self._executor.job,
                     node=self._executor.node,
                     memory_mb=self._executor.memory_mb,
-                    restart=os.environ.get("SLURM_RESTART_COUNT"),
+                    job_start=self._host.job_start,
                     launcher=this_launcher(),
                 )
             )

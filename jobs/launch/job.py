@@ -65,6 +65,8 @@ class Host:
     """How long workers may take to stop before they are killed."""
     where = "outside the worker's own code"
     """Where a failure happened of which the worker wrote nothing."""
+    job_start: str | None = None
+    """The start of a scheduler's job (:attr:`seqlm.records.attempts.Start.job_start`). ``None``: it is no such job."""
 
     def __init__(self) -> None:
         self.interrupts = Interrupts()

@@ -34,8 +34,8 @@ class Start(Record):
     """The only node of the attempt. ``None``: it has several, or the backend does not name it."""
     memory_mb: int | None = None
     """Memory of each node of the job, in MiB. ``None``: unknown."""
-    restart: str | None = None
-    """How often SLURM had restarted the job. ``None``: never, or there is no job of SLURM."""
+    job_start: str | None = None
+    """The start of that job, such as ``0-3/2``: the second one of job 3 of array 0 (:mod:`slurm.slot`)."""
     launcher: LauncherProcess | None = None
     resources: Resources = field(default_factory=Resources)
     micro_batches: Count = 1

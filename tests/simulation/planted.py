@@ -10,7 +10,7 @@ from jobs.study import budget, squeue
 from seqlm import files, lease, rundir, search
 from seqlm.ends import Verdict
 from seqlm.rundir import RunDirectory
-from slurm import allocation, job, share
+from slurm import allocation, job, share, slot
 from tests.tools import stub_worker
 
 
@@ -43,13 +43,13 @@ def _jobs_do_not_wait() -> None:
 
 def _jobs_ask_all_the_time() -> None:
     """A job asks SLURM at each look at a run."""
-    before = share.Share.job_states
+    before = job.JobHost.saw
 
-    def states(self: share.Share, *, at_once: bool = False) -> Mapping[str, str]:
-        return before(self, at_once=True)
+    def saw(self: job.JobHost, run: RunDirectory, attempt: int) -> None:
+        job.has_other_jobs(self.context.job)
+        before(self, run, attempt)
 
-    share.Share.job_states = states  # type: ignore[method-assign]
-    share.Share.may_take = lambda self, run, seen: bool(self.job_states()) and not share.is_over(seen)  # type: ignore[method-assign]
+    job.JobHost.saw = saw  # type: ignore[method-assign]
 
 
 def _jobs_do_not_come_back() -> None:
@@ -106,9 +106,10 @@ def _leases_never_end() -> None:
     lease._watch = watch  # type: ignore[assignment]
 
 
-def _states_are_taken_for_granted() -> None:
-    """A job ends with an error if SLURM does not know another job any more."""
-    share.Share.job_states = lambda self, **_: {}["state"]  # type: ignore[method-assign, misc]
+def _leases_are_taken_for_granted() -> None:
+    """A job ends with an error if another job gives no sign of life any more."""
+    before = slot.live_owner
+    slot.live_owner = lambda folder: before(folder) or {}["owner"]
 
 
 def _nothing_is_over() -> None:
@@ -193,5 +194,5 @@ PLANTED: Mapping[str, Planted] = {
         study={"backend": "ray", "core_hours": None},
         first=11,
     ),
-    "no-answer": Planted(plant=_states_are_taken_for_granted, check="TRACEBACK", accidents=["preempt", "kill_program"]),
+    "no-answer": Planted(plant=_leases_are_taken_for_granted, check="TRACEBACK", accidents=["preempt", "kill_program"]),
 }

@@ -45,19 +45,19 @@ class JobScript(Script):
             code = launch(start)
         if (over := self._text(self.slot / OVER)) is not None:
             return int(over)
-        if number and (self.slot / str(number + 1)).is_dir():
+        if number and is_there(self.slot / str(number + 1)):
             return code
         idle = 5
         if number:
             idle = 0
-            while idle < number and not (self.slot / str(number - idle) / NEWS).exists():
+            while idle < number and not is_there(self.slot / str(number - idle) / NEWS):
                 idle += 1
         if idle >= MOST_IDLE or (not number and job.restarts >= MOST_STARTS):
             return code or 1
         sick = [job.nodes[0].host.name]
         if number:
             names = self._hostnames(",".join(node.host.name for node in job.nodes))
-            sick = [name for name in names if not (start / f"{BEGUN}{name}").exists()]
+            sick = [name for name in names if not is_there(start / f"{BEGUN}{name}")]
             if len(sick) == len(names) and code in (NOT_STARTED, 128 + signal.SIGTERM):
                 sick = []
             sick += [line for line in (self._text(start / SICK) or "").splitlines() if re.fullmatch(NODE, line)]
@@ -92,11 +92,11 @@ class JobScript(Script):
         slot = self.slot
         for seconds in (0, 1, 2, 4, 8):
             self.kernel.sleep(seconds)
-            if not slot.is_dir() and not made(slot):
+            if not is_there(slot) and not made(slot):
                 continue
             number = 1
             while not made(slot / str(number)):
-                if not (slot / str(number)).is_dir():
+                if not is_there(slot / str(number)):
                     break
                 number += 1
             else:
@@ -132,6 +132,13 @@ class JobScript(Script):
             like = [name for name, state, kind in nodes if kind == wanted and re.fullmatch(USABLE, state)]
             if len([name for name in like if name not in avoided]) >= len(job.nodes):
                 self._ask("scontrol", "update", f"JobId={job.id}", f"ExcNodeList={','.join(avoided)}")
+
+
+def is_there(path: Path) -> bool:
+    """Return whether bash finds a file or folder: one that it cannot look at is none."""
+    with contextlib.suppress(OSError):
+        return path.exists()
+    return False
 
 
 def made(folder: Path) -> bool:

@@ -3,6 +3,7 @@
 import errno
 import io
 import json
+import math
 import os
 import sys
 import threading
@@ -31,7 +32,7 @@ from seqlm.records.runs import Result
 from seqlm.requests import Request, Requests, file_request
 from seqlm.resources import Resources
 from seqlm.rundir import RunDirectory
-from slurm import allocation, control, job
+from slurm import allocation, control, job, share
 from slurm.allocation import SlurmContext
 from slurm.job import Signals, run_job, serve
 from slurm.slot import MOST_IDLE, OVER, Start
@@ -89,17 +90,28 @@ esac""",
     monkeypatch.setattr(dispatch, "LOOK_SECONDS", 0.05)
     monkeypatch.setattr(dispatch, "GRACE_SECONDS", 0.05)
     monkeypatch.setattr(control, "TRIES", 1)
+    monkeypatch.setattr(share, "SOON_SECONDS", math.inf)  # nobody keeps the waits that a job asks for
     return folder
 
 
 def asked(told: JobPlan) -> list[list[str]]:
-    """Return what each start of the job has asked to be changed: nodes to avoid, after a hyphen, and other changes."""
+    """Return what each start of the job has asked to be changed: nodes to avoid, after a hyphen, and other changes.
+
+    A run waits from its failure on, so of the job's wait a busy machine takes seconds off. They are put back.
+    """
     found = []
     for folder in sorted((told.folder / "job-0-0").glob("*/"), key=lambda path: int(path.name)):
         if (folder / "again").exists():
             sick = (folder / "sick").read_text().splitlines()
-            found.append([*(f"-{node}" for node in sick), *(folder / "again").read_text().splitlines()])
+            changes = (folder / "again").read_text().splitlines()
+            found.append([*(f"-{node}" for node in sick), *map(_with_whole_wait, changes)])
     return found
+
+
+def _with_whole_wait(change: str) -> str:
+    name, _, seconds = change.partition("=now+")
+    whole = next((one for one in (5, 25, 120, 125) if seconds and one >= int(seconds)), seconds)
+    return f"{name}=now+{whole}" if seconds else change
 
 
 def make(folder: Path, name: str = "run") -> RunDirectory:

@@ -1,19 +1,20 @@
 """Which runs of a shared array a job takes, without SLURM."""
 
-import itertools
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from jobs.manifests.policy import Policy
+from jobs.plan.capacity import Capacity, Node
 from seqlm import ends
-from seqlm.records.attempts import Start
+from seqlm.records import attempts
+from seqlm.records.attempts import Exit
 from seqlm.rundir import Observation, RunDirectory
-from slurm import share
+from slurm import share as shares
 from slurm.share import Share
+from slurm.slot import SLOT, Start
 from slurm.submission import JobPlan
-from tests.slurm.programs import answering
 from tests.slurm.test_job import KILLED, TELL, asked, make, place, plan, room, work
 
 __all__ = ["room"]
@@ -21,20 +22,27 @@ __all__ = ["room"]
 pytestmark = pytest.mark.process
 
 SHARED: dict[str, Any] = {"jobs": 3, "is_pool": True}
-JOBS = [f"77_{index}" for index in range(3)]
+JOBS = ["0-0", "0-1", "0-2"]
 
 
-def shares(told: JobPlan) -> dict[str, Share]:
-    """The share of each of the three jobs."""
-    where = [place(SLURM_ARRAY_TASK_ID=str(index), SLURM_ARRAY_TASK_COUNT="3") for index in range(3)]
-    return {context.job: Share(told, 0, context) for context in where}
+def starts_of(told: JobPlan, job: str) -> Start:
+    """A start of a job, whose folder is made."""
+    slot = told.folder / f"{SLOT}{job}"
+    start = Start(slot / str(1 + len(list(slot.glob("*/")))))
+    start.folder.mkdir(parents=True)
+    return start
 
 
-def begin(run: RunDirectory, told: JobPlan, job: str) -> None:
-    """Have a job start the next attempt of a run."""
+def share(told: JobPlan, start: Start) -> Share:
+    index = start.folder.parent.name[-1]
+    return Share(told, 0, place(SLURM_ARRAY_TASK_ID=index, SLURM_ARRAY_TASK_COUNT="3"), start)
+
+
+def begin(run: RunDirectory, told: JobPlan, start: Start) -> None:
+    """Have a start of a job begin the next attempt of a run."""
     folder = run.attempt_dir(run.last_attempt() + 1)
     folder.mkdir(parents=True)
-    Start(request=told.options.request, job_id=job).write(folder)
+    attempts.Start(request=told.options.request, job_start=start.name).write(folder)
 
 
 SEEN = {
@@ -49,32 +57,52 @@ SEEN = {
 
 
 @pytest.mark.parametrize("seen", SEEN)
-def test_whatever_its_jobs_do_a_run_that_is_not_over_has_one_job_or_is_for_all_that_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seen: str
+@pytest.mark.parametrize("has_another_start", [False, True])
+def test_whatever_its_jobs_do_a_run_that_is_not_over_has_one_job_or_is_for_all(
+    tmp_path: Path, seen: str, *, has_another_start: bool
 ) -> None:
     run = make(tmp_path)
     told = plan(run, array=SHARED)
-    begin(run, told, "77_0")
-    is_over = seen in ("is done", "is cancelled", "has failed")
-    for states in itertools.product(["RUNNING", "PENDING", None], repeat=3):
-        lines = [f"{job}|{state}" for job, state in zip(JOBS, states, strict=True) if state is not None]
-        text = "\n".join(lines)
-        monkeypatch.setattr(share, "ask", lambda *_, text=text: text)
-        takers = [job for job, one in shares(told).items() if one.may_take(run, SEEN[seen])]
-        running = [job for job, state in zip(JOBS, states, strict=True) if state == "RUNNING"]
-        if is_over:
-            assert takers == []
-        elif seen == "runs" or states[0] == "RUNNING" or (states[0] == "PENDING" and seen == "its node failed"):
-            assert takers == ["77_0"], "the job that has begun it, or its next start"
-        else:
-            assert set(running) <= set(takers), "its job does not run: whoever has room goes on with it"
+    first = starts_of(told, JOBS[0])
+    others = [starts_of(told, job) for job in JOBS[1:]]
+    begin(run, told, first)
+    start = starts_of(told, JOBS[0]) if has_another_start else first
+
+    def takers() -> list[str]:
+        return [one.name for one in [start, *others] if share(told, one).may_take(run, SEEN[seen])]
+
+    with start.alive():
+        while_it_lives = takers()
+    if seen in ("is done", "is cancelled", "has failed"):
+        assert while_it_lives == takers() == []
+    elif seen == "runs":
+        assert while_it_lives == takers() == [start.name]
+    else:
+        assert while_it_lives == [start.name], "the job that has begun it, or its next start"
+        assert takers() == [start.name, *(one.name for one in others)], "whoever has room goes on with it"
+
+
+def test_a_run_whose_node_failed_waits_for_its_time_whichever_job_goes_on_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shares, "SOON_SECONDS", 5.0)
+    monkeypatch.setattr(ends, "FIRST_DELAY_SECONDS", 60.0)
+    sick, well = make(tmp_path, "sick"), make(tmp_path, "well")
+    told = plan(sick, well, array=SHARED)
+    first, second = starts_of(told, JOBS[0]), starts_of(told, JOBS[1])
+    begin(sick, told, first)
+    sick.write_exit(1, Exit(kind="node", message="lost"))
+    other = share(told, second)
+    room = Capacity([Node(name="n2", cpus=8, gpus={})], where="here")
+    assert [run.id for run, _ in filter(None, [other.next_run(room, is_idle=True)])] == ["well"]
+    monkeypatch.setattr(ends, "FIRST_DELAY_SECONDS", 0.0)
+    assert other.next_run(room, is_idle=True, but=["well"]) is not None
 
 
 def test_a_job_that_shares_its_runs_tries_one_again_until_its_node_has_failed_twice_in_a_row(
     tmp_path: Path, room: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ends, "FIRST_DELAY_SECONDS", 0.0)
-    answering(room, "squeue", "77_0|RUNNING\n")
     killed, other = make(tmp_path, "a"), make(tmp_path, "b")
     program = f"import sys\nif sys.argv[1].endswith('a'):\n    {KILLED}\n{TELL}"
     told = plan(killed, other, program=program, policy=Policy(), array={**SHARED, "at_once": 1})
