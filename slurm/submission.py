@@ -1,13 +1,14 @@
 """Submit runs as job arrays: group them, write one plan for all jobs and a script for each array, and call sbatch."""
 
 import contextlib
+import functools
 import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from jobs import terminal
 from jobs.attempt.supervisor import progress_variables
@@ -26,6 +27,9 @@ from seqlm.trust import table_digest
 from slurm.environment import batch_script, plain_env, program_of, setup_lines, submit_script
 from slurm.script import NOT_STARTED, job_lines
 from slurm.settings import JobShape, SlurmSettings
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 DEFAULT_NICE = 100
 """What ``--nice`` without a value means to sbatch."""
@@ -94,15 +98,13 @@ class JobPlan:
             FileError: it cannot be read.
             UsageError: it has another digest.
         """
-        from pydantic import TypeAdapter  # a launcher does without
-
         batch = Batch.read_file(path)
         if batch is None:
             raise FileError(f"cannot read {path}: No such file or directory")
         if sha256 not in (None, plan_sha256(batch)):
             raise UsageError(f"{path} has changed since its launch; launch again")
         return cls(
-            options=TypeAdapter(LaunchOptions).validate_python(batch.options),
+            options=_options_reader().validate_python(batch.options),
             arrays=batch.arrays,
             code=Path(batch.code),
             data={run_id: Path(place) for run_id, place in batch.data.items()},
@@ -111,6 +113,13 @@ class JobPlan:
             must_have_nodes=batch.must_have_nodes,
             grid=None if batch.grid is None else Path(batch.grid),
         )
+
+
+@functools.cache
+def _options_reader() -> "TypeAdapter[LaunchOptions]":
+    from pydantic import TypeAdapter  # a launcher does without
+
+    return TypeAdapter(LaunchOptions)
 
 
 def plan_sha256(batch: Batch) -> str:

@@ -87,7 +87,7 @@ def test_a_job_goes_on_although_a_signal_ends_the_process_on_its_second_node_at_
     slurm_cluster: LoopbackCluster, tmp_path: Path
 ) -> None:
     """As in a container, which has a Python and nothing of SLURM."""
-    study = SlurmStudy(slurm_cluster, tmp_path, trains=True, epochs=1, ranks=2)
+    study = SlurmStudy(slurm_cluster, tmp_path, epochs=1, ranks=2)
     python = tmp_path / "python"
     python.write_text(f"""#!/bin/sh
 [ "$SLURM_NODEID$SLURM_RESTART_COUNT" != 1 ] || kill -TERM $$
