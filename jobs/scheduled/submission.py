@@ -1,6 +1,7 @@
 """Submit runs as job arrays: group them, write one plan for all jobs and a script for each array, and submit these."""
 
 import contextlib
+import functools
 import math
 import os
 import shlex
@@ -9,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from jobs import terminal
 from jobs.attempt.supervisor import progress_variables
@@ -30,6 +31,9 @@ from seqlm.records.batch import ArrayPlan, Batch, Limits, Submitted
 from seqlm.requests import numbered
 from seqlm.resources import Resources
 from seqlm.trust import table_digest
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,15 +169,13 @@ class JobPlan:
             FileError: it cannot be read.
             UsageError: it has another digest.
         """
-        from pydantic import TypeAdapter  # a launcher does without
-
         batch = Batch.read_file(path)
         if batch is None:
             raise FileError(f"cannot read {path}: No such file or directory")
         if sha256 not in (None, plan_sha256(batch)):
             raise UsageError(f"{path} has changed since its launch; launch again")
         return cls(
-            options=TypeAdapter(LaunchOptions).validate_python(batch.options),
+            options=_options_reader().validate_python(batch.options),
             arrays=batch.arrays,
             code=Path(batch.code),
             data={run_id: Path(place) for run_id, place in batch.data.items()},
@@ -183,6 +185,13 @@ class JobPlan:
             scheduler=batch.scheduler,
             grid=None if batch.grid is None else Path(batch.grid),
         )
+
+
+@functools.cache
+def _options_reader() -> "TypeAdapter[LaunchOptions]":
+    from pydantic import TypeAdapter  # a launcher does without
+
+    return TypeAdapter(LaunchOptions)
 
 
 def plan_sha256(batch: Batch) -> str:

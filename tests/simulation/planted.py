@@ -27,6 +27,8 @@ class Planted:
     """Accidents after which it soon shows."""
     study: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the studies in which it soon shows."""
+    first: int = 0
+    """The first seed that is played. A search from one at which it shows takes less time."""
 
 
 def _owners_do_not_look() -> None:
@@ -151,7 +153,7 @@ PLANTED: Mapping[str, Planted] = {
     "two-owners": Planted(plant=_owners_do_not_look, check="OWNER", accidents=["cut_off_node"]),
     "no-wait": Planted(plant=_jobs_do_not_wait, check="SPIN", accidents=["kill_worker"]),
     "many-questions": Planted(
-        plant=_jobs_ask_all_the_time, check="COMMANDS", accidents=["terminate_worker", "kill_worker"]
+        plant=_jobs_ask_all_the_time, check="COMMANDS", accidents=["terminate_worker", "kill_worker"], first=6
     ),
     "never-back": Planted(plant=_jobs_do_not_come_back, check="END", accidents=["preempt"]),
     "torn-files": Planted(
@@ -159,18 +161,21 @@ PLANTED: Mapping[str, Planted] = {
         check="FILES",
         accidents=["kill_worker"],
         study={"core_hours": None, "backend": "slurm", "epoch_seconds": 20.0},
+        first=5,
     ),
     "no-cancel": Planted(plant=_workers_go_on, check="CANCELLED", accidents=["cancel"]),
     "any-job": Planted(plant=_any_job_is_ours, check="OTHERS", accidents=["reuse_id", "cancel", "run"]),
-    "no-checkpoint": Planted(plant=_from_the_beginning, check="REPEATED", accidents=["kill_worker"]),
-    "tried-again": Planted(plant=_errors_are_tried_again, check="RETRIES", accidents=["code_error"]),
+    "no-checkpoint": Planted(plant=_from_the_beginning, check="REPEATED", accidents=["kill_worker"], first=2),
+    "tried-again": Planted(plant=_errors_are_tried_again, check="RETRIES", accidents=["code_error"], first=5),
     "free-attempts": Planted(plant=_killed_attempts_cost_nothing, check="COSTS", accidents=["kill_worker"]),
     "never-over": Planted(plant=_nothing_is_over, check="ATTEMPTS", accidents=["preempt", "run"]),
     "no-takeover": Planted(
         plant=_leases_never_end, check="LEFT", accidents=["lose_node"], study={"runs": 2, "jobs": 1, "backend": "slurm"}
     ),
     "last-epoch": Planted(plant=_only_the_last_epoch, check="KEPT", accidents=["kill_worker"]),
-    "no-flush": Planted(plant=_nothing_is_flushed, check="FILES", accidents=["power_cut"], study={"backend": "local"}),
+    "no-flush": Planted(
+        plant=_nothing_is_flushed, check="FILES", accidents=["power_cut"], study={"backend": "local"}, first=5
+    ),
     "no-budget": Planted(
         plant=_budgets_do_not_count,
         check="BUDGET",
@@ -188,6 +193,7 @@ PLANTED: Mapping[str, Planted] = {
         check="END",
         accidents=["kill_actor"],
         study={"backend": "ray", "core_hours": None},
+        first=11,
     ),
     "no-answer": Planted(plant=_leases_are_taken_for_granted, check="TRACEBACK", accidents=["preempt", "kill_program"]),
 }

@@ -115,12 +115,11 @@ def jobs_there(cluster: LoopbackCluster) -> set[str]:
     return set(cluster.run("squeue", "-h", "-r", "-o", "%T %r").stdout.splitlines())
 
 
-@pytest.mark.parametrize("settings", [(), ("pool = { jobs = 1, cpus = 2 }",)], ids=["single jobs", "a pool"])
 def test_a_failed_canary_holds_the_grid_back_until_a_run_after_the_fix(
-    slurm_cluster: LoopbackCluster, tmp_path: Path, settings: tuple[str, ...]
+    slurm_cluster: LoopbackCluster, tmp_path: Path
 ) -> None:
     env = {STUB: '{"1/0": "oom"}'}
-    study = SlurmStudy(slurm_cluster, tmp_path, settings=settings, archs=("rnn", "gru"), gpus=0, epochs=1, env=env)
+    study = SlurmStudy(slurm_cluster, tmp_path, archs=("rnn", "gru"), gpus=0, epochs=1, env=env)
     assert study("run", "small.toml", "--canary", "--no-wait").returncode == 0
     wait_for(study.each, "the grid to be held back", until=lambda states: set(states) == {"pending"})
     (reason,) = {str(one["reason"]) for one in study.status()}
