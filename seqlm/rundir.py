@@ -75,8 +75,13 @@ SAME_DIGITS = (
     "(--set study.name=...)"
 )
 """Why a run is refused, and what to do."""
-STUDY_FORMAT = 2
-"""``version`` in ``study.json``. It rises when a study's files change so that another version cannot read them."""
+STUDY_FORMAT = 3
+"""``version`` in ``study.json``. It rises when a study's files change so that earlier versions cannot read them. From
+3 on, each version reads all earlier formats (docs/project/formats.md)."""
+READABLE_FROM = 3
+"""The first format that is read as it is. ``seqlm upgrade`` converts earlier ones."""
+UPGRADE_FOLDER = "upgrade"
+"""Folder of a study that is being converted (:mod:`jobs.study.upgrade`)."""
 MAX_RUNS = 10_000
 """Most runs of a study."""
 _OF_LAUNCHERS = (".config.", ".tokenizer.", ".provenance.", ".task.", ".start.", ".exit.")
@@ -777,20 +782,31 @@ def slugify(name: str) -> str:
     return slug or "run"
 
 
-def require_format(study_dir: Path) -> None:
-    """Check that a study's files are of this version's format. A damaged ``study.json`` says nothing of that.
-
-    Raises:
-        UsageError: they are of another version.
-    """
+def format_of(study_dir: Path) -> int | None:
+    """Return the format of a study's files. ``None``: ``study.json`` is missing or damaged, or does not say."""
     found: Any = None
     with contextlib.suppress(FileError):
         found = (read_json(study_record_file(study_dir)) or {}).get("version")
-    if type(found) is int and found != STUDY_FORMAT:
-        earlier = "seqlm 0.2 or before; version 0.2.0 reads it"
-        whose = earlier if found < STUDY_FORMAT else "a later version of seqlm"
+    return found if type(found) is int else None
+
+
+def require_format(study_dir: Path) -> None:
+    """Check that this version reads a study's files. A damaged ``study.json`` says nothing of that.
+
+    Raises:
+        UsageError: they are of another version, or their conversion was interrupted.
+    """
+    name = printable(str(study_dir))
+    if exists(study_dir / UPGRADE_FOLDER):
+        raise UsageError(f"{name}: its upgrade was interrupted; `seqlm upgrade {name}` goes on with it")
+    found = format_of(study_dir)
+    if found is not None and found < READABLE_FROM:
         raise UsageError(
-            f"{printable(str(study_dir))}: written by {whose}; to train, launch the manifest under another name "
+            f"{name}: written by an earlier version of seqlm; `seqlm upgrade {name}` converts it, and keeps its files"
+        )
+    if found is not None and found > STUDY_FORMAT:
+        raise UsageError(
+            f"{name}: written by a later version of seqlm; to train, launch the manifest under another name "
             "(--set study.name=...) or move the folder away"
         )
 

@@ -31,7 +31,15 @@ from seqlm.records.requests import RequestFile
 from seqlm.records.runs import Provenance
 from seqlm.records.studies import QueueFile
 from seqlm.requests import Request, Requests, file_request
-from seqlm.rundir import BEHAVIOUR_FOLDER, CANARY_FOLDER, Observation, RunDirectory, require_format, study_record_file
+from seqlm.rundir import (
+    BEHAVIOUR_FOLDER,
+    CANARY_FOLDER,
+    UPGRADE_FOLDER,
+    Observation,
+    RunDirectory,
+    require_format,
+    study_record_file,
+)
 from seqlm.state import View
 
 LAST = ("train_ppl", "val_ppl", "train_tokens_per_second")
@@ -132,6 +140,18 @@ class ObservedRun:
 
 
 def find_study(argument: str, runs_dir: Path) -> Path:
+    """Return the folder of a study that this version reads, given as for :func:`find_any_study`.
+
+    Raises:
+        UsageError: there is no such study, or it is of another format.
+        FileError: the folder cannot be read.
+    """
+    found = find_any_study(argument, runs_dir)
+    require_format(found)
+    return found
+
+
+def find_any_study(argument: str, runs_dir: Path) -> Path:
     """Return the folder of a study given by its folder, by its manifest, or by its name below ``runs_dir``.
 
     From then on, no link below it is followed (:func:`seqlm.reading.confine`).
@@ -144,16 +164,15 @@ def find_study(argument: str, runs_dir: Path) -> Path:
     folders = [folder for folder in (path, runs_dir / argument) if is_folder(folder)]
     for folder in folders:
         confine(folder)
+        is_study = is_file(study_record_file(folder)) or exists(folder / UPGRADE_FOLDER)
         # A launcher that has just started makes these files in a moment.
-        if RunDirectory.any_in(folder) or is_file(study_record_file(folder)) or launcher_of(folder) is not None:
-            require_format(folder)
+        if is_study or RunDirectory.any_in(folder) or launcher_of(folder) is not None:
             return folder
     if is_file(path):
         folder = runs_dir / load_manifest(path).study
         confine(folder)
         if not is_folder(folder):
             raise UsageError(f"{path}: this study has not been launched yet (no folder {folder}); use run {path}")
-        require_format(folder)
         return folder
     if folders:
         raise UsageError(f"{folders[0]}: expected a study's folder, found no runs in it")

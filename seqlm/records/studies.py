@@ -23,6 +23,20 @@ class QueueFile(Record):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Upgrade(Record):
+    """``upgrade/upgrade.json``: how far ``seqlm upgrade`` is, which deletes the folder at its end."""
+
+    FILE: ClassVar[str] = "upgrade.json"
+
+    format: int = 0
+    """Format from which the study is converted."""
+    replaced: tuple[str, ...] = ()
+    """Paths in the study of the old files and folders, which make room for those in ``upgrade/new``."""
+    are_moved: bool = False
+    """Whether all of them have moved away."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Note(Record):
     """``notes/000001/note.json``: tags, a text, or both, about runs. Written once and never edited."""
 
