@@ -1,4 +1,4 @@
-"""Read a study of format 1, that of version 0.2.0, and write it as one of this version. :mod:`jobs.study.upgrade` calls.
+"""Convert a study of format 1, which version 0.2.0 wrote, for :mod:`jobs.study.upgrade`.
 
 What differs: the number of epochs was part of a run's identity; `failure.json` said how a run had failed, in the run's
 folder, or in that of an attempt if the run was tried again; `job.json` was about the newest attempt alone;
@@ -61,12 +61,19 @@ class _Run:
         return f"{slug}-{self.config.fingerprint()[:FINGERPRINT_DIGITS]}"
 
 
+def is_done(run: Path) -> bool:
+    """Return whether a run or canary is done. It has its result for good in both formats."""
+    return exists(run / "result.json") or exists(run / "canary.json")
+
+
 def jobs_of(study_dir: Path) -> Sequence[str]:
-    """Return the ids of the jobs of a study's runs, such as ``12_3``."""
+    """Return the ids of the jobs, such as ``12_3``, of the runs of a study that are not done."""
     found: list[str] = []
     for folder in (study_dir, study_dir / BEHAVIOUR_FOLDER, study_dir / CANARY_FOLDER):
         jobs = _read(folder / _JOBS).get("jobs")
-        found += [job for job in jobs.values() if isinstance(job, str)] if isinstance(jobs, dict) else []
+        for run_id, job in jobs.items() if isinstance(jobs, dict) else ():
+            if isinstance(job, str) and RUN_ID.fullmatch(run_id) and not is_done(folder / run_id):
+                found.append(job)
     return found
 
 
@@ -94,6 +101,8 @@ def convert(study_dir: Path, new: Path, tell: Tell) -> list[str]:
                 )
         if _convert_run(kept, new / kept.id, new):
             cancelled.append(kept.id)
+    if any(exists(run.path / "behaviour.json") for run in runs):
+        tell("`behaviour` or `report` computes the behaviour of the models again: its measures have changed since")
     if cancelled:
         wanted = dict.fromkeys(cancelled, Wanted())
         file_request(new, RequestFile(kind="cancel", at=timestamp(), runs=wanted))
@@ -128,18 +137,18 @@ def _runs_in(study_dir: Path, tell: Tell) -> list[_Run]:
     for path in listed(study_dir, "[!.]*-*"):
         raw = _read(path / "config.json") if is_folder(path) and RUN_ID.fullmatch(path.name) else {}
         config = _config_of(raw)
-        if config is None or path.name.rpartition("-")[2] != _print_of(raw)[:FINGERPRINT_DIGITS]:
+        if config is None or path.name.rpartition("-")[2] != former_fingerprint(raw)[:FINGERPRINT_DIGITS]:
             if raw:
                 tell(f"{printable(path.name)} stays as it is: its config.json is damaged")
             continue
         epochs, _ = read_json_lines(path / "metrics.jsonl", lambda line: isinstance(line, dict) and "epoch" in line)
         result = _read(path / "result.json") if exists(path / "result.json") else None
-        run = _Run(path=path, config=config, fingerprint=_print_of(raw), epochs=len(epochs), result=result)
+        run = _Run(path=path, config=config, fingerprint=former_fingerprint(raw), epochs=len(epochs), result=result)
         found.append(run)
     return found
 
 
-def _print_of(raw: Plain) -> str:
+def former_fingerprint(raw: Plain) -> str:
     """Return the fingerprint that version 0.2.0 gave to a configuration, which ``config.json`` has in full."""
     identity = {key: dict(value) if isinstance(value, dict) else value for key, value in raw.items()}
     for section, key, neutral in _LATER_KEYS:

@@ -25,7 +25,7 @@ from typing import TypeAlias
 from jobs.study import format_1
 from jobs.study.folder import launcher_dir, launching
 from jobs.study.squeue import SQUEUE, Claim, ask, live_jobs, read_squeue
-from seqlm.errors import BackendError, DamagedFileError, FileError, RunBusyError, UsageError, file_errors, printable
+from seqlm.errors import BackendError, DamagedFileError, RunBusyError, UsageError, file_errors, printable
 from seqlm.files import delete, make_directory, open_at, read_json, rename, second_name, write_json
 from seqlm.lease import live_owner
 from seqlm.reading import below, confine, exists, is_file, is_folder, listed
@@ -90,7 +90,7 @@ def _known_format(study_dir: Path) -> int:
         UsageError: this version does not know it.
     """
     found = format_of(study_dir)
-    if found in CONVERSIONS or found == STUDY_FORMAT:
+    if found is not None and (found in CONVERSIONS or found == STUDY_FORMAT):
         return found
     name = printable(str(study_dir))
     if found is None:
@@ -183,10 +183,8 @@ def _is_locked(path: Path) -> bool:
 def _live_jobs(study_dir: Path, before: int, tell: Tell) -> list[str]:
     """Return the ids of the jobs of a study that wait or run on the cluster of this machine.
 
-    A job that is not seen here, such as on another cluster, finds its files gone and ends when it starts.
-
-    Raises:
-        BackendError: there are SLURM's commands here, and they do not answer.
+    A job that is not seen here, such as on another cluster, finds its files gone and ends when it starts. A run of it
+    has an owner once it trains.
     """
     ids = format_1.jobs_of(study_dir) if before == 1 else ()
     claims = set(_claims(study_dir)) if before == 2 else set[Claim]()
@@ -197,22 +195,23 @@ def _live_jobs(study_dir: Path, before: int, tell: Tell) -> list[str]:
             return sorted(job.id for job in live_jobs(claims))
         rows = read_squeue(ask(*SQUEUE, "-u", str(os.geteuid())))
     except BackendError as error:
-        if "is not on PATH" not in str(error):
-            raise
-        tell(f"warning: {error}; jobs of this study that wait are not seen from here, and will end when they start")
+        tell(f"warning: {error}; a job of this study that still waits ends when it starts")
         return []
     return sorted({row.job for row in rows if row.view.stage in ("queued", "running")} & set(ids))
 
 
 def _claims(study_dir: Path) -> Iterator[Claim]:
-    """Yield the jobs of the submissions of a study of format 2."""
+    """Yield the arrays of a study of format 2 with a run that is not done."""
     for launches in _launches(study_dir):
         for folder in listed(launches, "[0-9]*"):
             if exists(folder / Submitted.FILE) and not exists(folder / Withdrawn.FILE):
                 batch = Batch()
                 with contextlib.suppress(DamagedFileError):
                     batch = Batch.read_file(folder / PLAN_FILE) or Batch()
-                yield from (Claim(array.job, folder) for array in batch.arrays if array.job is not None)
+                for array in batch.arrays:
+                    is_over = all(format_1.is_done(launches.parent / run_id) for run_id in array.runs)
+                    if array.job is not None and not is_over:
+                        yield Claim(array.job, folder)
 
 
 # -- format 2 --------------------------------------------------------------------------------------------------------
