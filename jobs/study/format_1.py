@@ -340,15 +340,15 @@ def _study_record(raw: Plain, prints: dict[str, str]) -> dict[str, Any]:
         before, config = entry.get("fingerprint"), _config_of(nested(_table(entry, "config")))
         if config is None or not isinstance(before, str):
             continue
-        after, epochs = config.fingerprint(), config.train.epochs
-        prints[before] = after
-        if epochs <= epochs_of.get(after, 0):
+        fingerprint, epochs = config.fingerprint(), config.train.epochs
+        prints[before] = fingerprint
+        if epochs <= epochs_of.get(fingerprint, 0):
             continue  # the same run for fewer epochs
-        epochs_of[after] = epochs
+        epochs_of[fingerprint] = epochs
         published = _table(entry, "published")
-        planned[after] = {
+        planned[fingerprint] = {
             **entry,
-            "fingerprint": after,
+            "fingerprint": fingerprint,
             "config": config.by_key(),
             "published": {"epochs": epochs, **published} if published else {},
         }
