@@ -58,7 +58,7 @@ from seqlm.reading import (
 from seqlm.records.attempts import Environment, Exit, Position, ProgressFile, RankEnd, Start, Worker
 from seqlm.records.requests import Folder
 from seqlm.records.runs import CanaryResult, Provenance, Result, Rung
-from seqlm.records.studies import TaskFile
+from seqlm.records.studies import StudyFile, TaskFile
 from seqlm.requests import RUN_ID, Request, Requests
 from seqlm.state import Facts, RunState, View, state_of
 
@@ -82,8 +82,6 @@ READABLE_FROM = 3
 """The first format that is read as it is. ``seqlm upgrade`` converts earlier ones."""
 UPGRADE_FOLDER = "upgrade"
 """Folder of a study that is being converted (:mod:`jobs.study.upgrade`)."""
-MAX_RUNS = 10_000
-"""Most runs of a study."""
 _OF_LAUNCHERS = (".config.", ".tokenizer.", ".provenance.", ".task.", ".start.", ".exit.")
 """Beginnings of the names of temporary files that a launcher or job writes, besides those of the user's model."""
 _OF_OTHERS = (".behaviour.", ".samples.")
@@ -769,7 +767,7 @@ class RunDirectory:
 
 def study_record_file(study_dir: Path) -> Path:
     """``study.json``: what the report needs of the manifest. Written by the launcher that owns the study."""
-    return study_dir / "study.json"
+    return study_dir / StudyFile.FILE
 
 
 def slugify(name: str) -> str:
@@ -784,10 +782,7 @@ def slugify(name: str) -> str:
 
 def format_of(study_dir: Path) -> int | None:
     """Return the format of a study's files. ``None``: ``study.json`` is missing or damaged, or does not say."""
-    found: Any = None
-    with contextlib.suppress(FileError):
-        found = (read_json(study_record_file(study_dir)) or {}).get("version")
-    return found if type(found) is int else None
+    return StudyFile.read_parts(study_record_file(study_dir), lambda line: None).version
 
 
 def require_format(study_dir: Path) -> None:

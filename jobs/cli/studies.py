@@ -14,7 +14,7 @@ from jobs.cli.arguments import Arguments
 from jobs.cli.naming import chosen_runs, find_trained
 from jobs.cli.view import STATES, STATUS, records_of
 from jobs.study.folder import Observer, find_any_study, launching, observe_study, open_jobs, study_name
-from jobs.study.record import StudyRecord
+from jobs.study.record import KeptManifests
 from jobs.study.squeue import Claim, Scheduler
 from jobs.terminal import Column, confirm, memory, perplexity, say, show, tell
 from seqlm.errors import FileError, RunBusyError, SeqlmError, UnfitFileError, UsageError, file_errors, printable
@@ -80,7 +80,7 @@ def summary(study_dir: Path, scheduler: Scheduler) -> dict[str, Any]:
         record |= {"changed_at": changed_at.isoformat(timespec="seconds"), "best_val_ppl": min(best, default=None)}
         states.update(one.observation.state for one in runs)
         problems: list[str] = []
-        states["pending"] += len(StudyRecord(study_dir, problems.append).absent(one.run.id for one in runs))
+        states["pending"] += len(KeptManifests(study_dir, problems.append).absent(one.run.id for one in runs))
         record["problem"] = next((line.removeprefix("warning: ") for line in problems), None)
     except SeqlmError as error:
         record["problem"] = str(error)

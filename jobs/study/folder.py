@@ -16,7 +16,7 @@ from jobs.manifests.load import load_manifest
 from jobs.manifests.policy import Policy
 from jobs.spec import RunSpec
 from jobs.study.budget import Budget
-from jobs.study.record import StudyRecord
+from jobs.study.record import KeptManifests
 from jobs.study.squeue import Claim, Scheduler
 from seqlm.architectures import CustomConfig
 from seqlm.config import RunConfig
@@ -236,7 +236,7 @@ def observe_study(
 
     The arguments are as in :class:`Observer`.
     """
-    observer, plan = Observer(study_dir, scheduler, ids, seen=seen), StudyRecord(study_dir)
+    observer, plan = Observer(study_dir, scheduler, ids, seen=seen), KeptManifests(study_dir)
     why_not_started = functools.cache(lambda: _failed_canary(study_dir))
     observed = []
     for run in RunDirectory.unordered_in(study_dir, observer.over):
