@@ -1,4 +1,4 @@
-"""``list`` and ``clean``: the studies in the runs folder, and what may be deleted from one."""
+"""``list``, ``upgrade`` and ``clean``: the studies in the runs folder, their formats, and what may be deleted."""
 
 import contextlib
 import secrets
@@ -13,8 +13,8 @@ from typing import Any, Literal, TypeAlias
 from jobs.cli.arguments import Arguments
 from jobs.cli.naming import chosen_runs, find_trained
 from jobs.cli.view import STATES, STATUS, records_of
-from jobs.study.folder import Observer, launching, observe_study, open_jobs, study_name
-from jobs.study.record import StudyRecord
+from jobs.study.folder import Observer, find_any_study, launching, observe_study, open_jobs, study_name
+from jobs.study.record import KeptManifests
 from jobs.study.scheduler import Claim, Views
 from jobs.terminal import Column, confirm, memory, perplexity, say, show, tell
 from seqlm.errors import FileError, RunBusyError, SeqlmError, UnfitFileError, UsageError, file_errors, printable
@@ -23,7 +23,14 @@ from seqlm.lease import live_owner
 from seqlm.reading import below, confine, exists, is_file, is_folder, is_link, is_mine, listed, status, timestamp
 from seqlm.records.requests import RequestFile, Wanted
 from seqlm.requests import Requests, file_request
-from seqlm.rundir import BEHAVIOUR_FOLDER, CANARY_FOLDER, RunDirectory, study_record_file
+from seqlm.rundir import (
+    BEHAVIOUR_FOLDER,
+    CANARY_FOLDER,
+    STUDY_FORMAT,
+    RunDirectory,
+    require_format,
+    study_record_file,
+)
 from seqlm.state import State
 
 
@@ -63,6 +70,7 @@ def summary(study_dir: Path, views: Views) -> dict[str, Any]:
     record |= {"changed_at": None, "best_val_ppl": None, "problem": None}
     states: Counter[State] = Counter()
     try:
+        require_format(study_dir)
         runs, file = observe_study(study_dir, views), study_record_file(study_dir)
         if not runs and not is_file(file):
             return {**record, "problem": "holds no runs"}
@@ -72,7 +80,7 @@ def summary(study_dir: Path, views: Views) -> dict[str, Any]:
         record |= {"changed_at": changed_at.isoformat(timespec="seconds"), "best_val_ppl": min(best, default=None)}
         states.update(one.observation.state for one in runs)
         problems: list[str] = []
-        states["pending"] += len(StudyRecord(study_dir, problems.append).absent(one.run.id for one in runs))
+        states["pending"] += len(KeptManifests(study_dir, problems.append).absent(one.run.id for one in runs))
         record["problem"] = next((line.removeprefix("warning: ") for line in problems), None)
     except SeqlmError as error:
         record["problem"] = str(error)
@@ -99,6 +107,27 @@ COLUMNS = (
     Column("changed", "changed_at", _local_time),
     Column("best val ppl", "best_val_ppl", perplexity, right=True),
 )
+
+
+# -- upgrade -------------------------------------------------------------------------------------------------------
+
+
+def upgrade_study(arguments: Arguments) -> tuple[dict[str, Any], int]:
+    """Convert a study of an earlier format into one that this version reads."""
+    from jobs.study.upgrade import upgrade  # it reads files of SLURM and of earlier versions
+
+    study_dir = find_any_study(arguments.study, arguments.runs_dir)
+    notes: list[str] = []
+    done = upgrade(study_dir, notes.append)
+    for line in notes:
+        tell(line)
+    name, now = study_name(study_dir), f"format {STUDY_FORMAT}"
+    if done is None:
+        say(f"{name} is of {now} already, which this version reads")
+    else:
+        say(f"{name} is of {now} now; its files of format {done.format} are in {done.earlier}")
+    before, earlier = (None, None) if done is None else (done.format, str(done.earlier))
+    return {"study": name, "format": STUDY_FORMAT, "before": before, "earlier": earlier, "notes": notes}, 0
 
 
 # -- clean ---------------------------------------------------------------------------------------------------------

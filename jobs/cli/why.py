@@ -18,7 +18,7 @@ from jobs.plan.capacity import with_noun
 from jobs.plan.limits import alike, used
 from jobs.registry import BACKENDS, backend_class
 from jobs.study.folder import ObservedRun, find_study, launcher_of, observe_study
-from jobs.study.record import StudyRecord
+from jobs.study.record import KeptManifests
 from jobs.study.scheduler import Waiting
 from seqlm.enough import enough
 from seqlm.errors import FileError, SeqlmError
@@ -127,7 +127,7 @@ def slow_runs(runs: Iterable[ObservedRun]) -> dict[str, str]:
             others = [other for other in group if other[0] is not one]
             usual = statistics.median(median for _, median, _ in others) if len(others) >= SIBLINGS else math.inf
             if one.config and own >= LEAST_SLOWER * usual and own > max(slowest for _, _, slowest in others):
-                estimate = StudyRecord(one.run.path.parent).estimate(one.config.fingerprint())
+                estimate = KeptManifests(one.run.path.parent).estimate(one.config.fingerprint())
                 plan = f", {own * estimate[1] / estimate[0]:.1f} x plan" if estimate else ""
                 found[one.run.id] = f", {own / usual - 1:.0%} slower than its {len(others)} siblings{plan}"
     return found

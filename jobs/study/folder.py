@@ -17,7 +17,7 @@ from jobs.manifests.policy import Policy
 from jobs.registry import SCHEDULERS
 from jobs.spec import RunSpec
 from jobs.study.budget import Budget
-from jobs.study.record import StudyRecord
+from jobs.study.record import KeptManifests
 from jobs.study.scheduler import Claim, Views
 from seqlm.architectures import CustomConfig
 from seqlm.config import RunConfig
@@ -32,7 +32,15 @@ from seqlm.records.requests import RequestFile
 from seqlm.records.runs import Provenance
 from seqlm.records.studies import QueueFile
 from seqlm.requests import Request, Requests, file_request
-from seqlm.rundir import BEHAVIOUR_FOLDER, CANARY_FOLDER, Observation, RunDirectory, require_format, study_record_file
+from seqlm.rundir import (
+    BEHAVIOUR_FOLDER,
+    CANARY_FOLDER,
+    UPGRADE_FOLDER,
+    Observation,
+    RunDirectory,
+    require_format,
+    study_record_file,
+)
 from seqlm.state import View
 
 LAST = ("train_ppl", "val_ppl", "train_tokens_per_second")
@@ -133,6 +141,18 @@ class ObservedRun:
 
 
 def find_study(argument: str, runs_dir: Path) -> Path:
+    """Return the folder of a study that this version reads, given as for :func:`find_any_study`.
+
+    Raises:
+        UsageError: there is no such study, or it is of another format.
+        FileError: the folder cannot be read.
+    """
+    found = find_any_study(argument, runs_dir)
+    require_format(found)
+    return found
+
+
+def find_any_study(argument: str, runs_dir: Path) -> Path:
     """Return the folder of a study given by its folder, by its manifest, or by its name below ``runs_dir``.
 
     From then on, no link below it is followed (:func:`seqlm.reading.confine`).
@@ -145,16 +165,15 @@ def find_study(argument: str, runs_dir: Path) -> Path:
     folders = [folder for folder in (path, runs_dir / argument) if is_folder(folder)]
     for folder in folders:
         confine(folder)
+        is_study = is_file(study_record_file(folder)) or exists(folder / UPGRADE_FOLDER)
         # A launcher that has just started makes these files in a moment.
-        if RunDirectory.any_in(folder) or is_file(study_record_file(folder)) or launcher_of(folder) is not None:
-            require_format(folder)
+        if is_study or RunDirectory.any_in(folder) or launcher_of(folder) is not None:
             return folder
     if is_file(path):
         folder = runs_dir / load_manifest(path).study
         confine(folder)
         if not is_folder(folder):
             raise UsageError(f"{path}: this study has not been launched yet (no folder {folder}); use run {path}")
-        require_format(folder)
         return folder
     if folders:
         raise UsageError(f"{folders[0]}: expected a study's folder, found no runs in it")
@@ -218,7 +237,7 @@ def observe_study(
 
     The arguments are as in :class:`Observer`.
     """
-    observer, plan = Observer(study_dir, views, ids, seen=seen), StudyRecord(study_dir)
+    observer, plan = Observer(study_dir, views, ids, seen=seen), KeptManifests(study_dir)
     why_not_started = functools.cache(lambda: _failed_canary(study_dir))
     observed = []
     for run in RunDirectory.unordered_in(study_dir, observer.over):

@@ -54,9 +54,9 @@ class ArrayPlan(Record):
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Batch(Record):
-    """``plan.json``: what the jobs of a submission do. The arrays are as the scheduler has taken them."""
+    """``batch.json``: what the jobs of a submission do. The arrays are as the scheduler has taken them."""
 
-    FILE: ClassVar[str] = "plan.json"
+    FILE: ClassVar[str] = "batch.json"
 
     options: Mapping[str, Any] = field(default_factory=dict)
     """Those of the launch (:class:`jobs.launch.job.LaunchOptions`), as plain data."""

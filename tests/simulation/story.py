@@ -232,7 +232,7 @@ class Story:
         found: dict[int, int] = {}
         launches = self.files.look(f"{STUDY}/launches")
         for number, folder in (launches.names if launches is not None else {}).items():
-            if number.isdigit() and (plan := folder.names.get("plan.json")) is not None:
+            if number.isdigit() and (plan := folder.names.get("batch.json")) is not None:
                 for array in json.loads(plan.content)["arrays"]:
                     if array["job"] is not None and any(name_of(run) == name for run in array["runs"]):
                         found[int(number)] = int(array["job"])

@@ -48,7 +48,7 @@ def test_an_array_of_behaviour_jobs_runs_their_module_and_is_submitted_once(
     assert f"{study_dir}/code/" in first.script
 
     jobs = [RunDirectory(study_dir / "behaviour" / runs[name].id) for name in ("rnn-b", "gru")]
-    plan = JobPlan.read(study_dir / "behaviour/launches/000001/plan.json")
+    plan = JobPlan.read(study_dir / "behaviour/launches/000001/batch.json")
     assert plan.options.worker == ("-m", STAND_IN)
     assert sorted(plan.arrays[0].runs) == sorted(job.id for job in jobs)
     assert launch.main(words) == 0

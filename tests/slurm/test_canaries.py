@@ -97,7 +97,7 @@ def test_a_job_whose_launch_is_withdrawn_starts_nothing(
     folder = numbered(tmp_path / "runs" / "small", 1)
     Withdrawn().write(folder)
     monkeypatch.setattr(job, "run_job", lambda *_: pytest.fail("it starts"))
-    assert start(folder / "plan.json", monkeypatch, "1") == "2"
+    assert start(folder / "batch.json", monkeypatch, "1") == "2"
 
 
 @pytest.mark.parametrize(("job_id", "code"), [("1", None), ("2", "2")])
@@ -105,7 +105,7 @@ def test_a_job_of_a_deleted_study_does_not_take_the_runs_of_the_one_in_its_place
     fake: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job_id: str, code: str | None
 ) -> None:
     assert run("--no-canary") == 0
-    plan = numbered(tmp_path / "runs" / "small", 1) / "plan.json"
+    plan = numbered(tmp_path / "runs" / "small", 1) / "batch.json"
     monkeypatch.setattr(job, "run_job", lambda *_: None)
     assert start(plan, monkeypatch, job_id) == code
 

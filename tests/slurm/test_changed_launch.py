@@ -39,7 +39,7 @@ def test_a_plan_that_was_changed_starts_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan = jobs(planned(tmp_path / "study", 2), SlurmSettings(env={"A": "1"}))
-    path = tmp_path / "plan.json"
+    path = tmp_path / "batch.json"
     batch = plan.to_batch()
     batch.write(tmp_path)
     digest = plan_sha256(batch)

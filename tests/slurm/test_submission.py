@@ -167,8 +167,8 @@ def test_a_submission_writes_as_many_files_for_many_runs_as_for_few(
     assert submit(jobs(items, SlurmSettings(), policy, request=asked.number), SlurmBackend()) == ["1"]
     assert [call[0] for call in fake.calls()] == ["sbatch", "scontrol"]
     files = {path.name for path in asked.folder.iterdir()}
-    assert files == {"request.json", "plan.json", "array-0.sh", "submitted.json"}
-    told = JobPlan.read(asked.folder / "plan.json")
+    assert files == {"request.json", "batch.json", "array-0.sh", "submitted.json"}
+    told = JobPlan.read(asked.folder / "batch.json")
     assert list(told.arrays[0].runs) == [item.run.id for item in items]
     assert (told.options.worker, told.options.policy, told.options.request, told.code) == (
         ("-m", "seqlm.training.worker"),

@@ -122,7 +122,7 @@ def test_bash_reads_the_scripts_for_sbatch_as_they_are_meant(
         done = commands.run(["bash", script], cwd=tmp_path)
         assert (done.returncode, done.stderr) == (0, "")
     words = record.read_bytes().decode().split("\0")
-    assert str(folder / "launches" / "000001" / "plan.json") in words
+    assert str(folder / "launches" / "000001" / "batch.json") in words
     assert words.count(str(folder)) == 2  # of the report, without and with behaviour
     assert slurm.jobs()["1_0"].options["chdir"].startswith(f"{folder}/launches/")
     assert marks(tmp_path, tmp_path / name, folder) == []

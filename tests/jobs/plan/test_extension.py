@@ -16,6 +16,7 @@ from jobs.study.scheduler import Views
 from seqlm.errors import FileError
 from seqlm.files import read_json, write_json, write_json_lines
 from seqlm.records.runs import Provenance
+from seqlm.records.studies import StudyFile
 from seqlm.rundir import Observation, RunDirectory
 from seqlm.state import FailureKind, State
 from tests.facts import make_folder, stop
@@ -190,7 +191,7 @@ def test_the_estimate_of_a_run_grows_by_the_epochs_that_are_requested_later(
         made = make_planned(longer(spec, epochs), seconds)
         item = replace(made, run=run, observation=seen, action=action)
         for _ in range(2):  # a launch with canaries writes twice
-            write_record(tmp_path, {}, [item], lambda line: pytest.fail(line))
+            write_record(tmp_path, StudyFile(), [item], lambda line: pytest.fail(line))
         record = (read_json(tmp_path / "study.json") or {})["estimates"][spec.fingerprint]
         assert record["epochs"] == epochs
         return float(record["seconds"])
