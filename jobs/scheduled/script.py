@@ -138,8 +138,7 @@ def job_lines(shell: str, slot: Path, launch: Sequence[str], *, may_avoid: bool)
         shell: the functions of the scheduler.
         slot: the folder of the job, but for the number of the job in its array.
         launch: lines that start the program. ``$1`` is the folder of the start, and ``$2`` this node. They run in a
-            subshell, so that a line
-            of the user's own ``setup`` that fails or exits ends nothing else.
+            subshell, so that a line of the user's own ``setup`` that fails or exits ends nothing else.
         may_avoid: whether nodes can be avoided: the settings name none.
     """
     lines = _LINES

@@ -384,7 +384,7 @@ def script(
     )
     digest = "DIGEST" if plan.options.request is None else plan_sha256(plan.to_batch())
     program = f"{plan_program(plan.scheduler, plan.code, folder, digest, settings)} {number}"
-    command = f'{place.launch_words(array)} {program} "$1" $node'.strip()
+    command = f'{place.launch_words(array)} {program} "$1" $2'.strip()
     slot = folder / f"{SLOT}{number}"
     launch = [*setup_lines(settings, place.scheduler), command]
     return place.script(asked, job_lines(place.scheduler.SHELL, slot, launch, may_avoid=not plan.must_have_nodes))
