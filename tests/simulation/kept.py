@@ -167,6 +167,7 @@ KEPT = (
             Accident(at=760.0, kind="preempt", target=0.0, seconds=5.0),
         ],
         undo=_runs_that_seem_to_run_are_not_put_back,
+        orders=(2, 3),
     ),
     Kept(
         name="later-request",
@@ -186,7 +187,6 @@ KEPT = (
             Accident(at=140.12, kind="scancel", target=0.87, seconds=30.0),
         ],
         undo=_any_request_is_the_newest_to_a_dispatcher,
-        orders=(8, 9),
     ),
     Kept(
         name="early-preemption",
