@@ -40,6 +40,8 @@ from slurm.site import PartitionFacts, partition_facts
 from slurm.submission import JobPlan, plan_jobs, plan_program, plan_sha256, script, submit
 from slurm.waiting import waiting_jobs
 
+FOLLOWER_MINUTES = 10
+"""Time limit of the job that follows canaries, which takes seconds."""
 LAST_MINUTES = 30
 """Time limit of the job that follows a study, without the behaviour of models."""
 
@@ -142,7 +144,30 @@ class SlurmBackend(Backend):
         settings, plan = self.settings, self._plan(todo, options, code, request.number)
         if canaries is None:
             return submit(plan, settings)
-        return submit(plan, settings, plan_canaries(canaries, plan, settings, options, code))
+        tried = plan_canaries(canaries, plan, settings, options, code)
+        ids = submit(plan, settings, tried)
+        self._submit_follower(tried.folder, plan.folder, code)
+        return ids
+
+    def _submit_follower(self, canaries: Path, grid: Path, code: Code) -> None:
+        """Submit the job that looks what has come of the canaries of a launch. A refusal is a line."""
+        settings, batch = self.settings, Batch.read(canaries) or Batch()
+        jobs = [array.job for array in batch.arrays if array.job is not None]
+        words = [shlex.quote(str(folder)) for folder in (canaries, grid)]
+        command = f"{program_of(code.archive or code.path, 'slurm.canary', settings)} {' '.join(words)}"
+        options = {
+            "dependency": f"afterany:{':'.join(jobs)}",
+            "job-name": f"seqlm-{grid.parents[1].name}-canaries",
+            "chdir": canaries,
+            "output": canaries / "follower.log",
+            "time": FOLLOWER_MINUTES,
+            "requeue": True,
+        }
+        try:
+            submit_script(canaries / "follower.sh", batch_script(settings, options, command), settings)
+        except BackendError as error:
+            line = f"no job follows the canaries: {error}; if SLURM ends their jobs, `cancel` the runs and `run` again"
+            terminal.tell(f"warning: {line}")
 
     def _plan(self, todo: Sequence[PlannedRun], options: LaunchOptions, code: Code, request: int | None) -> JobPlan:
         """Return what the jobs of these runs do."""

@@ -1,20 +1,28 @@
 """Canaries on a cluster, with nobody waiting: the arrays of a grid depend on the array of its canaries.
 
+A job that has trained a canary says what comes of it. SLURM or a person may end it before that. So a small job follows
+the canaries, however they have ended: ``python -m slurm.canary CANARIES GRID``, with the folders of the two requests.
+
 A launch whose canary has failed is withdrawn, and one that was killed before all its jobs were submitted: a mark says
 that its jobs count no more, and they are cancelled. A job that starts all the same looks for the mark first.
 """
 
+import sys
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
+from jobs.attempt.attempt import record_unstarted
 from jobs.launch.canary import Canaries, of_canaries
 from jobs.launch.job import LaunchOptions
 from jobs.study.kept_code import Code
 from jobs.study.squeue import cancel_jobs, waiting_in
-from seqlm.reading import exists, listed, timestamp
-from seqlm.records.batch import Submitted, Withdrawn
-from seqlm.rundir import CANARY_FOLDER
+from seqlm.errors import SeqlmError
+from seqlm.reading import confine, exists, listed, timestamp
+from seqlm.records.attempts import Exit, Start
+from seqlm.records.batch import Batch, Submitted, Withdrawn
+from seqlm.rundir import CANARY_FOLDER, RunDirectory
+from slurm.control import look_again
 from slurm.settings import SlurmSettings
 from slurm.submission import JobPlan, plan_jobs
 
@@ -61,3 +69,56 @@ def withdraw_stuck(study_dir: Path) -> None:
     }
     if stuck:
         withdraw(stuck)
+
+
+def follow(canaries: Path, grid: Path) -> bool:
+    """Withdraw the request ``grid`` unless all its ``canaries`` have passed; return whether they have.
+
+    Of a canary that has recorded nothing it is recorded that its job has ended.
+
+    Raises:
+        BackendError: SLURM does not answer. The jobs are marked, and a launch tries again.
+        FileError: a file cannot be read or written.
+    """
+    batch = Batch.read(canaries) or Batch()
+    number = int(canaries.name)
+    has_passed = True
+    for run_id in (run_id for array in batch.arrays for run_id in array.runs):
+        run = RunDirectory(canaries.parents[1] / run_id)
+        newest = run.request()
+        if newest is None or newest.number != number:
+            continue  # canaries of a later launch
+        state = run.observe().state
+        has_passed = has_passed and state == "done"
+        if state == "pending":
+            _record_end(run, number)
+    if not has_passed:
+        withdraw([grid])
+    return has_passed
+
+
+def _record_end(run: RunDirectory, request: int) -> None:
+    """Record that a canary has failed, since its job has ended without a word of it."""
+    record = Exit(kind="node", message="its job was ended from outside", where="the job that follows the canaries")
+    attempt = run.last_attempt()
+    if attempt >= run.first_attempt() and not run.end(attempt).has_ended:
+        run.write_exit(attempt, record)
+    else:
+        record_unstarted(run, Start(request=request, backend="slurm"), record)
+
+
+def main() -> int:
+    """Look what has come of canaries, and withdraw their grid unless all have passed; return the exit code."""
+    canaries, grid = map(Path, sys.argv[1:])
+    confine(grid.parents[1])
+    try:
+        has_passed = look_again(follow, canaries, grid)
+    except SeqlmError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    print("all canaries have passed" if has_passed else "a canary has not passed; its grid is withdrawn")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

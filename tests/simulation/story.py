@@ -26,6 +26,7 @@ from seqlm.errors import EXIT_STOPPED, SeqlmError
 from seqlm.requests import Requests
 from seqlm.rundir import RunDirectory
 from seqlm.training import attempt
+from slurm import canary as slurm_canary
 from slurm import job as slurm_job
 from tests.simulation import checks, ray_cluster, seam
 from tests.simulation.accidents import ACTS, Accident, Harm, draw_accidents, name_of, rank_of, ranks_of, run_of
@@ -155,7 +156,7 @@ class Story:
         return stub_worker.main()
 
     def job_program(self, words: Sequence[str]) -> int:
-        return slurm_job.main()
+        return slurm_canary.main() if words[0] == "slurm.canary" else slurm_job.main()
 
     def user(self, *words: str) -> Process:
         """A user types a command on the login node."""
