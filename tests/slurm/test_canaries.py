@@ -114,7 +114,7 @@ def test_a_grid_whose_canaries_have_passed_or_were_launched_again_goes_on(
     CanaryResult(attempt=1).write(tried.path)
     assert Withdrawn.read(follow(tmp_path, monkeypatch)) is None
     launch_again(tried)
-    assert not tried.observe().state == "done"
+    assert tried.observe().state != "done"
     assert Withdrawn.read(follow(tmp_path, monkeypatch)) is None, "its canaries are those of a later launch"
 
 
