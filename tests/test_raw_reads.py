@@ -24,13 +24,8 @@ STAY = {
     "jobs/study/format_1.py": (2, "files of version 0.2.0, from which it makes records"),
     "jobs/study/upgrade.py": (1, "study.json of format 2, which gets another version and stays as it is otherwise"),
     "analysis/export.py": (1, "exported.json, in a folder that the user has named"),
-<<<<<<< HEAD
-    "analysis/study/behaviour.py": (1, "samples.jsonl, which has a text in each line"),
-    "slurm/scheduler.py": (1, "what scontrol prints"),
-=======
     "analysis/study/behaviour.py": (1, "the lines of samples.jsonl, which are records"),
-    "slurm/control.py": (1, "what scontrol prints"),
->>>>>>> 769f4826967c485bee45c3c05cfbedfda6f389b5
+    "slurm/scheduler.py": (1, "what scontrol prints"),
     "slurm/doctor.py": (1, "what a job prints"),
     "slurm/testcluster/processes.py": (1, "a test cluster's own files"),
     "slurm/testcluster/supervisor.py": (1, "a test cluster's own files"),

@@ -3,8 +3,10 @@
 import contextlib
 import functools
 import os
+import re
 import socket
 import statistics
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +27,7 @@ from seqlm.errors import FileError, SeqlmError, UnfitFileError, UsageError
 from seqlm.files import remove
 from seqlm.lease import claim, kept, live_owner
 from seqlm.model_files import read_model_files
-from seqlm.reading import confine, exists, finite, is_file, is_folder, listed, one_look, timestamp
+from seqlm.reading import confine, exists, finite, is_file, is_folder, listed, one_look, status, timestamp
 from seqlm.records.attempts import LauncherProcess, Start
 from seqlm.records.batch import Batch, Submitted, Withdrawn
 from seqlm.records.requests import RequestFile
@@ -43,6 +45,8 @@ from seqlm.rundir import (
 )
 from seqlm.state import View
 
+OLD_SECONDS = 3600.0
+"""Age of a temporary file whose writer is not known to be gone, from which on it is."""
 LAST = ("train_ppl", "val_ppl", "train_tokens_per_second")
 """Numbers of a run's last epoch that are shown while it trains."""
 
@@ -359,7 +363,24 @@ def launching(study_dir: Path) -> Iterator[None]:
         remove(listed(study_dir, ".*.json.*.tmp"))  # of dead launchers
         with contextlib.suppress(UnfitFileError):  # a link, in whose place nothing is kept
             remove(listed(study_dir / "code", ".*.tmp"))
+        for folder in (study_dir, study_dir / CANARY_FOLDER):
+            with contextlib.suppress(UnfitFileError):
+                remove(_dead_files(folder / "launches"))
         yield
+
+
+def _dead_files(launches: Path) -> Iterator[Path]:
+    """Yield the temporary files next to requests whose writers are gone. The caller owns the study.
+
+    Only owners write plans and scripts. Other commands and jobs write further files there: theirs are dead once they
+    are old.
+    """
+    for folder in listed(launches, "[0-9]*"):
+        for path in listed(folder, ".*.tmp"):
+            is_owners = re.match(r"[.](plan|submitted)[.]json[.]|[.][^.]+[.]sh[.]", path.name) is not None
+            with contextlib.suppress(FileNotFoundError):
+                if is_owners or abs(time.time() - status(path).st_mtime) > OLD_SECONDS:
+                    yield path
 
 
 @dataclass(frozen=True, kw_only=True)

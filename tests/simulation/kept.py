@@ -18,6 +18,7 @@ from jobs.scheduled.slot import OVER
 from jobs.study.stopping import Stopping
 from seqlm import ends
 from seqlm.rundir import RunDirectory
+from slurm.backend import SlurmBackend
 from tests.simulation import script
 from tests.simulation.accidents import Accident
 from tests.simulation.study import Study
@@ -150,6 +151,10 @@ def _cancel_leaves_canaries() -> None:
 
 def _workers_have_the_time_of_the_signal() -> None:
     Dispatcher._stop_seconds = lambda self: self._host.stop_seconds  # type: ignore[method-assign]
+
+
+def _nothing_follows_canaries() -> None:
+    SlurmBackend._submit_follower = lambda self, canaries, grid, code: None  # type: ignore[method-assign]
 
 
 def _an_aborted_rank_explains_all_others() -> None:
@@ -310,5 +315,16 @@ KEPT = (
         accidents=[Accident(at=800.0, kind="hang_worker", target=0.0, seconds=1500.0)],
         undo=_workers_have_the_time_of_the_signal,
         orders=(2, 3),
+    ),
+    Kept(
+        name="canary-without-memory",
+        fault="a grid waited for ever: SLURM had ended its canary before that said anything",
+        check="LEFT",
+        study=Study(runs=2, jobs=1, epoch_seconds=60.0, minutes=240, has_canaries=True),
+        accidents=[
+            Accident(at=0.0, kind="slow_start", target=0.0, seconds=400.0),
+            Accident(at=30.0, kind="memory_of_job_used_up", target=0.0, seconds=5.0),
+        ],
+        undo=_nothing_follows_canaries,
     ),
 )

@@ -829,7 +829,7 @@ class Script:
 
     def __init__(self, cluster: Cluster, job: Job) -> None:
         self.cluster, self.job, self.kernel = cluster, job, cluster.kernel
-        found = [line for line in job.script.splitlines() if " jobs.scheduled.job " in line]
+        found = [line for line in job.script.splitlines() if re.search(" jobs[.]scheduled[.](job|canary) ", line)]
         self.commands = [shlex.split(line.removesuffix(" || code=$?")) for line in found]
         pauses = [line.split()[1] for line in job.script.splitlines() if line.startswith("sleep ")]
         self.pause = sum(map(float, pauses))
@@ -860,7 +860,10 @@ class Script:
         assert me is not None
         code = 0
         for words in self.commands:
-            me.process.argv[:] = words[words.index("jobs.scheduled.job") :]
+            (place,) = (
+                place for place, word in enumerate(words) if word in ("jobs.scheduled.job", "jobs.scheduled.canary")
+            )
+            me.process.argv[:] = words[place:]
             code = self.cluster.program(me.process.argv) or 0
         return code
 

@@ -20,6 +20,7 @@ import launch
 from jobs import terminal
 from jobs.cli import view
 from jobs.launch import dispatch
+from jobs.scheduled import canary as slurm_canary
 from jobs.scheduled import job as slurm_job
 from seqlm import lease, reading
 from seqlm.environment import ATTEMPT, COLLECTIVE_MINUTES
@@ -155,7 +156,7 @@ class Story:
         return stub_worker.main()
 
     def job_program(self, words: Sequence[str]) -> int:
-        return slurm_job.main()
+        return slurm_canary.main() if words[0] == "jobs.scheduled.canary" else slurm_job.main()
 
     def user(self, *words: str) -> Process:
         """A user types a command on the login node."""
