@@ -18,7 +18,7 @@ from analysis.study.study import StudyFiles, load_study
 from jobs.study import format_1, upgrade
 from seqlm import files
 from seqlm.errors import UsageError
-from seqlm.files import file_sha256
+from seqlm.files import file_sha256, write_json
 from seqlm.lease import claim, kept
 from seqlm.rundir import READABLE_FROM, STUDY_FORMAT, RunDirectory
 from tests import commands
@@ -223,6 +223,19 @@ def test_an_unknown_format_is_one_line(text: str, words: str, here: Path, ask: A
     assert code == 2
     assert words in line
     assert contents(study) == before
+
+
+@pytest.mark.parametrize("name", ["/tmp/x", "../x", "a/../../x", "a/b/c", ".", ""])
+def test_an_interrupted_upgrade_moves_nothing_outside_of_its_study(name: str, here: Path, ask: Ask) -> None:
+    study = unpack(EARLIER[-1], here)
+    (study / "upgrade" / "new").mkdir(parents=True)
+    write_json(study / "upgrade" / "upgrade.json", {"format": 2, "replaced": [name], "are_moved": False})
+    (here / "x").write_text("of somebody")
+    before = contents(here)
+    code, _, stderr = ask("upgrade", study.name)
+    assert code != 0
+    assert "upgrade.json is damaged" in stderr
+    assert contents(here) == before
 
 
 def test_runs_of_format_1_that_differ_in_epochs_alone_become_one_which_is_said(here: Path, ask: Ask) -> None:
