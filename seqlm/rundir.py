@@ -714,7 +714,7 @@ class RunDirectory:
             return Facts(is_done=True)
         attempts = self.attempts()
         end = self.end(attempts[-1]) if attempts else None
-        has_owner = not (end is not None and end.has_ended) and live_owner(self.lease_dir) is not None
+        has_owner = self._has_owner(attempts, end)
         stopped = self.read_stopped(first) if attempts and not has_owner else None
         return Facts(
             has_owner=has_owner,
@@ -725,6 +725,21 @@ class RunDirectory:
             has_begun=bool(attempts) and attempts[-1] >= first,
             epochs=epochs,
         )
+
+    def _has_owner(self, attempts: Sequence[int], newest: End | None) -> bool:
+        """Return whether a worker that may live owns the run, and its attempt has not recorded its end.
+
+        Its attempt may be older than the ``newest``, which then never got the run, however that has ended.
+        """
+        has_newest_ended = newest is not None and newest.has_ended
+        if has_newest_ended and len(attempts) == 1:
+            return False
+        owner = live_owner(self.lease_dir)
+        if owner is None:
+            return False
+        if owner.attempt is None or (newest is not None and owner.attempt == newest.attempt):
+            return not has_newest_ended
+        return not self.end(owner.attempt).has_ended
 
     def _failure(self, end: End, request: Request | None, first: int) -> RunState | None:
         """Return the failure of the newest attempt, if it counts, and whether it is final."""

@@ -25,7 +25,7 @@ STAY = {
     "jobs/study/upgrade.py": (1, "study.json of format 2, which gets another version and stays as it is otherwise"),
     "analysis/export.py": (1, "exported.json, in a folder that the user has named"),
     "analysis/study/behaviour.py": (1, "the lines of samples.jsonl, which are records"),
-    "slurm/control.py": (1, "what scontrol prints"),
+    "slurm/scheduler.py": (1, "what scontrol prints"),
     "slurm/doctor.py": (1, "what a job prints"),
     "slurm/testcluster/processes.py": (1, "a test cluster's own files"),
     "slurm/testcluster/supervisor.py": (1, "a test cluster's own files"),

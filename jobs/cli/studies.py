@@ -15,7 +15,7 @@ from jobs.cli.naming import chosen_runs, find_trained
 from jobs.cli.view import STATES, STATUS, records_of
 from jobs.study.folder import Observer, find_any_study, launching, observe_study, open_jobs, study_name
 from jobs.study.record import KeptManifests
-from jobs.study.squeue import Claim, Scheduler
+from jobs.study.scheduler import Claim, Views
 from jobs.terminal import Column, confirm, memory, perplexity, say, show, tell
 from seqlm.errors import FileError, RunBusyError, SeqlmError, UnfitFileError, UsageError, file_errors, printable
 from seqlm.files import delete, rename
@@ -37,7 +37,7 @@ from seqlm.state import State
 def show_studies(arguments: Arguments) -> tuple[dict[str, Any], int]:
     """Show every folder of the runs folder, the last changed first; folders without a run come last.
 
-    Hidden folders and reports are left out. SLURM is queried once.
+    Hidden folders and reports are left out. Each scheduler is queried once.
     """
     runs_dir = arguments.runs_dir
     if is_file(runs_dir):
@@ -45,9 +45,9 @@ def show_studies(arguments: Arguments) -> tuple[dict[str, Any], int]:
     folders = [path for path in listed(runs_dir, "[!.]*") if is_folder(path) and not is_file(path / "report.md")]
     for folder in folders:
         confine(folder)
-    scheduler = Scheduler()
-    scheduler.states({job for folder in folders for job in _open_jobs(folder)})
-    records = [summary(folder, scheduler) for folder in folders]
+    views = Views()
+    views.of({job for folder in folders for job in _open_jobs(folder)})
+    records = [summary(folder, views) for folder in folders]
     records.sort(key=lambda one: one["changed_at"] or "", reverse=True)
     show(COLUMNS, records)
     if not records:
@@ -61,7 +61,7 @@ def _open_jobs(study_dir: Path) -> Iterable[Claim]:
     return ()
 
 
-def summary(study_dir: Path, scheduler: Scheduler) -> dict[str, Any]:
+def summary(study_dir: Path, views: Views) -> dict[str, Any]:
     """Return what ``list`` has of one folder. A damaged one has a ``problem``.
 
     A run of the manifest that has no folder yet is pending.
@@ -71,7 +71,7 @@ def summary(study_dir: Path, scheduler: Scheduler) -> dict[str, Any]:
     states: Counter[State] = Counter()
     try:
         require_format(study_dir)
-        runs, file = observe_study(study_dir, scheduler), study_record_file(study_dir)
+        runs, file = observe_study(study_dir, views), study_record_file(study_dir)
         if not runs and not is_file(file):
             return {**record, "problem": "holds no runs"}
         there = [one.run.path for one in runs if exists(one.run.path)] or [file if is_file(file) else study_dir]
@@ -224,7 +224,7 @@ def find_leftovers(
     """
     confine(study_dir)
     found: list[Leftover] = []
-    scheduler = Scheduler()
+    views = Views()
 
     @contextlib.contextmanager
     def left_alone() -> Iterator[None]:
@@ -258,7 +258,7 @@ def find_leftovers(
             raise UsageError(f"{study_dir} belongs to another user; clean deletes only in your own studies")
         for folder in (study_dir, study_dir / BEHAVIOUR_FOLDER, study_dir / CANARY_FOLDER):
             with left_alone():
-                observer = Observer(folder, scheduler)
+                observer = Observer(folder, views)
                 chosen = [RunDirectory(folder / run_id) for run_id in run_ids or ()]
                 for run in RunDirectory.unordered_in(folder) if run_ids is None else chosen:
                     with left_alone():

@@ -22,9 +22,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
+from jobs.registry import SCHEDULERS, scheduler
 from jobs.study import format_1
 from jobs.study.folder import launcher_dir, launching
-from jobs.study.squeue import SQUEUE, Claim, ask, live_jobs, read_squeue
+from jobs.study.scheduler import Claim
 from seqlm.errors import BackendError, DamagedFileError, RunBusyError, UsageError, file_errors, printable
 from seqlm.files import delete, make_directory, open_at, read_json, rename, second_name, write_json
 from seqlm.lease import live_owner
@@ -188,18 +189,18 @@ def _live_jobs(study_dir: Path, before: int, tell: Tell) -> list[str]:
     A job that is not seen here, such as on another cluster, finds its files gone and ends when it starts. A run of it
     has an owner once it trains.
     """
-    ids = format_1.jobs_of(study_dir) if before == 1 else ()
-    claims = set(_claims(study_dir)) if before == 2 else set[Claim]()
-    if not ids and not claims:
+    waits = "a job of this study that still waits ends when it starts"
+    if before == 1:
+        if format_1.jobs_of(study_dir):  # their folders are not recorded, so they cannot be told from those of others
+            tell(f"note: {waits}")
         return []
-    try:
-        if claims:
-            return sorted(job.id for job in live_jobs(claims))
-        rows = read_squeue(ask(*SQUEUE, "-u", str(os.geteuid())))
-    except BackendError as error:
-        tell(f"warning: {error}; a job of this study that still waits ends when it starts")
-        return []
-    return sorted({row.job for row in rows if row.view.stage in ("queued", "running")} & set(ids))
+    found = []
+    for name in SCHEDULERS:
+        try:
+            found += scheduler(name).live({claim for claim in _claims(study_dir) if claim.scheduler == name})
+        except BackendError as error:
+            tell(f"warning: {error}; {waits}")
+    return sorted(job.id for job in found)
 
 
 def _claims(study_dir: Path) -> Iterator[Claim]:
@@ -213,7 +214,7 @@ def _claims(study_dir: Path) -> Iterator[Claim]:
                 for array in batch.arrays:
                     is_over = all(format_1.is_done(launches.parent / run_id) for run_id in array.runs)
                     if array.job is not None and not is_over:
-                        yield Claim(array.job, folder)
+                        yield Claim(array.job, folder, batch.scheduler)
 
 
 # -- format 2 --------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import re
+import signal
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,13 +20,14 @@ import launch
 from jobs import terminal
 from jobs.cli import view
 from jobs.launch import dispatch
+from jobs.scheduled import canary as slurm_canary
+from jobs.scheduled import job as slurm_job
 from seqlm import lease, reading
 from seqlm.environment import ATTEMPT, COLLECTIVE_MINUTES
 from seqlm.errors import EXIT_STOPPED, SeqlmError
 from seqlm.requests import Requests
 from seqlm.rundir import RunDirectory
 from seqlm.training import attempt
-from slurm import job as slurm_job
 from tests.simulation import checks, ray_cluster, seam
 from tests.simulation.accidents import ACTS, Accident, Harm, draw_accidents, name_of, rank_of, ranks_of, run_of
 from tests.simulation.checks import HOURS_AFTER, STUDY
@@ -104,6 +106,7 @@ class Story:
         self.cluster.program = self.job_program
         self.cluster.new_script = JobScript
         self.cluster.on_end = self.harm.excuse
+        self.cluster.on_limit = lambda job: checks.nothing_is_trained_at_the_limit(self, job)
         self.world.programs, self.world.workers = self.run_program, self.start_worker
         self.others = [self.cluster.add_other(), self.cluster.add_other(is_held=True)]
         """Jobs that have nothing to do with the study."""
@@ -153,7 +156,7 @@ class Story:
         return stub_worker.main()
 
     def job_program(self, words: Sequence[str]) -> int:
-        return slurm_job.main()
+        return slurm_canary.main() if words[0] == "jobs.scheduled.canary" else slurm_job.main()
 
     def user(self, *words: str) -> Process:
         """A user types a command on the login node."""
@@ -279,6 +282,8 @@ class Story:
             if (name, number) not in self.harm.failed:  # the ranks of an attempt raise one error
                 self.harm.failed.add((name, number))
                 self.harm.errors[name, kind] += 1
+            else:
+                self._abort()
             checks.errors_are_tried_again_as_the_policy_says(self, name, kind)
             raise ERRORS[kind]
 
@@ -290,8 +295,16 @@ class Story:
         """
         ended = [one.exit_code for one in self._ranks_of_attempt()]
         if any(code not in (None, 0, EXIT_STOPPED) for code in ended):
+            self._abort()
             raise ConnectionError("the connection to another rank is lost")
         return None if not is_first and 0 in ended else EXIT_STOPPED in ended
+
+    def _abort(self) -> None:
+        """End the rank that calls, which has lost another one, if such a rank aborts now."""
+        me = self.kernel.current
+        if me is not None and self.harm.aborts_until > self.kernel.now:
+            self.kernel.send(me.process, signal.SIGABRT)
+            self.kernel.sleep(0.0)  # it makes no further call
 
     def meet(self) -> None:
         """Have a worker wait for the other ranks of its attempt. It looks at no signal meanwhile.
@@ -360,6 +373,8 @@ class Story:
             lines = process.output.text().splitlines()
             said = f": {lines[-1]}" if process.exit_code and lines else ""
             self.kernel.tell(f"`seqlm {process.argv[1]}` ends with {process.exit_code}{said}")
+            if process.argv[1] == "cancel":
+                checks.cancelled_means_that_no_worker_lives(self, process)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,21 +1,20 @@
 """Why a run waits, failed or was stopped, here and on Ray; ``tests/slurm/test_waiting.py`` has the jobs of SLURM."""
 
 import time
-import typing
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 
 import launch
-from jobs.cli.why import GO_ON, NEXT
+from jobs.cli.why import GO_ON, STOPPED
 from jobs.study.folder import launching, write_queue
 from seqlm.files import write_json, write_json_lines
 from seqlm.records.attempts import Start
 from seqlm.records.batch import Batch
 from seqlm.resources import Resources
 from seqlm.rundir import RunDirectory
-from seqlm.state import FailureKind
+from seqlm.state import KINDS
 from tests.commands import ask
 from tests.facts import fail, stop
 from tests.jobs.cli.test_watch import add, at_step, running, trained
@@ -39,15 +38,15 @@ def test_a_run_behind_others_starts_when_one_before_it_ends(tmp_path: Path) -> N
 def test_a_failed_run_has_what_to_do_and_its_log_and_the_overview_has_a_line_for_each(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    kinds = typing.get_args(FailureKind)
+    kinds = tuple(KINDS)
     for number, kind in enumerate(kinds):
         fail(add(tmp_path / "s", kind, order=number), {"kind": kind, "message": "it fails"})
         (run,) = ask(["why", "s", kind, "--runs-dir", "."], folder=tmp_path, env={})["runs"]
-        assert run["details"]["do"] == NEXT.get(kind, GO_ON)
+        assert run["details"]["do"] == (KINDS[kind].advice or GO_ON)
         assert run["details"].get("log", "").endswith("stderr.log") == (kind != "cancelled")
     stop(add(tmp_path / "s", "slow", order=99), {"rung": 2, "rank": 5, "of": 12, "goes_on": 4})
     (run,) = ask(["why", "s", "slow", "--runs-dir", "."], folder=tmp_path, env={})["runs"]
-    assert run["details"]["do"] == NEXT["stopped"]
+    assert run["details"]["do"] == STOPPED
     assert launch.main(["why", "s", "--runs-dir", str(tmp_path)]) == 0
     shown = capsys.readouterr().out.splitlines()
     assert len(shown) == len(kinds) + 1
