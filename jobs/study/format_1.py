@@ -79,7 +79,7 @@ def jobs_of(study_dir: Path) -> Sequence[str]:
 
 
 def convert(study_dir: Path, new: Path, tell: Tell) -> list[str]:
-    """Write a study of this version into the folder ``new``. Return the paths in the study of the files that it replaces.
+    """Write a study of this version into the folder ``new``. Return the paths in the study of what it replaces.
 
     ``tell`` gets a line about each run that is left out.
 

@@ -21,6 +21,7 @@ from seqlm.errors import UsageError
 from seqlm.files import file_sha256, write_json
 from seqlm.lease import claim, kept
 from seqlm.rundir import READABLE_FROM, STUDY_FORMAT, RunDirectory
+from seqlm.trace import read_trace
 from tests import commands
 from tests.commands import Ask
 from tests.seqlm.training.studies import write_text
@@ -87,6 +88,11 @@ def test_every_later_version_shows_the_same_states_tables_and_numbers(stored: Pa
         known = old.keys() - left_out
         assert {key: run[key] for key in known} == {key: old[key] for key in known}
     same_tables(here / "expected" / "data", load_study(study), before)
+    for run in data["runs"]:
+        folder = RunDirectory(study / run["id"])
+        if folder.trace_file.exists() and run["state"] == "done":
+            steps = sum(epoch["steps"] for epoch in folder.read_metrics()[0])
+            assert len(read_trace(folder).rows) == steps
     code, data, _ = ask("results", study.name)
     assert code == 0
     assert {run["name"] for run in data["runs"]} == {run["name"] for run in expected}
