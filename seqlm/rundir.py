@@ -798,7 +798,7 @@ def slugify(name: str) -> str:
 
 def format_of(study_dir: Path) -> int | None:
     """Return the format of a study's files. ``None``: ``study.json`` is missing or damaged, or does not say."""
-    return StudyFile.read_parts(study_record_file(study_dir), lambda line: None).version
+    return StudyFile.read_parts(study_record_file(study_dir), lambda line: None, only=("version",)).version
 
 
 def require_format(study_dir: Path) -> None:

@@ -147,9 +147,8 @@ class Sample:
 
     def to_line(self) -> SampleLine:
         """Return the line of the file."""
-        known = {
-            name: _number(value) if isinstance(value, float) else value for name, value in vars(self.measures).items()
-        }
+        known: dict[str, Any] = dict(vars(self.measures))
+        known |= {name: _number(value) for name, value in known.items() if isinstance(value, float)}
         known["copied"] = tuple(self.measures.copied)
         return SampleLine(
             index=self.index,

@@ -174,7 +174,7 @@ def _measured(observed: ObservedRun) -> tuple[dict[str, Any], Hashable, float | 
         if seconds is None and rate and tokens:
             seconds = tokens / rate
         if tokens and (step or 0) >= WARM_STEPS:
-            estimate = KeptManifests(run.path.parent).estimate(config.fingerprint())
+            estimate = KeptManifests(run.path.parent, only=("estimates",)).estimate(config.fingerprint())
             expected = tokens / (estimate[0] / estimate[1]) if estimate else None
     other_host = worker.host if worker.host != socket.gethostname() else None
     gpu = None if worker.gpu is None else machine.short_name(worker.gpu)

@@ -127,7 +127,7 @@ def slow_runs(runs: Iterable[ObservedRun]) -> dict[str, str]:
             others = [other for other in group if other[0] is not one]
             usual = statistics.median(median for _, median, _ in others) if len(others) >= SIBLINGS else math.inf
             if one.config and own >= LEAST_SLOWER * usual and own > max(slowest for _, _, slowest in others):
-                estimate = KeptManifests(one.run.path.parent).estimate(one.config.fingerprint())
+                estimate = KeptManifests(one.run.path.parent, only=("estimates",)).estimate(one.config.fingerprint())
                 plan = f", {own * estimate[1] / estimate[0]:.1f} x plan" if estimate else ""
                 found[one.run.id] = f", {own / usual - 1:.0%} slower than its {len(others)} siblings{plan}"
     return found

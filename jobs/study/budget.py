@@ -94,11 +94,11 @@ class Budget:
     @classmethod
     def kept(cls, study_dir: Path, default: Policy | None = None) -> Self:
         """Return the budget that ``study.json`` has now. ``default`` counts if that has no policy."""
-        return cls(study_dir, KeptManifests(study_dir).policy or default or Policy())
+        return cls(study_dir, KeptManifests(study_dir, only=("policy",)).policy or default or Policy())
 
     def renew(self) -> None:
         """Take the limits that ``study.json`` has now. What the attempts have used is kept."""
-        self.limits = _limits(KeptManifests(self._study_dir).policy or Policy())
+        self.limits = _limits(KeptManifests(self._study_dir, only=("policy",)).policy or Policy())
 
     def spent(self, *, at_once: bool = False) -> Hours:
         """Return what all attempts have used so far, as last read.

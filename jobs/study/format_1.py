@@ -9,17 +9,18 @@ leases; a cancelled run was one that had failed so.
 import contextlib
 import hashlib
 import json
+import os
 import shutil
 import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 from seqlm.config import FORMER_KEYS, RunConfig, nested
 from seqlm.errors import ConfigError, DamagedFileError, file_errors, printable
-from seqlm.files import copy_file, delete, make_directory, read_json, read_json_lines, write_json, write_once
+from seqlm.files import copy_file, delete, make_directory, open_at, read_json, read_json_lines, write_json, write_once
 from seqlm.reading import LARGEST_HASHED, below, exists, is_file, is_folder, listed, open_regular, timestamp
 from seqlm.records.attempts import Environment, Exit, LauncherProcess, RankEnd, Start
 from seqlm.records.requests import RequestFile, Wanted
@@ -78,7 +79,7 @@ def jobs_of(study_dir: Path) -> Sequence[str]:
 
 
 def convert(study_dir: Path, new: Path, tell: Tell) -> list[str]:
-    """Make the study anew in the folder ``new``. Return the paths in the study of the files that it replaces.
+    """Write a study of this version into the folder ``new``. Return the paths in the study of what it replaces.
 
     ``tell`` gets a line about each run that is left out.
 
@@ -217,22 +218,36 @@ def _convert_checkpoint(run: _Run, source: Path, target: Path) -> None:
     is damaged is copied as it is; training then says so.
     """
     before, after = run.fingerprint.encode(), run.config.fingerprint().encode()
-    with file_errors("write", target), open_regular(source, largest=LARGEST_HASHED) as file:
+    with (
+        file_errors("write", target),
+        open_regular(source, largest=LARGEST_HASHED) as file,
+        os.fdopen(open_at(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as copy,
+    ):
         try:
-            with zipfile.ZipFile(file) as old, zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
-                for part in old.infolist():
-                    if part.compress_type != zipfile.ZIP_STORED:
-                        raise zipfile.BadZipFile
-                    name = zipfile.ZipInfo(part.filename)
-                    with old.open(part) as content, archive.open(name, "w", force_zip64=True) as copy:
-                        if part.filename.endswith("/data.pkl"):
-                            copy.write(content.read().replace(before, after))
-                        else:
-                            shutil.copyfileobj(content, copy)
-            return
+            _copy_archive(file, copy, before, after)
         except (zipfile.BadZipFile, EOFError):
-            delete(target)
-    copy_file(source, target)
+            for stream in (file, copy):
+                stream.seek(0)
+            copy.truncate()
+            shutil.copyfileobj(file, copy)
+
+
+def _copy_archive(file: BinaryIO, copy: BinaryIO, before: bytes, after: bytes) -> None:
+    """Copy an archive of uncompressed parts, and replace a text of its pickle by one of the same length.
+
+    Raises:
+        BadZipFile, EOFError: it is damaged, or no such archive.
+    """
+    with zipfile.ZipFile(file) as old_archive, zipfile.ZipFile(copy, "w", zipfile.ZIP_STORED) as new_archive:
+        for part in old_archive.infolist():
+            if part.compress_type != zipfile.ZIP_STORED:
+                raise zipfile.BadZipFile
+            name = zipfile.ZipInfo(part.filename)
+            with old_archive.open(part) as content, new_archive.open(name, "w", force_zip64=True) as new_content:
+                if part.filename.endswith("/data.pkl"):
+                    new_content.write(content.read().replace(before, after))
+                else:
+                    shutil.copyfileobj(content, new_content)
 
 
 # -- an attempt ------------------------------------------------------------------------------------------------------

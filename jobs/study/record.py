@@ -4,7 +4,7 @@
 """
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, final
 
@@ -45,10 +45,20 @@ def commanding(file: StudyFile, name: str) -> Any:
 class KeptManifests:
     """What a study's folder keeps of its manifests, read once. Empty if there is nothing."""
 
-    def __init__(self, study_dir: Path, tell: Callable[[str], None] = lambda line: None) -> None:
-        """``tell`` is called with a warning for each damaged part of the file."""
+    def __init__(
+        self,
+        study_dir: Path,
+        tell: Callable[[str], None] = lambda line: None,
+        *,
+        only: Collection[str] | None = None,
+    ) -> None:
+        """``tell`` is called with a warning for each damaged part of the file.
+
+        ``only``: the parts that the caller needs. ``None``: all, of which the plan takes most time.
+        """
         self._study_dir, self._tell = study_dir, tell
-        self.file = StudyFile.read_parts(study_record_file(study_dir), lambda line: tell(f"warning: {line}"))
+        path = study_record_file(study_dir)
+        self.file = StudyFile.read_parts(path, lambda line: tell(f"warning: {line}"), only=only)
 
     def distrusted(self, name: str) -> str | None:
         """Return why a table of ``COMMANDING`` is not used; ``None``: this user has launched it, or it is empty."""

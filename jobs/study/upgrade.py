@@ -29,7 +29,7 @@ from jobs.study.scheduler import Claim
 from seqlm.errors import BackendError, DamagedFileError, RunBusyError, UsageError, file_errors, printable
 from seqlm.files import delete, make_directory, open_at, read_json, rename, second_name, write_json
 from seqlm.lease import live_owner
-from seqlm.reading import below, confine, exists, is_file, is_folder, listed
+from seqlm.reading import below, confine, exists, is_file, is_folder, is_mine, listed
 from seqlm.records.batch import Batch, Submitted, Withdrawn
 from seqlm.records.requests import Folders
 from seqlm.records.studies import Upgrade
@@ -69,10 +69,12 @@ def upgrade(study_dir: Path, tell: Tell) -> Upgraded | None:
 
     Raises:
         RunBusyError: a launcher is at work on the study, or a run or job of it is not over.
-        UsageError: its format is not known.
+        UsageError: its format is not known, or it belongs to another user.
         FileError: a file cannot be read or written.
     """
     confine(study_dir)
+    if not is_mine(study_dir):
+        raise UsageError(f"{printable(str(study_dir))} belongs to another user; ask them to upgrade it, or copy it")
     record = Upgrade.read(study_dir / UPGRADE_FOLDER)
     before = None if record is not None else _known_format(study_dir)
     if before == STUDY_FORMAT:

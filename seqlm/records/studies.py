@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeAlias
 
 from seqlm.records.attempts import LauncherProcess
 from seqlm.records.base import Record
 from seqlm.schema import Count, Valid
 
+_NAME = "[a-z0-9_][a-z0-9_.-]*"
+_Inside: TypeAlias = Annotated[str, Valid("a path in the study", pattern=f"^{_NAME}(/{_NAME})?$")]
 MAX_RUNS = 10_000
 """Most runs of a study."""
 
@@ -153,7 +155,7 @@ class Upgrade(Record):
 
     format: int = 0
     """Format from which the study is converted."""
-    replaced: tuple[str, ...] = ()
+    replaced: tuple[_Inside, ...] = ()
     """Paths in the study of the old files and folders, which make room for those in ``upgrade/new``."""
     are_moved: bool = False
     """Whether all of them have moved away."""

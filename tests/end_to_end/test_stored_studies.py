@@ -18,9 +18,10 @@ from analysis.study.study import StudyFiles, load_study
 from jobs.study import format_1, upgrade
 from seqlm import files
 from seqlm.errors import UsageError
-from seqlm.files import file_sha256
+from seqlm.files import file_sha256, write_json
 from seqlm.lease import claim, kept
 from seqlm.rundir import READABLE_FROM, STUDY_FORMAT, RunDirectory
+from seqlm.trace import read_trace
 from tests import commands
 from tests.commands import Ask
 from tests.seqlm.training.studies import write_text
@@ -87,6 +88,11 @@ def test_every_later_version_shows_the_same_states_tables_and_numbers(stored: Pa
         known = old.keys() - left_out
         assert {key: run[key] for key in known} == {key: old[key] for key in known}
     same_tables(here / "expected" / "data", load_study(study), before)
+    for run in data["runs"]:
+        folder = RunDirectory(study / run["id"])
+        if folder.trace_file.exists() and run["state"] == "done":
+            steps = sum(epoch["steps"] for epoch in folder.read_metrics()[0])
+            assert len(read_trace(folder).rows) == steps
     code, data, _ = ask("results", study.name)
     assert code == 0
     assert {run["name"] for run in data["runs"]} == {run["name"] for run in expected}
@@ -223,6 +229,19 @@ def test_an_unknown_format_is_one_line(text: str, words: str, here: Path, ask: A
     assert code == 2
     assert words in line
     assert contents(study) == before
+
+
+@pytest.mark.parametrize("name", ["/tmp/x", "../x", "a/../../x", "a/b/c", ".", ""])
+def test_an_interrupted_upgrade_moves_nothing_outside_of_its_study(name: str, here: Path, ask: Ask) -> None:
+    study = unpack(EARLIER[-1], here)
+    (study / "upgrade" / "new").mkdir(parents=True)
+    write_json(study / "upgrade" / "upgrade.json", {"format": 2, "replaced": [name], "are_moved": False})
+    (here / "x").write_text("of somebody")
+    before = contents(here)
+    code, _, stderr = ask("upgrade", study.name)
+    assert code != 0
+    assert "upgrade.json is damaged" in stderr
+    assert contents(here) == before
 
 
 def test_runs_of_format_1_that_differ_in_epochs_alone_become_one_which_is_said(here: Path, ask: Ask) -> None:

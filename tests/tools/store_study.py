@@ -81,7 +81,7 @@ model.arch = "gru"
 optim = {optimizer = "sgd", lr = 0.1}
 """
 TEXT_LINES = 220
-"""Sentences of the training text, which the tests write anew."""
+"""Sentences of the training text, which the tests write, too."""
 LEFT_OUT = re.compile(r"/(code|report|notify)/|\.tmp$")
 """Files of the study that are large, or that other files replace."""
 CHECKPOINTS = ("transformer-interrupted", "rnn-adam")
@@ -113,7 +113,7 @@ class Study:
         return self.command("run", "stored.toml", "--backend", "local", "--live-code", *only)
 
     def wait_for_epochs(self, name: str, number: int) -> None:
-        """Wait until a run has finished so many epochs."""
+        """Wait until a run has finished ``number`` epochs."""
         while True:
             files = list(self.folder.glob(f"runs/stored/{name}-????????/metrics.jsonl"))
             if files and files[0].read_text("utf-8").count("\n") >= number:

@@ -97,7 +97,7 @@ def deflated(path: Path, outside: Path) -> None:
 def dense(path: Path, outside: Path) -> None:
     """Leave JSON whose values take twenty times the memory of their text."""
     _clear(path)
-    path.write_text('{"version": 2, "runs": [' + "[]," * 5_000_000 + "[]]}")
+    path.write_text('{"version": 3, "runs": [' + "[]," * 5_000_000 + "[]]}")
 
 
 def other_kind(path: Path, outside: Path) -> None:
@@ -157,7 +157,7 @@ def add_records(study_dir: Path, runs: Sequence[RunDirectory]) -> None:
     request = RequestFile(kind="run", backend="local", runs={run.id: Wanted() for run in runs})
     file_request(study_dir, request, Folders(runs=folders))
     files: Mapping[str, object] = {
-        "study.json": {"version": 2, "name": "small", "planned": [], "policy": {"gpu_hours": 100.0}},
+        "study.json": {"version": 3, "name": "small", "planned": [], "policy": {"gpu_hours": 100.0}},
         "queue.json": {"launcher": {"pid": 1, "host": "x"}, "waiting": {}},
         "launcher/000001.json": {"pid": 1, "host": "x", "released": True},
         "notes/000001/note.json": {"at": "x", "runs": [runs[0].id], "tags": ["good"], "text": "t"},

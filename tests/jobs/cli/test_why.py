@@ -80,7 +80,7 @@ def test_a_slow_run_is_compared_with_others_like_it_and_its_plan(tmp_path: Path)
         done(add(study, f"gru-{number}", "gru", order=number), *[20 if number == 3 else 10] * 4)
     done(add(study, "rnn", order=4), *[40] * 4)
     fingerprint = add(study, "gru-3", "gru", order=3).read_config().fingerprint()
-    write_json(study / "study.json", {"version": 2, "estimates": {fingerprint: {"seconds": 32, "epochs": 4}}})
+    write_json(study / "study.json", {"version": 3, "estimates": {fingerprint: {"seconds": 32, "epochs": 4}}})
     (slow,) = ask(["why", "s", "--runs-dir", "."], folder=tmp_path, env={})["runs"]
     assert (slow["name"], slow["headline"]) == ("gru-3", "done, 100% slower than its 3 siblings, 2.5 x plan")
 

@@ -263,7 +263,7 @@ def test_a_damaged_file_is_written_anew_with_a_warning(tmp_path: Path, content: 
 @pytest.mark.parametrize("estimates", [[], {"DIGITS": 3}, {"DIGITS": {"seconds": 2.0, "epochs": 0}}])
 def test_an_estimate_that_is_damaged_is_made_anew(tmp_path: Path, estimates: Any) -> None:
     (item,) = items(tmp_path, 1)
-    text = json.dumps({"version": 2, "estimates": estimates}).replace("DIGITS", item.spec.fingerprint)
+    text = json.dumps({"version": 3, "estimates": estimates}).replace("DIGITS", item.spec.fingerprint)
     (tmp_path / "s").mkdir()
     study_record_file(tmp_path / "s").write_text(text)
     told: list[str] = []
