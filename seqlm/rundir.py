@@ -58,7 +58,7 @@ from seqlm.reading import (
 from seqlm.records.attempts import Environment, Exit, Position, ProgressFile, RankEnd, Start, Worker
 from seqlm.records.requests import Folder
 from seqlm.records.runs import CanaryResult, Provenance, Result, Rung
-from seqlm.records.studies import TaskFile
+from seqlm.records.studies import StudyFile, TaskFile
 from seqlm.requests import RUN_ID, Request, Requests
 from seqlm.state import Facts, RunState, View, state_of
 
@@ -75,10 +75,13 @@ SAME_DIGITS = (
     "(--set study.name=...)"
 )
 """Why a run is refused, and what to do."""
-STUDY_FORMAT = 2
-"""``version`` in ``study.json``. It rises when a study's files change so that another version cannot read them."""
-MAX_RUNS = 10_000
-"""Most runs of a study."""
+STUDY_FORMAT = 3
+"""``version`` in ``study.json``. It rises when a study's files change so that earlier versions cannot read them. From
+3 on, each version reads all earlier formats (docs/project/formats.md)."""
+READABLE_FROM = 3
+"""The first format that is read as it is. ``seqlm upgrade`` converts earlier ones."""
+UPGRADE_FOLDER = "upgrade"
+"""Folder of a study that is being converted (:mod:`jobs.study.upgrade`)."""
 _OF_LAUNCHERS = (".config.", ".tokenizer.", ".provenance.", ".task.", ".start.", ".exit.")
 """Beginnings of the names of temporary files that a launcher or job writes, besides those of the user's model."""
 _OF_OTHERS = (".behaviour.", ".samples.")
@@ -779,7 +782,7 @@ class RunDirectory:
 
 def study_record_file(study_dir: Path) -> Path:
     """``study.json``: what the report needs of the manifest. Written by the launcher that owns the study."""
-    return study_dir / "study.json"
+    return study_dir / StudyFile.FILE
 
 
 def slugify(name: str) -> str:
@@ -792,20 +795,28 @@ def slugify(name: str) -> str:
     return slug or "run"
 
 
+def format_of(study_dir: Path) -> int | None:
+    """Return the format of a study's files. ``None``: ``study.json`` is missing or damaged, or does not say."""
+    return StudyFile.read_parts(study_record_file(study_dir), lambda line: None).version
+
+
 def require_format(study_dir: Path) -> None:
-    """Check that a study's files are of this version's format. A damaged ``study.json`` says nothing of that.
+    """Check that this version reads a study's files. A damaged ``study.json`` says nothing of that.
 
     Raises:
-        UsageError: they are of another version.
+        UsageError: they are of another version, or their conversion was interrupted.
     """
-    found: Any = None
-    with contextlib.suppress(FileError):
-        found = (read_json(study_record_file(study_dir)) or {}).get("version")
-    if type(found) is int and found != STUDY_FORMAT:
-        earlier = "seqlm 0.2 or before; version 0.2.0 reads it"
-        whose = earlier if found < STUDY_FORMAT else "a later version of seqlm"
+    name = printable(str(study_dir))
+    if exists(study_dir / UPGRADE_FOLDER):
+        raise UsageError(f"{name}: its upgrade was interrupted; `seqlm upgrade {name}` goes on with it")
+    found = format_of(study_dir)
+    if found is not None and found < READABLE_FROM:
         raise UsageError(
-            f"{printable(str(study_dir))}: written by {whose}; to train, launch the manifest under another name "
+            f"{name}: written by an earlier version of seqlm; `seqlm upgrade {name}` converts it, and keeps its files"
+        )
+    if found is not None and found > STUDY_FORMAT:
+        raise UsageError(
+            f"{name}: written by a later version of seqlm; to train, launch the manifest under another name "
             "(--set study.name=...) or move the folder away"
         )
 

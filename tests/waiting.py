@@ -51,7 +51,7 @@ def wait_for(
         if now > deadline:
             waited = f"waited {DEADLINE_SECONDS:g} s in vain for {what}; last seen: {seen!r}"
             pytest.fail(f"{waited}\n\n{scene()}", pytrace=False)
-        time.sleep(min(max(POLL_SECONDS, 4 * (now - begun)), MOST_POLL_SECONDS))
+        time.sleep(min(max(POLL_SECONDS, 9 * (now - begun)), MOST_POLL_SECONDS))
 
 
 # -- the scene -------------------------------------------------------------------------------------------------------

@@ -180,6 +180,10 @@ COMMANDS = {
         "delete from a study what no report and no run needs any more, or runs",
         ("study", *FILTERS, "runs", "dry_run", "yes"),
     ),
+    "upgrade": Command(
+        "follow a study", "studies.upgrade_study", "first",
+        "convert a study of an earlier version, so that this one reads it; its old files are kept", ("study",),
+    ),
     "results": Command(
         "results", "results.results", "first --sort test_ppl",
         "show what came of the runs, each at its best epoch of all, and what differs. The report compares equal epochs",

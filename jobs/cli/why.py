@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from jobs import terminal
-from jobs.backends.base import Waiting
 from jobs.cli.arguments import Arguments
 from jobs.cli.naming import chosen_runs, named_runs
 from jobs.cli.view import played, records_of
@@ -19,7 +18,8 @@ from jobs.plan.capacity import with_noun
 from jobs.plan.limits import alike, used
 from jobs.registry import BACKENDS, backend_class
 from jobs.study.folder import ObservedRun, find_study, launcher_of, observe_study
-from jobs.study.record import StudyRecord
+from jobs.study.record import KeptManifests
+from jobs.study.scheduler import Waiting
 from seqlm.enough import enough
 from seqlm.errors import FileError, SeqlmError
 from seqlm.hang import waiting_ranks
@@ -127,7 +127,7 @@ def slow_runs(runs: Iterable[ObservedRun]) -> dict[str, str]:
             others = [other for other in group if other[0] is not one]
             usual = statistics.median(median for _, median, _ in others) if len(others) >= SIBLINGS else math.inf
             if one.config and own >= LEAST_SLOWER * usual and own > max(slowest for _, _, slowest in others):
-                estimate = StudyRecord(one.run.path.parent).estimate(one.config.fingerprint())
+                estimate = KeptManifests(one.run.path.parent).estimate(one.config.fingerprint())
                 plan = f", {own * estimate[1] / estimate[0]:.1f} x plan" if estimate else ""
                 found[one.run.id] = f", {own / usual - 1:.0%} slower than its {len(others)} siblings{plan}"
     return found

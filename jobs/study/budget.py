@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Self, TypeAlias, TypeVar, final
 
 from jobs.manifests.policy import Policy
-from jobs.study.record import StudyRecord
+from jobs.study.record import KeptManifests
 from seqlm.errors import DamagedFileError, UnfitFileError
 from seqlm.lease import last_sign_of
 from seqlm.reading import listed, moment
@@ -94,11 +94,11 @@ class Budget:
     @classmethod
     def kept(cls, study_dir: Path, default: Policy | None = None) -> Self:
         """Return the budget that ``study.json`` has now. ``default`` counts if that has no policy."""
-        return cls(study_dir, StudyRecord(study_dir).policy or default or Policy())
+        return cls(study_dir, KeptManifests(study_dir).policy or default or Policy())
 
     def renew(self) -> None:
         """Take the limits that ``study.json`` has now. What the attempts have used is kept."""
-        self.limits = _limits(StudyRecord(self._study_dir).policy or Policy())
+        self.limits = _limits(KeptManifests(self._study_dir).policy or Policy())
 
     def spent(self, *, at_once: bool = False) -> Hours:
         """Return what all attempts have used so far, as last read.

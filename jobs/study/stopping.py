@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import final
 
 from jobs import terminal
+from jobs.registry import SCHEDULERS
 from jobs.study.folder import launcher_of
-from jobs.study.squeue import Claim, Scheduler
+from jobs.study.scheduler import Claim, Views
 from seqlm.errors import SeqlmError
 from seqlm.lease import last_beat, live_owner
 from seqlm.reading import exists
@@ -37,7 +38,7 @@ class Stopping:
 
     def __init__(self, runs: Sequence[RunDirectory]) -> None:
         self._runs = runs
-        self._scheduler = Scheduler()
+        self._views = Views()
         self._asked_at = -ASK_SECONDS
         self._has_ended: dict[Claim, bool] = {}
         self._beats: dict[Path, tuple[float | None, float]] = {}
@@ -119,13 +120,13 @@ class Stopping:
             self._asked_at = now
             newest = ((one, Start.read(one.attempt_dir(one.last_attempt())) or Start()) for one in self._runs)
             claims = {found for found in (claim, *(_claim(*one) for one in newest)) if found is not None}
-            states = self._scheduler.states(claims)
+            states = self._views.of(claims)
             self._has_ended = {one: view.stage not in ("running", "unknown") for one, view in states.items()}
         return self._has_ended.get(claim, False)
 
 
 def _claim(run: RunDirectory, start: Start) -> Claim | None:
     """Return the job that has started an attempt of a run. ``None``: none has."""
-    if start.job_id is None or start.request is None:
+    if start.job_id is None or start.request is None or start.backend not in SCHEDULERS:
         return None
-    return Claim(start.job_id, numbered(run.path.parent, start.request))
+    return Claim(start.job_id, numbered(run.path.parent, start.request), start.backend)

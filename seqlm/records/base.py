@@ -76,6 +76,29 @@ class Record:
             return None
 
     @classmethod
+    def read_parts(cls, path: Path, tell: Tell) -> Self:
+        """Return the record in a file, of which each field is read on its own. Each field needs a default.
+
+        A field that is damaged has its default, and is one line for ``tell``. If there is no file, or it cannot be read
+        at all, all fields have their defaults.
+        """
+        try:
+            raw = read_json(path) or {}
+        except FileError as error:
+            tell(str(error))
+            raw = {}
+        found = made(cls, "", {})
+        for field in fields(cls):
+            if field.name in raw:
+                try:
+                    part = made(cls, "", {field.name: raw[field.name]})
+                except WrongFieldError as error:
+                    tell(f"{path} is damaged ({error}); {field.name} is as if it were not given")
+                else:
+                    vars(found)[field.name] = getattr(part, field.name)
+        return found
+
+    @classmethod
     def from_plain(cls, raw: Mapping[str, Any], path: Path) -> Self:
         """Return the record that plain data of the file ``path`` describes.
 

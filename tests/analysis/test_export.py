@@ -86,13 +86,13 @@ def test_the_library_reads_back_each_covered_value_once(target: str, tmp_path: P
     runs, out = [a_run(tmp_path / "runs" / "study", order) for order in range(2)], tmp_path / "out"
     export = [sys.executable, ROOT / "launch.py", "export", "study", "--to", target, "--output", out, "--json"]
     points = []
-    for covered in ((14, 0), (WHOLE, 7), (WHOLE, 7), (WHOLE, 7)):
+    for covered in ((14, 0), (WHOLE, 7), (WHOLE, 7)):
         for run, steps in zip(runs, covered, strict=True):
             train_until(run, steps, taken=3)
         with killed(out, len(points) == 1):
             document = json.loads(commands.run(export, cold=True, cwd=tmp_path, check=True).stdout)
         points.append([document["data"]["points"].get(run.id, 0) for run in runs])
-    assert points == [[14, 0], [WHOLE - 14 + 1, 7], [WHOLE - 14 + 1, 7], [0, 0]]
+    assert points == [[14, 0], [WHOLE - 14 + 1, 7], [WHOLE - 14 + 1, 7]]
     read = [sys.executable, "-m", "tests.analysis.exported", target, out]
     found = json.loads(commands.run(read, cold=True, cwd=ROOT, check=True).stdout)
     rounded = float32 if target == "tensorboard" else float
@@ -147,7 +147,7 @@ def test_a_missing_library_is_one_line(library: str, tmp_path: Path, monkeypatch
 
 
 def test_a_run_of_many_steps_is_exported_in_little_memory(tmp_path: Path) -> None:
-    steps = 100_000
+    steps = 40_000
     run = add_run(tmp_path / "small", 0, "m", "gru", "adam", [100.0])
     run.trace_file.write_bytes(struct.pack("<3f", 1.0, 0.5, 0.25) * steps)
     write_json_lines(run.metrics_file, [{"epoch": 0, "steps": steps, "val_ppl": 100.0}])

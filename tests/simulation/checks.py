@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, final
 
 from jobs.manifests.policy import Policy
+from jobs.scheduled.slot import NEWS
 from jobs.study.budget import Budget
 from seqlm import reading
 from seqlm.errors import SeqlmError
 from seqlm.rundir import RunDirectory
-from slurm.slot import NEWS
 from tests.simulation.accidents import name_of, rank_of, run_of
 from tests.simulation.files import Inode
 from tests.simulation.kernel import Process, ViolationError

@@ -44,6 +44,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--exitfirst", action="store_true", help="end at the first new fault, and do not shrink it")
     parser.add_argument("--processes", type=int, metavar="N", help="play so many at a time (one on each core)")
     options = parser.parse_args(argv)
+    gc.freeze()  # the modules, which stay
     if options.plant is not None:
         PLANTED[options.plant].plant()
     if options.planted:
@@ -109,7 +110,7 @@ def _find_planted(seeds: int) -> int:
                     draw_accidents(seed, planted.accidents),
                     replace(draw_study(seed, is_pool=True), **planted.study),
                 )
-                for seed in range(seeds)
+                for seed in range(planted.first, planted.first + seeds)
             ],
         )
         for name, planted in PLANTED.items()

@@ -13,12 +13,12 @@ from jobs.attempt import supervisor
 from jobs.cli import studying
 from jobs.launch import dispatch
 from jobs.launch.dispatch import Dispatcher
+from jobs.scheduled import job, share
+from jobs.scheduled.backend import ScheduledBackend
+from jobs.scheduled.slot import OVER
 from jobs.study.stopping import Stopping
 from seqlm import ends
 from seqlm.rundir import RunDirectory
-from slurm import job, share
-from slurm.backend import SlurmBackend
-from slurm.slot import OVER
 from tests.simulation import script
 from tests.simulation.accidents import Accident
 from tests.simulation.study import Study
@@ -154,7 +154,7 @@ def _workers_have_the_time_of_the_signal() -> None:
 
 
 def _nothing_follows_canaries() -> None:
-    SlurmBackend._submit_follower = lambda self, canaries, grid, code: None  # type: ignore[method-assign]
+    ScheduledBackend._submit_follower = lambda self, canaries, grid, code: None  # type: ignore[method-assign]
 
 
 def _an_aborted_rank_explains_all_others() -> None:

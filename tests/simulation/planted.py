@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from jobs.attempt.supervisor import Ended
-from jobs.study import budget, squeue
+from jobs.scheduled import allocation, job, share, slot
+from jobs.study import budget
 from seqlm import files, lease, rundir, search
 from seqlm.ends import Verdict
 from seqlm.rundir import RunDirectory
-from slurm import allocation, job, share, slot
+from slurm import scheduler
 from tests.tools import stub_worker
 
 
@@ -26,6 +27,8 @@ class Planted:
     """Accidents after which it soon shows."""
     study: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the studies in which it soon shows."""
+    first: int = 0
+    """The first seed that is played. A search from one at which it shows takes less time."""
 
 
 def _owners_do_not_look() -> None:
@@ -44,7 +47,7 @@ def _jobs_ask_all_the_time() -> None:
     before = job.JobHost.saw
 
     def saw(self: job.JobHost, run: RunDirectory, attempt: int) -> None:
-        job.has_other_jobs(self.context.job)
+        self.scheduler.has_other_jobs(self.context)
         before(self, run, attempt)
 
     job.JobHost.saw = saw  # type: ignore[method-assign]
@@ -75,7 +78,7 @@ def _workers_go_on() -> None:
 
 def _any_job_is_ours() -> None:
     """A job of the number that a request has noted is taken for that of the study."""
-    squeue.works_in = lambda directory, folder: True
+    scheduler.works_in = lambda directory, folder: True
 
 
 def _from_the_beginning() -> None:
@@ -150,7 +153,7 @@ PLANTED: Mapping[str, Planted] = {
     "two-owners": Planted(plant=_owners_do_not_look, check="OWNER", accidents=["cut_off_node"]),
     "no-wait": Planted(plant=_jobs_do_not_wait, check="SPIN", accidents=["kill_worker"]),
     "many-questions": Planted(
-        plant=_jobs_ask_all_the_time, check="COMMANDS", accidents=["terminate_worker", "kill_worker"]
+        plant=_jobs_ask_all_the_time, check="COMMANDS", accidents=["terminate_worker", "kill_worker"], first=6
     ),
     "never-back": Planted(plant=_jobs_do_not_come_back, check="END", accidents=["preempt"]),
     "torn-files": Planted(
@@ -158,18 +161,21 @@ PLANTED: Mapping[str, Planted] = {
         check="FILES",
         accidents=["kill_worker"],
         study={"core_hours": None, "backend": "slurm", "epoch_seconds": 20.0},
+        first=5,
     ),
     "no-cancel": Planted(plant=_workers_go_on, check="CANCELLED", accidents=["cancel"]),
     "any-job": Planted(plant=_any_job_is_ours, check="OTHERS", accidents=["reuse_id", "cancel", "run"]),
-    "no-checkpoint": Planted(plant=_from_the_beginning, check="REPEATED", accidents=["kill_worker"]),
-    "tried-again": Planted(plant=_errors_are_tried_again, check="RETRIES", accidents=["code_error"]),
+    "no-checkpoint": Planted(plant=_from_the_beginning, check="REPEATED", accidents=["kill_worker"], first=2),
+    "tried-again": Planted(plant=_errors_are_tried_again, check="RETRIES", accidents=["code_error"], first=5),
     "free-attempts": Planted(plant=_killed_attempts_cost_nothing, check="COSTS", accidents=["kill_worker"]),
     "never-over": Planted(plant=_nothing_is_over, check="ATTEMPTS", accidents=["preempt", "run"]),
     "no-takeover": Planted(
         plant=_leases_never_end, check="LEFT", accidents=["lose_node"], study={"runs": 2, "jobs": 1, "backend": "slurm"}
     ),
     "last-epoch": Planted(plant=_only_the_last_epoch, check="KEPT", accidents=["kill_worker"]),
-    "no-flush": Planted(plant=_nothing_is_flushed, check="FILES", accidents=["power_cut"], study={"backend": "local"}),
+    "no-flush": Planted(
+        plant=_nothing_is_flushed, check="FILES", accidents=["power_cut"], study={"backend": "local"}, first=5
+    ),
     "no-budget": Planted(
         plant=_budgets_do_not_count,
         check="BUDGET",
@@ -187,6 +193,7 @@ PLANTED: Mapping[str, Planted] = {
         check="END",
         accidents=["kill_actor"],
         study={"backend": "ray", "core_hours": None},
+        first=11,
     ),
     "no-answer": Planted(plant=_leases_are_taken_for_granted, check="TRACEBACK", accidents=["preempt", "kill_program"]),
 }

@@ -20,14 +20,14 @@ import launch
 from jobs import terminal
 from jobs.cli import view
 from jobs.launch import dispatch
+from jobs.scheduled import canary as slurm_canary
+from jobs.scheduled import job as slurm_job
 from seqlm import lease, reading
 from seqlm.environment import ATTEMPT, COLLECTIVE_MINUTES
 from seqlm.errors import EXIT_STOPPED, SeqlmError
 from seqlm.requests import Requests
 from seqlm.rundir import RunDirectory
 from seqlm.training import attempt
-from slurm import canary as slurm_canary
-from slurm import job as slurm_job
 from tests.simulation import checks, ray_cluster, seam
 from tests.simulation.accidents import ACTS, Accident, Harm, draw_accidents, name_of, rank_of, ranks_of, run_of
 from tests.simulation.checks import HOURS_AFTER, STUDY
@@ -156,7 +156,7 @@ class Story:
         return stub_worker.main()
 
     def job_program(self, words: Sequence[str]) -> int:
-        return slurm_canary.main() if words[0] == "slurm.canary" else slurm_job.main()
+        return slurm_canary.main() if words[0] == "jobs.scheduled.canary" else slurm_job.main()
 
     def user(self, *words: str) -> Process:
         """A user types a command on the login node."""
@@ -233,7 +233,7 @@ class Story:
         found: dict[int, int] = {}
         launches = self.files.look(f"{STUDY}/launches")
         for number, folder in (launches.names if launches is not None else {}).items():
-            if number.isdigit() and (plan := folder.names.get("plan.json")) is not None:
+            if number.isdigit() and (plan := folder.names.get("batch.json")) is not None:
                 for array in json.loads(plan.content)["arrays"]:
                     if array["job"] is not None and any(name_of(run) == name for run in array["runs"]):
                         found[int(number)] = int(array["job"])

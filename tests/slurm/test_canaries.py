@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 import launch
+from jobs.scheduled import canary, job
+from jobs.scheduled.slot import OVER
+from jobs.scheduled.submission import plan_sha256
 from seqlm.reading import listed
 from seqlm.records.batch import Batch, Withdrawn
 from seqlm.records.runs import CanaryResult
 from seqlm.requests import Requests, numbered
 from seqlm.rundir import RunDirectory
-from slurm import canary, job
-from slurm.slot import OVER
-from slurm.submission import plan_sha256
 from slurm.testcluster import LoopbackCluster
 from tests import commands
 from tests.facts import launch_again
@@ -125,7 +125,7 @@ def start(plan: Path, monkeypatch: pytest.MonkeyPatch, job_id: str) -> str | Non
     for name, value in {"SLURM_ARRAY_JOB_ID": job_id, "SLURM_ARRAY_TASK_ID": "0", "SLURM_JOB_ID": job_id}.items():
         monkeypatch.setenv(name, value)
     digest = plan_sha256(Batch.read_file(plan) or Batch())
-    monkeypatch.setattr("sys.argv", ["job", str(plan), digest, "0", str(folder), "n1"])
+    monkeypatch.setattr("sys.argv", ["job", "slurm", str(plan), digest, "0", str(folder), "n1"])
     assert job.main() == 0
     over = folder.with_name(OVER)
     return over.read_text().strip() if over.exists() else None
@@ -138,7 +138,7 @@ def test_a_job_whose_launch_is_withdrawn_starts_nothing(
     folder = numbered(tmp_path / "runs" / "small", 1)
     Withdrawn().write(folder)
     monkeypatch.setattr(job, "run_job", lambda *_: pytest.fail("it starts"))
-    assert start(folder / "plan.json", monkeypatch, "1") == "2"
+    assert start(folder / "batch.json", monkeypatch, "1") == "2"
 
 
 @pytest.mark.parametrize(("job_id", "code"), [("1", None), ("2", "2")])
@@ -146,7 +146,7 @@ def test_a_job_of_a_deleted_study_does_not_take_the_runs_of_the_one_in_its_place
     fake: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job_id: str, code: str | None
 ) -> None:
     assert run("--no-canary") == 0
-    plan = numbered(tmp_path / "runs" / "small", 1) / "plan.json"
+    plan = numbered(tmp_path / "runs" / "small", 1) / "batch.json"
     monkeypatch.setattr(job, "run_job", lambda *_: None)
     assert start(plan, monkeypatch, job_id) == code
 
@@ -156,12 +156,11 @@ def jobs_there(cluster: LoopbackCluster) -> set[str]:
     return set(cluster.run("squeue", "-h", "-r", "-o", "%T %r").stdout.splitlines())
 
 
-@pytest.mark.parametrize("settings", [(), ("pool = { jobs = 1, cpus = 2 }",)], ids=["single jobs", "a pool"])
 def test_a_failed_canary_holds_the_grid_back_until_a_run_after_the_fix(
-    slurm_cluster: LoopbackCluster, tmp_path: Path, settings: tuple[str, ...]
+    slurm_cluster: LoopbackCluster, tmp_path: Path
 ) -> None:
     env = {STUB: '{"1/0": "oom"}'}
-    study = SlurmStudy(slurm_cluster, tmp_path, settings=settings, archs=("rnn", "gru"), gpus=0, epochs=1, env=env)
+    study = SlurmStudy(slurm_cluster, tmp_path, archs=("rnn", "gru"), gpus=0, epochs=1, env=env)
     assert study("run", "small.toml", "--canary", "--no-wait").returncode == 0
     wait_for(study.each, "the grid to be held back", until=lambda states: set(states) == {"pending"})
     (reason,) = {str(one["reason"]) for one in study.status()}

@@ -4,7 +4,6 @@ import os
 import shutil
 import signal
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -16,9 +15,7 @@ from seqlm.files import read_json, write_json
 from seqlm.records.attempts import Start
 from slurm.testcluster import ClusterOptions, LoopbackCluster
 from tests import commands, searches
-from tests.chaos.study import processes
 from tests.crawl import Crawl
-from tests.outcome import alone, outcome
 from tests.slurm.real import require_slurm
 from tests.small_study import SlurmStudy, epochs_of, read_soon, worker_of
 from tests.waiting import wait_for
@@ -42,90 +39,30 @@ def until_all_are_idle(cluster: LoopbackCluster) -> None:
     )
 
 
-def until_it_is_saved(cluster: LoopbackCluster, job: str) -> None:
-    """Return when the controller has written down what it was told so far: what it has not, a crash takes from it."""
-    saved = cluster.folder / "state" / "job_state"
-    last = f"the last thing that it was told, at {time.time_ns()}"
-    cluster.run("scontrol", "update", f"JobId={job}", f"Comment={last}")
-    wait_for(lambda: saved.exists() and last.encode() in saved.read_bytes(), "the controller to save its state")
-
-
 def test_runs_of_an_array_have_gpus_of_their_own_and_those_with_half_of_one_share_a_job(
     slurm_cluster: LoopbackCluster, tmp_path: Path
 ) -> None:
     crawl = Crawl(tmp_path, epochs=0)
-    whole, halves = [1e-3, 2e-3, 3e-3, 4e-3, 5e-3], [0.01, 0.02]
+    whole, halves = [1e-3, 2e-3, 3e-3], [0.01, 0.02]
     study = SlurmStudy(slurm_cluster, tmp_path, rates=whole, epochs=1, env=crawl.env)
     study.add(rates=halves, ranks=1, gpus=0.5, cpus=1)
     answer = study("run", "small.toml", "--no-wait")
     assert answer.returncode == 0, answer.stderr
-    assert sorted(Counter(jobs(study).values()).values()) == [1, 1, 1, 1, 1, 2]
+    assert sorted(Counter(jobs(study).values()).values()) == [1, 1, 1, 2]
     assert len({job.partition("_")[0] for job in jobs(study).values()}) == 2, "arrays"
     begun = wait_for(
         lambda: [read_json(run.worker_file(1)) or {} for run in study.runs()],
-        "all runs to begin, which the crawl holds: three nodes of two GPUs",
-        until=lambda workers: len(workers) == 7 and all(workers),
+        "all runs to begin, which the crawl holds",
+        until=lambda workers: len(workers) == 5 and all(workers),
     )
     shared = Counter((worker["node"], worker["gpu"]) for worker in begun)
-    assert sorted(shared.values()) == [1, 1, 1, 1, 1, 2], begun
+    assert sorted(shared.values()) == [1, 1, 1, 2], begun
     crawl.end()
     again = study("run", "small.toml")  # waits, and submits nothing
     assert again.returncode == 0, again.stderr
-    assert "0 of 7 runs to do" in again.stderr
-    assert study.each() == ["done"] * 7
+    assert "0 of 5 runs to do" in again.stderr
+    assert study.each() == ["done"] * 5
     assert all(epochs_of(run) == [0] and run.attempts() == [1] for run in study.runs())
-
-
-def test_requeue_scancel_lost_nodes_and_a_killed_controller_in_one_study_change_no_bit_of_its_weights(
-    slurm_cluster: LoopbackCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cluster, crawl = slurm_cluster, Crawl(tmp_path, epochs=1, step_seconds=1)
-    study = SlurmStudy(cluster, tmp_path, trains=True, rates=[0.01, 0.02], epochs=6, keep=1.0, env=crawl.env)
-    study.add(rates=[0.03], ranks=2, gpus=1, cpus=1)
-    assert study("run", "small.toml", "--no-wait").returncode == 0
-    wait_for(study.epochs, "an epoch of each run", until=lambda seen: len(seen) == 3 and all(seen))
-    requeued, cancelled, pair = study.runs()
-    before = {run.id: run.last_attempt() for run in study.runs()}  # a new cluster may lose a node at first
-    assert worker_of(pair)["node"] != worker_of(pair, 1)["node"]
-    cluster.run("scontrol", "requeue", jobs(study)[requeued.id])
-    cluster.run("scancel", jobs(study)[cancelled.id])
-    wait_for(study.each, "the run to be cancelled", until=lambda states: states[1] == "cancelled")
-    again = before[requeued.id] + 1
-    wait_for(requeued.worker_file(again).exists, "the second worker of the requeued run")
-    until_it_is_saved(cluster, jobs(study)[pair.id])
-    cluster.restart_controller(kill=True)
-
-    # One node fails with all that is on it. Another one is only unknown to SLURM: the worker there goes on.
-    lost, unknown = (read_soon(run.worker_file(run.last_attempt()))["node"] for run in (pair, requeued))
-    for node in {lost, unknown}:
-        cluster.kill_node(cluster.node_names.index(node), with_jobs=node == lost)
-        cluster.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")  # as after SlurmdTimeout
-    wait_for(
-        lambda: [one.pid for one in processes(requeued.path.parent) if one.is_worker and one.run_dir == requeued.path],
-        "a worker of the second copy",
-        until=lambda workers: len(workers) == 2,
-    )
-    crawl.end()
-    wait_for(requeued.result_file.exists, "the result")
-    # A job that starts in the instant in which its nodes come back is killed by what SLURM sends about its last start.
-    cluster.run("scontrol", "hold", jobs(study)[pair.id])
-    for node in {lost, unknown}:
-        cluster.start_node(cluster.node_names.index(node))
-    until_all_are_idle(cluster)
-    cluster.run("scontrol", "release", jobs(study)[pair.id])
-    until_all_end(study)
-    assert study.each() == ["done", "cancelled", "done"], study("status", "small.toml").stdout
-    writers = {run.id: [record["attempt"] for record in run.read_metrics()[0]] for run in study.runs()}
-    assert max(writers[requeued.id]) == again, "one of the two copies wrote, the other waited"
-    assert max(writers[pair.id]) > before[pair.id]
-    for run in (requeued, pair):
-        assert epochs_of(run) == list(range(6))
-    assert epochs_of(cancelled) == list(range(len(epochs_of(cancelled))))
-    assert worker_of(pair)["threads"] == 1, "as many as in the quiet study, else sums are rounded apart"
-    quiet = alone((requeued, pair), tmp_path / "text", tmp_path / "quiet", monkeypatch)
-    assert outcome(requeued).differences(quiet[requeued.id]) == []
-    losses = [[record["val_loss"] for record in found] for found in (pair.read_metrics()[0], quiet[pair.id].metrics)]
-    assert losses[0] == pytest.approx(losses[1], abs=1e-6), "two ranks on two nodes have the losses of one"
 
 
 def test_a_study_ends_with_nobody_acting_although_two_of_its_three_nodes_are_sick(
@@ -150,7 +87,7 @@ def test_a_job_goes_on_although_a_signal_ends_the_process_on_its_second_node_at_
     slurm_cluster: LoopbackCluster, tmp_path: Path
 ) -> None:
     """As in a container, which has a Python and nothing of SLURM."""
-    study = SlurmStudy(slurm_cluster, tmp_path, trains=True, epochs=1, ranks=2)
+    study = SlurmStudy(slurm_cluster, tmp_path, epochs=1, ranks=2)
     python = tmp_path / "python"
     python.write_text(f"""#!/bin/sh
 [ "$SLURM_NODEID$SLURM_RESTART_COUNT" != 1 ] || kill -TERM $$
@@ -177,7 +114,7 @@ def test_a_copied_study_leaves_the_jobs_of_the_original_alone_and_the_job_that_i
     copy = SlurmStudy(cluster, tmp_path, rates=[0.01, 0.02], epochs=1)
     shutil.copytree(folder / "runs", tmp_path / "runs")
     assert (study.each(), copy.each()) == (["queued"] * 2, ["pending"] * 2)
-    plan_file = tmp_path / "runs/small/launches/000001/plan.json"
+    plan_file = tmp_path / "runs/small/launches/000001/batch.json"
     plan = read_json(plan_file) or {}
     write_json(plan_file, {**plan, "arrays": [{**plan["arrays"][0], "job": other, "is_pool": True}]})
     assert copy.each() == ["pending"] * 2

@@ -72,8 +72,7 @@ def said(study_dir: Path, capsys: pytest.CaptureFixture[str], *more: str) -> Ite
 
 @pytest.mark.process  # it calls squeue, since the record of a job can be read
 @pytest.mark.slow
-@pytest.mark.parametrize("number", NUMBERS)
-@pytest.mark.parametrize("together", [True, False], ids=["every record", "one record in a run"])
+@pytest.mark.parametrize(("number", "together"), [*((number, True) for number in NUMBERS), (NUMBERS[0], False)])
 def test_no_number_in_a_record_is_a_traceback(
     study_dir: Path, capsys: pytest.CaptureFixture[str], number: float, together: bool
 ) -> None:

@@ -13,7 +13,6 @@ from seqlm.lease import live_owner
 from tests import commands
 from tests.chaos.disk import may_mount
 from tests.crawl import Crawl
-from tests.facts import start_of
 from tests.outcome import alone, outcome
 from tests.ray_lab import GPU_MIB, ROOT, RayLab
 from tests.small_study import RayStudy, epochs_of, worker_of, worker_pid
@@ -135,33 +134,6 @@ def test_a_run_goes_to_another_node_if_others_have_taken_its_place_or_the_node_d
     answer = ray_cluster.run([sys.executable, "driver.py"], cwd=tmp_path)
     expected = ["True 0 ended True", "['done', 'done', 'done', 'done'] 1 True"]
     assert answer.stdout.splitlines() == expected, answer.stderr
-
-
-def test_a_study_begun_locally_is_finished_on_ray(ray_cluster: RayLab, tmp_path: Path) -> None:
-    study = RayStudy(ray_cluster, tmp_path, rates=(0.01, 0.02, 0.03), gpus=0, epochs=100)
-    words = ("run", "small.toml", "--backend", "local", "--max-parallel", "1")
-    launcher = commands.start(study.command(*words), cwd=tmp_path)
-    wait_for(
-        lambda: [(run.result_file.exists(), epochs_of(run)) for run in study.runs()],
-        "a run to be done and the next one to have an epoch",
-        until=lambda seen: any(done for done, _ in seen) and any(epochs and not done for done, epochs in seen),
-    )
-    launcher.send_signal(signal.SIGINT)
-    commands.finish(launcher)
-    assert launcher.returncode == 130
-    half = {run.id: run for run in study.runs()}
-    done = [run for run in half.values() if run.result_file.exists()]
-    assert 0 < len(done) < 3
-    before = {path: path.stat().st_mtime_ns for run in done for path in run.path.rglob("*")}
-
-    answer = study("run", "small.toml", "--backend", "ray")
-    assert answer.returncode == 0, answer.stderr
-    assert {run.id for run in study.runs()} == half.keys()
-    assert all(epochs_of(run) == list(range(100)) for run in study.runs())
-    assert {path: path.stat().st_mtime_ns for run in done for path in run.path.rglob("*")} == before
-    assert " resume" in answer.stderr
-    backends = {start_of(run).backend for run in study.runs()}
-    assert backends == {"local", "ray"}
 
 
 OF_A_JOB = {

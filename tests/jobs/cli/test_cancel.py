@@ -10,9 +10,8 @@ import pytest
 import launch
 from jobs.cli import studying
 from jobs.cli.studying import mark, wait_until_stopped
-from jobs.study import squeue, stopping
+from jobs.study import stopping
 from jobs.study.folder import launching, observe_study, this_launcher, write_queue
-from jobs.study.squeue import Scheduler
 from jobs.study.stopping import Stopping
 from seqlm import lease, processes
 from seqlm.errors import BackendError, FileError
@@ -22,6 +21,8 @@ from seqlm.records.requests import RequestFile, Wanted
 from seqlm.requests import file_request
 from seqlm.rundir import RunDirectory
 from seqlm.state import View
+from slurm import scheduler
+from slurm.scheduler import Slurm
 from tests.facts import fail, owned
 from tests.jobs.study.test_study import make_study
 from tests.slurm_jobs import write_jobs
@@ -162,8 +163,8 @@ def test_a_controller_that_does_not_answer_is_the_problem_of_runs_with_jobs_alon
 
     runs = make_study(tmp_path / "s", 1, 2)
     folder = write_jobs(tmp_path / "s", {runs[1].id: "7_0"}).folder
-    monkeypatch.setattr(squeue, "ask", refuse)
-    monkeypatch.setattr(Scheduler, "states", lambda self, jobs: {job: View(stage="queued") for job in jobs})
+    monkeypatch.setattr(scheduler, "ask", refuse)
+    monkeypatch.setattr(Slurm, "views", lambda self, jobs: {job: View(stage="queued") for job in jobs})
     assert launch.main(["cancel", str(tmp_path / "s"), "--all"]) == 1
     said = capsys.readouterr()
     assert said.out == "cancelled run1\n"
@@ -208,9 +209,9 @@ def test_a_job_that_has_ended_leaves_no_worker_however_fresh_its_lease_is(
     run: RunDirectory, clock: Clock, monkeypatch: pytest.MonkeyPatch, state: str, is_over: bool
 ) -> None:
     request = write_jobs(run.path.parent, {run.id: "7_0"})
-    begin(run, Start(job_id="7_0", request=request.number))
+    begin(run, Start(backend="slurm", job_id="7_0", request=request.number))
     claim_elsewhere(run)
-    monkeypatch.setattr(squeue, "ask", lambda *words: f"7_0|{state}|None|{request.folder}")
+    monkeypatch.setattr(scheduler, "ask", lambda *words: f"7_0|{state}|None|{request.folder}")
     problems = Stopping([run]).wait(90.0)
     assert (problems == {}) == is_over
 
@@ -219,9 +220,9 @@ def test_a_job_that_has_ended_may_leave_a_worker_on_a_node_that_only_its_schedul
     run: RunDirectory, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request = write_jobs(run.path.parent, {run.id: "7_0"})
-    begin(run, Start(job_id="7_0", request=request.number))
+    begin(run, Start(backend="slurm", job_id="7_0", request=request.number))
     theirs = claim_elsewhere(run)
-    monkeypatch.setattr(squeue, "ask", lambda *words: f"7_0|COMPLETED|None|{request.folder}")
+    monkeypatch.setattr(scheduler, "ask", lambda *words: f"7_0|COMPLETED|None|{request.folder}")
     now = time.time()
 
     def sleep(seconds: float) -> None:

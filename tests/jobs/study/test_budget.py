@@ -8,7 +8,6 @@ import pytest
 from jobs.manifests.policy import Policy
 from jobs.study.budget import READ_SECONDS, Budget, Hours, hours_of
 from jobs.study.folder import ObservedRun, observe_study
-from jobs.study.squeue import Scheduler
 from seqlm.errors import FileError
 from seqlm.files import write_json
 from seqlm.records.attempts import Exit, RankEnd
@@ -17,6 +16,7 @@ from seqlm.resources import Resources
 from seqlm.rundir import BEHAVIOUR_FOLDER, RunDirectory, study_record_file
 from seqlm.training import attempt
 from seqlm.training.distributed import Rank
+from slurm import scheduler
 from tests.analysis.attempt_files import at, write_attempt
 from tests.calls import counted
 from tests.facts import fail, launch_again
@@ -238,7 +238,7 @@ def test_a_run_that_the_budget_keeps_from_starting_says_so(tmp_path: Path, monke
     assert observed(study).observation.reason is None, "an hour is left"
     record(6)
     folder = write_jobs(study, {run.id: "12_0"}).folder
-    monkeypatch.setattr(Scheduler, "_call", lambda self, *command: f"12_0|COMPLETED||{folder}")
+    monkeypatch.setattr(scheduler, "ask", lambda *command: f"12_0|COMPLETED||{folder}")
     assert observed(study).observation.state == "pending", "its job of SLURM has seen that and has ended"
     record("unlimited")
     seen = observed(study).observation

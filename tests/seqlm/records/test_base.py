@@ -16,7 +16,7 @@ from seqlm.resources import Resources
 from tests.seqlm.records.values import JSON, classes, records
 
 ONE_FOLDER = settings(
-    max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=20, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 

@@ -1,7 +1,8 @@
 """Canaries on a cluster, with nobody waiting: the arrays of a grid depend on the array of its canaries.
 
-A job that has trained a canary says what comes of it. SLURM or a person may end it before that. So a small job follows
-the canaries, however they have ended: ``python -m slurm.canary CANARIES GRID``, with the folders of the two requests.
+A job that has trained a canary says what comes of it. The scheduler or a person may end it before that. So a small job
+follows the canaries, however they have ended: ``python -m jobs.scheduled.canary CANARIES GRID``, with the folders of
+the two requests.
 
 A launch whose canary has failed is withdrawn, and one that was killed before all its jobs were submitted: a mark says
 that its jobs count no more, and they are cancelled. A job that starts all the same looks for the mark first.
@@ -12,63 +13,63 @@ from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
+from jobs import registry
 from jobs.attempt.attempt import record_unstarted
 from jobs.launch.canary import Canaries, of_canaries
 from jobs.launch.job import LaunchOptions
+from jobs.scheduled.again import look_again
+from jobs.scheduled.settings import ScheduledTable
+from jobs.scheduled.submission import JobPlan, plan_jobs
 from jobs.study.kept_code import Code
-from jobs.study.squeue import cancel_jobs, waiting_in
+from jobs.study.scheduler import Scheduler
 from seqlm.errors import SeqlmError
 from seqlm.reading import confine, exists, listed, timestamp
 from seqlm.records.attempts import Exit, Start
 from seqlm.records.batch import Batch, Submitted, Withdrawn
 from seqlm.rundir import CANARY_FOLDER, RunDirectory
-from slurm.control import look_again
-from slurm.settings import SlurmSettings
-from slurm.submission import JobPlan, plan_jobs
 
 MINUTES = 30
 """The longest time limit of a canary. A short one may start sooner."""
 
 
 def plan_canaries(
-    canaries: Canaries, grid: JobPlan, settings: SlurmSettings, options: LaunchOptions, code: Code
+    canaries: Canaries, grid: JobPlan, settings: ScheduledTable, options: LaunchOptions, code: Code
 ) -> JobPlan:
     """Return what the jobs of canaries do. ``grid``: the plan that depends on them; the rest as in ``plan_jobs``."""
     short = replace(settings, timeout_min=min(settings.timeout_min, MINUTES))
     options = replace(of_canaries(options), study_dir=options.study_dir / CANARY_FOLDER, notify=None)
-    plan = plan_jobs(canaries.items, options, short, code, request=canaries.request.number)
+    request = canaries.request.number
+    plan = plan_jobs(canaries.items, options, short, code, scheduler=grid.scheduler, request=request)
     return replace(plan, grid=grid.folder)
 
 
-def withdraw(folders: Collection[Path]) -> None:
+def withdraw(folders: Collection[Path], scheduler: Scheduler) -> None:
     """Mark requests as withdrawn, and cancel their waiting jobs.
 
     Raises:
-        BackendError: SLURM does not answer. The jobs are marked, and a launch tries again.
+        BackendError: the scheduler does not answer. The jobs are marked, and a launch tries again.
     """
     for folder in folders:
         Withdrawn(at=timestamp()).write(folder, once=True)
-    cancel_jobs(waiting_in(folders))
+    scheduler.cancel(scheduler.waiting_in(folders))
 
 
-def withdraw_stuck(study_dir: Path) -> None:
+def withdraw_stuck(study_dir: Path, scheduler: Scheduler) -> None:
     """Withdraw what can never start: launches that were killed before all was submitted, or before they withdrew.
 
     The caller owns the study.
 
     Raises:
-        BackendError: SLURM does not answer.
+        BackendError: the scheduler does not answer.
     """
     launches = [*listed(study_dir / "launches"), *listed(study_dir / CANARY_FOLDER / "launches")]
     stuck = {
         job.folder
-        for job in waiting_in(launches)
-        if job.reason == "DependencyNeverSatisfied"
-        or exists(job.folder / Withdrawn.FILE)
-        or not exists(job.folder / Submitted.FILE)
+        for job in scheduler.waiting_in(launches)
+        if job.is_stuck or exists(job.folder / Withdrawn.FILE) or not exists(job.folder / Submitted.FILE)
     }
     if stuck:
-        withdraw(stuck)
+        withdraw(stuck, scheduler)
 
 
 def follow(canaries: Path, grid: Path) -> bool:
@@ -77,7 +78,7 @@ def follow(canaries: Path, grid: Path) -> bool:
     Of a canary that has recorded nothing it is recorded that its job has ended.
 
     Raises:
-        BackendError: SLURM does not answer. The jobs are marked, and a launch tries again.
+        BackendError: the scheduler does not answer. The jobs are marked, and a launch tries again.
         FileError: a file cannot be read or written.
     """
     batch = Batch.read(canaries) or Batch()
@@ -91,20 +92,20 @@ def follow(canaries: Path, grid: Path) -> bool:
         state = run.observe().state
         has_passed = has_passed and state == "done"
         if state == "pending":
-            _record_end(run, number)
+            _record_end(run, number, batch.scheduler)
     if not has_passed:
-        withdraw([grid])
+        withdraw([grid], registry.scheduler(batch.scheduler))
     return has_passed
 
 
-def _record_end(run: RunDirectory, request: int) -> None:
+def _record_end(run: RunDirectory, request: int, backend: str) -> None:
     """Record that a canary has failed, since its job has ended without a word of it."""
     record = Exit(kind="node", message="its job was ended from outside", where="the job that follows the canaries")
     attempt = run.last_attempt()
     if attempt >= run.first_attempt() and not run.end(attempt).has_ended:
         run.write_exit(attempt, record)
     else:
-        record_unstarted(run, Start(request=request, backend="slurm"), record)
+        record_unstarted(run, Start(request=request, backend=backend), record)
 
 
 def main() -> int:
