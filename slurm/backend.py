@@ -88,8 +88,14 @@ class SlurmBackend(ScheduledBackend):
         settings, array = self.settings, asked.array
         dependencies = {"afterok": asked.after_well, "afterany": asked.after}
         dependency = ",".join(f"{when}:{':'.join(ids)}" for when, ids in dependencies.items() if ids) or None
-        output = asked.folder / asked.output.format(index="%a")
-        common = {"job-name": asked.name, "time": asked.minutes, "output": output, "dependency": dependency}
+        common = {
+            "job-name": asked.name,
+            "time": asked.minutes,
+            "output": str(asked.output).replace("{index}", "%a"),
+            "chdir": asked.folder,
+            "dependency": dependency,
+            "requeue": asked.can_return or None,
+        }
         if array is None:
             return common
         at_once = "" if asked.at_once is None else f"%{asked.at_once}"
@@ -103,7 +109,5 @@ class SlurmBackend(ScheduledBackend):
             **settings.gpu_options(array.gpus, array.accelerator_type),
             "mem": None if array.mem_gb is None else f"{round(array.mem_gb * 1024)}M",
             "signal": f"USR2@{asked.signal_before_s}",
-            "requeue": True,
-            "chdir": asked.folder,
             "nice": lower + settings.lower_priority if lower else None,  # else that of the settings, if any
         }

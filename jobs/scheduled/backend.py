@@ -154,21 +154,24 @@ class ScheduledBackend(Backend, Submitter):
     def _submit_follower(self, canaries: Path, grid: Path, code: Code) -> None:
         """Submit the job that looks what has come of the canaries of a launch. A refusal is a line."""
         batch = Batch.read(canaries) or Batch()
-        words = [shlex.quote(str(folder)) for folder in (canaries, grid)]
-        program = program_of(code.archive or code.path, "jobs.scheduled.canary", self.settings)
-        body = "\n".join([*setup_lines(self.settings, self.scheduler), f"{program} {' '.join(words)}"])
+        words = shlex.join([self.name, str(canaries), str(grid)])
+        command = f"{program_of(code.archive or code.path, 'jobs.scheduled.canary', self.settings)} {words}"
         asked = Asked(
             name=f"seqlm-{grid.parents[1].name}-canaries",
             folder=canaries,
-            output="follower.log",
+            output=canaries / "follower.log",
             minutes=FOLLOWER_MINUTES,
             after=[array.job for array in batch.arrays if array.job is not None],
         )
         try:
-            self.submit_script(canaries / "follower.sh", self.script(asked, body))
+            self.submit_script(canaries / "follower.sh", self._plain_script(asked, command))
         except BackendError as error:
             line = f"no job follows the canaries: {error}; if their jobs are ended, `cancel` the runs and `run` again"
             terminal.tell(f"warning: {line}")
+
+    def _plain_script(self, asked: Asked, *commands: str) -> str:
+        """Return the script of a job that trains nothing."""
+        return self.script(asked, "\n".join([*setup_lines(self.settings, self.scheduler), *commands]))
 
     def _plan(self, todo: Sequence[PlannedRun], options: LaunchOptions, code: Code, request: int | None) -> JobPlan:
         """Return what the jobs of these runs do."""
@@ -246,12 +249,16 @@ class ScheduledBackend(Backend, Submitter):
             if behaviour is not False:
                 commands.append(f"{command} --behaviour" if behaviour else command)
                 minutes = max(minutes, settings.timeout_min)
-        body = "\n".join([*setup_lines(settings, self.scheduler), *commands])
         asked = Asked(
-            name=f"seqlm-{study_dir.name}-last", folder=folder, output="last.log", minutes=minutes, after=jobs
+            name=f"seqlm-{study_dir.name}-last",
+            folder=None,
+            output=folder / "last.log",
+            minutes=minutes,
+            after=jobs,
+            can_return=False,
         )
         try:
-            job = self.submit_script(folder / "last.sh", self.script(asked, body))
+            job = self.submit_script(folder / "last.sh", self._plain_script(asked, *commands))
             terminal.tell(f"after the last run, job {job} {' and '.join(does)}")
         except BackendError as error:
             terminal.tell(f"warning: no job {' and '.join(does)} after the last run: {error}")

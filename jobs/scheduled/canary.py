@@ -1,8 +1,8 @@
 """Canaries on a cluster, with nobody waiting: the arrays of a grid depend on the array of its canaries.
 
 A job that has trained a canary says what comes of it. The scheduler or a person may end it before that. So a small job
-follows the canaries, however they have ended: ``python -m jobs.scheduled.canary CANARIES GRID``, with the folders of
-the two requests.
+follows the canaries, however they have ended: ``python -m jobs.scheduled.canary SCHEDULER CANARIES GRID``, with the
+folders of the two requests.
 
 A launch whose canary has failed is withdrawn, and one that was killed before all its jobs were submitted: a mark says
 that its jobs count no more, and they are cancelled. A job that starts all the same looks for the mark first.
@@ -13,10 +13,10 @@ from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
-from jobs import registry
 from jobs.attempt.attempt import record_unstarted
 from jobs.launch.canary import Canaries, of_canaries
 from jobs.launch.job import LaunchOptions
+from jobs.registry import scheduler
 from jobs.scheduled.again import look_again
 from jobs.scheduled.settings import ScheduledTable
 from jobs.scheduled.submission import JobPlan, plan_jobs
@@ -43,7 +43,7 @@ def plan_canaries(
     return replace(plan, grid=grid.folder)
 
 
-def withdraw(folders: Collection[Path], scheduler: Scheduler) -> None:
+def withdraw(folders: Collection[Path], place: Scheduler) -> None:
     """Mark requests as withdrawn, and cancel their waiting jobs.
 
     Raises:
@@ -51,10 +51,10 @@ def withdraw(folders: Collection[Path], scheduler: Scheduler) -> None:
     """
     for folder in folders:
         Withdrawn(at=timestamp()).write(folder, once=True)
-    scheduler.cancel(scheduler.waiting_in(folders))
+    place.cancel(place.waiting_in(folders))
 
 
-def withdraw_stuck(study_dir: Path, scheduler: Scheduler) -> None:
+def withdraw_stuck(study_dir: Path, place: Scheduler) -> None:
     """Withdraw what can never start: launches that were killed before all was submitted, or before they withdrew.
 
     The caller owns the study.
@@ -65,17 +65,17 @@ def withdraw_stuck(study_dir: Path, scheduler: Scheduler) -> None:
     launches = [*listed(study_dir / "launches"), *listed(study_dir / CANARY_FOLDER / "launches")]
     stuck = {
         job.folder
-        for job in scheduler.waiting_in(launches)
+        for job in place.waiting_in(launches)
         if job.is_stuck or exists(job.folder / Withdrawn.FILE) or not exists(job.folder / Submitted.FILE)
     }
     if stuck:
-        withdraw(stuck, scheduler)
+        withdraw(stuck, place)
 
 
-def follow(canaries: Path, grid: Path) -> bool:
+def follow(canaries: Path, grid: Path, name: str) -> bool:
     """Withdraw the request ``grid`` unless all its ``canaries`` have passed; return whether they have.
 
-    Of a canary that has recorded nothing it is recorded that its job has ended.
+    ``name``: that of the scheduler. Of a canary that has recorded nothing it is recorded that its job has ended.
 
     Raises:
         BackendError: the scheduler does not answer. The jobs are marked, and a launch tries again.
@@ -92,28 +92,28 @@ def follow(canaries: Path, grid: Path) -> bool:
         state = run.observe().state
         has_passed = has_passed and state == "done"
         if state == "pending":
-            _record_end(run, number, batch.scheduler)
+            _record_end(run, number, name)
     if not has_passed:
-        withdraw([grid], registry.scheduler(batch.scheduler))
+        withdraw([grid], scheduler(name))
     return has_passed
 
 
-def _record_end(run: RunDirectory, request: int, backend: str) -> None:
+def _record_end(run: RunDirectory, request: int, name: str) -> None:
     """Record that a canary has failed, since its job has ended without a word of it."""
     record = Exit(kind="node", message="its job was ended from outside", where="the job that follows the canaries")
     attempt = run.last_attempt()
     if attempt >= run.first_attempt() and not run.end(attempt).has_ended:
         run.write_exit(attempt, record)
     else:
-        record_unstarted(run, Start(request=request, backend=backend), record)
+        record_unstarted(run, Start(request=request, backend=name), record)
 
 
 def main() -> int:
     """Look what has come of canaries, and withdraw their grid unless all have passed; return the exit code."""
-    canaries, grid = map(Path, sys.argv[1:])
+    name, canaries, grid = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
     confine(grid.parents[1])
     try:
-        has_passed = look_again(follow, canaries, grid)
+        has_passed = look_again(follow, canaries, grid, name)
     except SeqlmError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -53,7 +53,7 @@ done
 start=$slot/$n
 
 code=1
-if [ $n -gt 0 ]; then launch "$start"; code=$?; fi
+if [ $n -gt 0 ]; then launch "$start" $node; code=$?; fi
 if [ -s "$slot/@OVER" ]; then read -r code < "$slot/@OVER"; exit $code; fi
 [ $n -eq 0 ] || [ ! -d "$slot/$((n + 1))" ] || exit $code  # the job has been started elsewhere
 
@@ -137,8 +137,8 @@ def job_lines(shell: str, slot: Path, launch: Sequence[str], *, may_avoid: bool)
     Args:
         shell: the functions of the scheduler.
         slot: the folder of the job, but for the number of the job in its array.
-        launch: lines that start the program. ``$1`` is the folder of the start. They run in a subshell, so that a line
-            of the user's own ``setup`` that fails or exits ends nothing else.
+        launch: lines that start the program. ``$1`` is the folder of the start, and ``$2`` this node. They run in a
+            subshell, so that a line of the user's own ``setup`` that fails or exits ends nothing else.
         may_avoid: whether nodes can be avoided: the settings name none.
     """
     lines = _LINES

@@ -41,10 +41,10 @@ class Asked:
     """What a job or an array asks a scheduler for."""
 
     name: str
-    folder: Path
-    """In which it works."""
-    output: str
-    """Name of the file of that folder that its output goes to. ``{index}``: the place of a job in its array."""
+    folder: Path | None
+    """In which it works. ``None``: where it is submitted, so that it is none of the jobs of a request."""
+    output: Path
+    """The file that its output goes to. ``{index}`` in its name is the place of a job in its array."""
     minutes: int
     """Its time limit."""
     array: ArrayPlan | None = None
@@ -55,6 +55,8 @@ class Asked:
     """How long before its time limit SIGUSR2 is sent to all its processes. ``None``: it is not."""
     lower_priority: int = 0
     """By how much its priority is lowered."""
+    can_return: bool = True
+    """Whether the scheduler may start it again, such as after its node has failed."""
     after: Sequence[str] = ()
     """The ids of jobs and arrays that end before it starts, however they end."""
     after_well: Sequence[str] = ()
@@ -373,7 +375,7 @@ def script(
     asked = Asked(
         name=f"seqlm-{study_name(plan.options.study_dir).replace('/', '-')}",
         folder=folder,
-        output=f"array-{number}_{{index}}.out",
+        output=folder / f"array-{number}_{{index}}.out",
         minutes=array.timeout_min,
         array=array,
         at_once=None if limit is None else max(1, limit // (array.at_once or 1)),
@@ -384,7 +386,7 @@ def script(
     )
     digest = "DIGEST" if plan.options.request is None else plan_sha256(plan.to_batch())
     program = f"{plan_program(plan.scheduler, plan.code, folder, digest, settings)} {number}"
-    command = f'{place.launch_words(array)} {program} "$1" $node'.strip()
+    command = f'{place.launch_words(array)} {program} "$1" $2'.strip()
     slot = folder / f"{SLOT}{number}"
     launch = [*setup_lines(settings, place.scheduler), command]
     return place.script(asked, job_lines(place.scheduler.SHELL, slot, launch, may_avoid=not plan.must_have_nodes))

@@ -1,6 +1,7 @@
 """The command line of the simulation."""
 
 import argparse
+import contextlib
 import gc
 import itertools
 import multiprocessing
@@ -11,6 +12,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
+from multiprocessing.pool import Pool
+from typing import Any
 
 from tqdm import tqdm
 
@@ -63,11 +66,34 @@ def main(argv: Sequence[str]) -> int:
     return _play_many(options)
 
 
+_FORK = multiprocessing.get_context("fork")
+_FREE_CORES = _FORK.SimpleQueue()
+"""Those on which no story is played."""
+
+
+def _pool(**options: Any) -> Pool:
+    """Return a pool with a process for each core."""
+    cores = sorted(os.sched_getaffinity(0))
+    for core in cores:
+        _FREE_CORES.put(core)
+    return _FORK.Pool(len(cores), **options)
+
+
+@contextlib.contextmanager
+def _on_a_core() -> Iterator[None]:
+    """Have this process of a pool stay on a core that no other one has (see :func:`_stay_on_a_core`)."""
+    core = _FREE_CORES.get()
+    os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        _FREE_CORES.put(core)
+
+
 def _play_kept() -> int:
     """Play the kept stories, each in several orders."""
-    context = multiprocessing.get_context("fork")
     is_found = False
-    with context.Pool(len(os.sched_getaffinity(0))) as pool:
+    with _pool() as pool:
         for kept, played in pool.imap(_play_in_orders, range(len(KEPT)), chunksize=1):
             if played is not None:
                 is_found = True
@@ -79,11 +105,12 @@ def _play_kept() -> int:
 def _play_in_orders(place: int) -> tuple[str, Played | None]:
     """Return the fault of a kept story, and how it ends where it is found again."""
     kept = KEPT[place]
-    for order in kept.orders:
-        played = play(order, kept.accidents, kept.study)
-        gc.collect()
-        if is_new(played):
-            return kept.fault, played
+    with _on_a_core():
+        for order in kept.orders:
+            played = play(order, kept.accidents, kept.study)
+            gc.collect()
+            if is_new(played):
+                return kept.fault, played
     return kept.fault, None
 
 
@@ -118,9 +145,8 @@ def _find_planted(seeds: int) -> int:
     for kept in KEPT:
         stories = [(order, kept.accidents, kept.study) for order in kept.orders]
         searches.append(Search(name=kept.name, plant=kept.undo, check=kept.check, stories=stories))
-    context = multiprocessing.get_context("fork")
     is_missed = False
-    with context.Pool(len(os.sched_getaffinity(0)), maxtasksperchild=1) as pool:
+    with _pool(maxtasksperchild=1) as pool:
         for line, is_found in pool.imap_unordered(_find, searches, chunksize=1):
             print(line, flush=True)
             is_missed = is_missed or not is_found
@@ -131,12 +157,13 @@ def _find(search: Search) -> tuple[str, bool]:
     """Play until the check for it finds a planted fault; return what was seen, and whether it was found."""
     search.plant()
     began = time.perf_counter()
-    for seed, accidents, study in search.stories:
-        played = play(seed, accidents, study)
-        gc.collect()
-        if played.check == search.check and is_new(played):
-            spent = time.perf_counter() - began
-            return f"{search.name}: found, seed {seed}, {spent:.0f} s: {played.problem}", True
+    with _on_a_core():
+        for seed, accidents, study in search.stories:
+            played = play(seed, accidents, study)
+            gc.collect()
+            if played.check == search.check and is_new(played):
+                spent = time.perf_counter() - began
+                return f"{search.name}: found, seed {seed}, {spent:.0f} s: {played.problem}", True
     return f"{search.name}: not found in {len(search.stories)} stories", False
 
 

@@ -884,7 +884,7 @@ class Script:
         me = kernel.current
         assert me is not None
         place, first = words.index("jobs.scheduled.job"), job.nodes[0].host.name
-        given_by_bash = {"$SLURMD_NODENAME": first, "$node": first, "$1": start}
+        given_by_bash = {"$SLURMD_NODENAME": first, "$2": first, "$1": start}
         program = [given_by_bash.get(word, word) for word in words[place:]]
         given = [word for word in words[:place] if word.startswith("--")]
         options = dict(word.removeprefix("--").partition("=")[::2] for word in given)

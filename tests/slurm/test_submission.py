@@ -26,6 +26,7 @@ from seqlm.requests import Request, file_request
 from seqlm.resources import Resources
 from slurm.backend import SlurmBackend
 from slurm.settings import SlurmSettings, read_settings
+from slurm.shell import SHELL
 from tests.fake_slurm import FakeSlurm
 from tests.fakes import make_fresh
 from tests.seqlm.training.studies import make_config
@@ -121,7 +122,7 @@ CASES: dict[str, tuple[Resources, dict[str, Any], str]] = {
     "GPUs of the type of a run": (Resources(cpus=4, gpus=1, accelerator_type="a100"), {}, ""),
     "runs that share a GPU": (Resources(cpus=2, gpus=0.25), {}, ""),
     "no GPUs": (Resources(cpus=2, gpus=0), {}, ""),
-    "a second array with a limit": (WHOLE, {"max_parallel": 3}, "afterany:7"),
+    "a second array with a limit": (WHOLE, {"max_parallel": 3}, "7"),
     "a workload key": (WHOLE, {"sbatch": {"wckey": "paper"}}, ""),
 }
 """Case -> resources of four runs, settings, and what the array depends on."""
@@ -130,9 +131,11 @@ CASES: dict[str, tuple[Resources, dict[str, Any], str]] = {
 def case(folder: Path, name: str) -> str:
     """A block of ``scripts.txt``: the script of a case."""
     resources, settings, dependency = CASES[name]
-    found = text(planned(folder / "study", 4, resources), read_settings(settings, where="m", environ={}), dependency)
+    after = [dependency] if dependency else []
+    found = text(planned(folder / "study", 4, resources), read_settings(settings, where="m", environ={}), *after)
     found = re.sub("[0-9a-f]{64}", "DIGEST", found.replace(str(folder), "/FOLDER").replace(sys.executable, "PYTHON"))
-    found = found.partition("\nstanding()")[0]  # what follows is the same in all scripts
+    # What follows is the same in all scripts, as are the functions of the scheduler.
+    found = found.partition("\nattend()")[0].replace(SHELL.strip(), "FUNCTIONS")
     lines = [line for line in found.splitlines() if "SUBMITIT" not in line]  # of this version of submitit
     return "\n".join([f"== {name}", *lines, "", ""])
 

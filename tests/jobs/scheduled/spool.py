@@ -185,7 +185,11 @@ class SpoolBackend(ScheduledBackend):
     def script(self, asked: Asked, body: str) -> str:
         if asked.array is not None and asked.array.nodes > 1:
             raise BackendError("the spool has no jobs of several nodes")
-        options = {"folder": asked.folder, "output": asked.output, "jobs": asked.array.jobs if asked.array else 1}
+        options = {
+            "folder": asked.folder or Path.cwd(),
+            "output": asked.output,
+            "jobs": asked.array.jobs if asked.array else 1,
+        }
         options |= {"after": ",".join(asked.after), "after_well": ",".join(asked.after_well)}
         return "\n".join(["#!/bin/bash", *(f"#SPOOL {key}={value}" for key, value in options.items()), body, ""])
 
@@ -261,7 +265,7 @@ class Cluster:
             f"SPOOL_{key}": str(one) for key, one in words.items()
         }
         work = Path(options["folder"])
-        with (work / options["output"].format(index=job.name)).open("ab") as output:
+        with Path(options["output"].replace("{index}", job.name)).open("ab") as output:
             command = ["bash", str(array / "script.sh")]
             process = subprocess.Popen(command, cwd=work, env=env, stdout=output, stderr=output, process_group=0)
         self._live[free[0]] = (job, process)
