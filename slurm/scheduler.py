@@ -156,6 +156,7 @@ class Slurm(Scheduler):
     PASSED = ("SLURM_*", "SLURMD_*", "SBATCH_*", "SRUN_*")
     TOKEN = "SLURM_JWT"  # SLURM passes every `SLURM_*` to the job
     CANCELLED = "cancelled by scancel"
+    THROTTLE = "on SLURM, `scontrol update JobId=ARRAY ArrayTaskThrottle={most}` limits the jobs of an array"
     NO_GPUS = "see gres.conf (File=)"
 
     def submit(self, script: Path, environ: Mapping[str, str], *, is_held: bool = False) -> str:

@@ -118,7 +118,7 @@ class Backend(ABC):
     """Where runs go: its settings, what it has, and what runs would get there. Its methods start nothing.
 
     A launcher starts the runs of a backend through its :meth:`executor`. A scheduler that queues jobs itself is
-    ``is_scheduled``, and has the methods ``check``, ``tidy``, ``submit``, ``submit_last`` and ``cancel`` of
+    ``is_scheduled``, and has the methods ``check``, ``tidy``, ``carry`` and ``cancel`` of
     :class:`jobs.scheduled.backend.ScheduledBackend` in place of that. :data:`jobs.registry.BACKENDS` names each class.
     """
 

@@ -1,12 +1,13 @@
 """The commands that launch: run, retry, behaviour; and report, which computes missing behaviour.
 
-Each finds its runs and where they go. :func:`carry_out` launches them: attended, in the background, or by SLURM.
+Each finds its runs and where they go. :func:`carry_out` launches them: attended, in the background, or by a scheduler.
 """
 
+import contextlib
 import functools
 import os
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,16 +20,17 @@ from jobs.cli.arguments import EXIT_RUN_FAILED, Arguments
 from jobs.cli.naming import chosen_runs, find_trained
 from jobs.cli.planning import choose, choose_again, open_manifest, plan
 from jobs.cli.view import Watcher, following, say_status, tell_skipped, watch
-from jobs.launch import canary, notify
+from jobs.launch import notify
 from jobs.launch.background import detach
 from jobs.launch.behaviour import FAILURES, SETTINGS, BehaviourLaunch
 from jobs.launch.job import LaunchOptions
-from jobs.launch.prepare import edited_models, find_data, launch, preparing, things_of
+from jobs.launch.launch import Afterwards, launch
+from jobs.launch.prepare import edited_models, find_data, things_of
 from jobs.manifests import secrets
 from jobs.manifests.policy import Policy
+from jobs.plan.planned import PlannedRun
 from jobs.plan.record import record_of
 from jobs.spec import RunSpec
-from jobs.study.budget import Budget
 from jobs.study.folder import find_study, is_behaviour_study, observe_study, study_name
 from jobs.study.launched import trust_study
 from jobs.study.record import KeptManifests
@@ -216,7 +218,7 @@ def attend(specs: Sequence[RunSpec], options: LaunchOptions, backend: Backend) -
     options = replace(options, max_parallel=settings.max_parallel, env=env)
     shown = functools.partial(following, options.study_dir, backend.where())
     try:
-        return {item.run.id for item in launch(specs, backend, options, shown)}
+        return {item.run.id for item in launch(specs, backend, options, shown).planned}
     finally:
         if not isinstance(sys.exception(), KeyboardInterrupt):
             notify.over(options.study_dir, options.notify)
@@ -242,26 +244,12 @@ def _submit_once(
 ) -> tuple[dict[str, Any] | None, Collection[str]]:
     """Submit what can start now, and watch the jobs unless ``--no-wait`` says otherwise."""
     study_dir = options.study_dir
-    backend.check(study_dir)
-    with preparing(specs, backend, options) as (planned, prepared):
-        tell_skipped(planned)
-        todo = [item for item in planned if item.action != "skip"]
-        jobs: list[str] = []
-        if prepared is not None and (why := Budget(study_dir, options.policy).is_spent()) is not None:
-            terminal.tell(f"nothing starts: {why}")
-        elif prepared is not None:
-            code, request = prepared
-            terminal.tell(f"backend {backend.name}, {backend.why}")
-            wants = canary.wanted(options.canary, todo)
-            canaries = canary.requested(todo, study_dir, backend.name) if wants else None
-            jobs = backend.submit(todo, options, code, request, canaries)
-            tells, reports = options.notify is not None and "over" in options.notify.on, arguments.then_report
-            if tells or reports:
-                last = {"message": tells, "report": reports, "behaviour": arguments.behaviour}
-                backend.submit_last(study_dir, request.folder, jobs, code, **last)
+    afterwards = Afterwards(report=arguments.then_report, behaviour=arguments.behaviour)
+    launched = launch(specs, backend, options, _told, afterwards)
+    jobs, number = list(launched.jobs), len(launched.todo)
     what = f"jobs {', '.join(jobs)}" if jobs else "nothing to submit"
-    terminal.tell(f"{study_name(study_dir)}: {len(todo)} of {len(planned)} runs to do: {what}")
-    ids = {item.run.id for item in planned}
+    terminal.tell(f"{study_name(study_dir)}: {number} of {len(launched.planned)} runs to do: {what}")
+    ids = {item.run.id for item in launched.planned}
     if arguments.no_wait:
         return {"study": study_name(study_dir), "jobs": jobs}, ids
     try:
@@ -270,6 +258,13 @@ def _submit_once(
         terminal.tell("the jobs go on without this terminal; `cancel` stops them")
         raise
     return None, ids
+
+
+@contextlib.contextmanager
+def _told(planned: Sequence[PlannedRun]) -> Iterator[None]:
+    """Tell which runs are skipped."""
+    tell_skipped(planned)
+    yield
 
 
 # -- report -----------------------------------------------------------------------------------------------------------

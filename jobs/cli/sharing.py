@@ -6,7 +6,7 @@ from typing import Any
 from jobs import terminal
 from jobs.cli.arguments import Arguments
 from jobs.plan.capacity import TINY, with_noun
-from jobs.registry import BACKENDS, backend_class
+from jobs.registry import SCHEDULERS, scheduler
 from jobs.study.folder import file_limit, find_study, launcher_of, study_name
 from jobs.terminal import Column, show
 from seqlm import machine
@@ -25,8 +25,8 @@ def limit(arguments: Arguments) -> tuple[dict[str, Any], int]:
         requests = (one.record.backend for one in Requests(study_dir).newest_first() if one.runs)
         backend = next(requests, None)
         hint = f"`run --max-parallel {most}` sets it for the next launch"
-        if backend in BACKENDS and backend_class(str(backend)).is_scheduled:
-            hint = f"on SLURM, `scontrol update JobId=ARRAY ArrayTaskThrottle={most}` limits the jobs of an array"
+        if backend in SCHEDULERS:
+            hint = scheduler(str(backend)).THROTTLE.format(most=most) or hint
         raise UsageError(f"{name}: no launcher is at work, so there is nothing to limit; {hint}")
     file_limit(study_dir, most)
     terminal.say(f"{name}: at most {with_noun(most, 'run')} at once from now on; runs that are running go on")

@@ -6,15 +6,14 @@ import functools
 import getpass
 import socket
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from jobs import terminal
-from jobs.backends.base import Backend, Executor
+from jobs.backends.base import Backend
 from jobs.launch import canary
-from jobs.launch.dispatch import Dispatcher
 from jobs.launch.job import LaunchOptions
 from jobs.launch.own_models import check_models
 from jobs.plan.estimate import Throughput, earlier_throughput, estimate
@@ -23,7 +22,6 @@ from jobs.plan.planned import PlannedRun, plan
 from jobs.plan.record import write_record
 from jobs.spec import RunSpec
 from jobs.study import launched
-from jobs.study.budget import Budget
 from jobs.study.folder import Observer, launcher_dir, launching, study_name, this_launcher, write_queue
 from jobs.study.kept_code import Code, keep_code, live_code
 from jobs.study.launched import TASK_SETTINGS
@@ -415,70 +413,6 @@ def _label(item: PlannedRun) -> str | None:
         return None
     sizes = model_sizes(config, item.facts.vocab_size)
     return None if sizes is None else sizes.label or None
-
-
-def launch(
-    specs: Sequence[RunSpec],
-    backend: Backend,
-    options: LaunchOptions,
-    shown: Callable[[Sequence[PlannedRun]], contextlib.AbstractContextManager[None]],
-) -> list[PlannedRun]:
-    """Prepare a launch, run its canaries, then its runs to their end, and return its plan.
-
-    ``shown`` shows the planned runs of the study to a person, from the first start to the last end.
-
-    Raises:
-        RunBusyError: another launcher is running on this study.
-        BackendError, DataError, FileError: nothing has been started.
-        CanaryError: a canary failed; nothing else has been started.
-        KeyboardInterrupt: the workers have stopped, and their runs can be resumed.
-    """
-    with preparing(specs, backend, options) as (planned, prepared):
-        if prepared is None:
-            with shown(planned):
-                return planned
-        code, request = prepared
-        if backend.why:
-            terminal.tell(f"backend {backend.name}, {backend.why}")
-        todo = [item for item in planned if item.action != "skip"]
-        options = replace(options, request=request.number)
-        executor = opened(backend, options.study_dir, code)
-        try:
-            tried = [] if Budget(options.study_dir, options.policy).is_spent() else todo
-            if canary.wanted(options.canary, tried):
-                canary.check(tried, executor, code, options)
-                left = [item for item in todo if not item.run.is_cancelled()]
-                todo = estimated(left, earlier_throughput(options.study_dir.parent))
-                if options.record is not None:
-                    write_record(options.study_dir, options.record, todo, terminal.tell)
-            with shown(planned):
-                Dispatcher(executor, code, options).dispatch(todo)
-        finally:
-            executor.close()
-    return planned
-
-
-def opened(backend: Backend, study_dir: Path, code: Code) -> Executor:
-    """Return what starts the runs of a study, open. If the backend cannot be started, it is that of its stand-in.
-
-    Raises:
-        BackendError: it cannot be started, and there is no other.
-    """
-    executor: Executor | None = None
-    try:
-        executor = backend.executor(study_dir)
-        executor.open(code)
-    except BaseException as error:
-        if executor is not None:
-            executor.close()
-        if backend.stand_in is None or not isinstance(error, BackendError):
-            raise
-        terminal.tell(f"warning: {error}; these runs go to backend {backend.stand_in.name}")
-        return opened(backend.stand_in, study_dir, code)
-    return executor
-
-
-# -- what has changed since runs of a study were launched ------------------------------------------------------------
 
 
 def changes(planned: Sequence[PlannedRun], study_dir: Path) -> list[str]:

@@ -14,8 +14,10 @@ from pathlib import Path
 
 from jobs import registry, terminal
 from jobs.backends.base import Backend
+from jobs.launch import canary
 from jobs.launch.canary import Canaries
 from jobs.launch.job import LaunchOptions
+from jobs.launch.launch import Work
 from jobs.plan.capacity import Capacity, Node, with_noun
 from jobs.plan.limits import advice, fitting, more_memory_gb
 from jobs.plan.planned import PlannedRun
@@ -128,6 +130,26 @@ class ScheduledBackend(Backend, Submitter):
         """End what launches of a study have left that can never start. The caller owns the study."""
         withdraw_stuck(study_dir, self.scheduler)
 
+    def carry(self, work: Work) -> list[str]:
+        """Submit what is to do of a launch, and return the ids of the jobs. Canaries go before them.
+
+        The caller owns the study.
+
+        Raises:
+            BackendError: a job was rejected. Nothing is submitted.
+        """
+        options, afterwards = work.options, work.afterwards
+        if work.spent is not None:
+            terminal.tell(f"nothing starts: {work.spent}")
+            return []
+        canaries = canary.requested(work.todo, options.study_dir, self.name) if work.has_canaries else None
+        jobs = self.submit(work.todo, options, work.code, work.request, canaries)
+        tells = options.notify is not None and "over" in options.notify.on
+        if tells or afterwards.report:
+            does = {"message": tells, "report": afterwards.report, "behaviour": afterwards.behaviour}
+            self.submit_last(options.study_dir, work.request.folder, jobs, work.code, **does)
+        return jobs
+
     def submit(
         self,
         todo: Sequence[PlannedRun],
@@ -226,15 +248,15 @@ class ScheduledBackend(Backend, Submitter):
         jobs: Sequence[str],
         code: Code,
         *,
-        message: bool,
-        report: bool,
+        message: bool | None,
+        report: bool | None,
         behaviour: bool | None = None,
     ) -> None:
         """Submit a job for what is left to do once all of ``jobs`` have ended, however they ended. A refusal is a line.
 
-        It sends the message that the study is over, and writes the report. Unless ``behaviour`` is false, it then
-        computes the behaviour of the models and writes the report again. If it is true, it computes the behaviour in
-        another user's study as well. ``folder``: of the request.
+        It sends the ``message`` that the study is over, and writes the ``report``. Unless ``behaviour`` is false, it
+        then computes the behaviour of the models and writes the report again. If it is true, it computes the behaviour
+        in another user's study as well. ``folder``: of the request.
         """
         settings, place = self.settings, code.archive or code.path
         minutes, does, commands = LAST_MINUTES, [], []

@@ -120,6 +120,8 @@ class Scheduler(ABC):
     """A variable with a secret that its commands may need. Scripts unset it. ``None``: there is none."""
     CANCELLED: ClassVar[str] = "its job was cancelled"
     """What is said of a job that a user has cancelled with the scheduler's own command."""
+    THROTTLE: ClassVar[str] = ""
+    """How a user has at most ``{most}`` jobs of an array run at once. Empty: it is not known."""
     NO_GPUS: ClassVar[str] = ""
     """What to look at if a job has fewer GPUs than it asked for. Empty: nothing is known."""
 

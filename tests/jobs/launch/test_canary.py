@@ -14,7 +14,8 @@ from analysis.study.study import load_study
 from jobs.launch import canary
 from jobs.launch.canary import CANARY_ABOVE, STEPS, choose, wanted
 from jobs.launch.job import LaunchOptions
-from jobs.launch.prepare import estimated, launch
+from jobs.launch.launch import launch
+from jobs.launch.prepare import estimated
 from jobs.manifests.policy import Policy
 from jobs.plan.estimate import Throughput, training_tokens_per_epoch
 from jobs.plan.planned import PlannedRun
