@@ -136,7 +136,7 @@ class TraceWriter:
             self._file.truncate(self._place)
 
     def _written(self, most: int) -> bytes:
-        """Return the first bytes of the file that there is, at most so many."""
+        """Return the first bytes of the present file, at most ``most``."""
         with contextlib.suppress(FileNotFoundError), open_regular(self._path, largest=sys.maxsize) as file:
             return file.read(most)
         return b""

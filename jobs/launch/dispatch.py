@@ -39,8 +39,8 @@ LOOKS = 3
 GRACE_SECONDS = 1.0
 """How much later than a worker this process may get a signal that was sent to both."""
 MARGIN_SECONDS = 45.0
-"""How long before all processes are ended from outside a worker is killed that does not stop. Less is left if less than
-twice that is left when it is asked to stop."""
+"""A worker that does not stop is killed this long before its machine is taken away: before the time limit of its job.
+If less than twice this time is left when the signal comes, it is killed halfway."""
 QUEUE_SECONDS = 1.0
 """Least time between two writings of the queue for ``status``."""
 

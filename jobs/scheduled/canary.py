@@ -99,7 +99,7 @@ def follow(canaries: Path, grid: Path, name: str) -> bool:
 
 
 def _record_end(run: RunDirectory, request: int, name: str) -> None:
-    """Record that a canary has failed, since its job has ended without a word of it."""
+    """Record that a canary has failed, since its job has ended and has recorded nothing of it."""
     record = Exit(kind="node", message="its job was ended from outside", where="the job that follows the canaries")
     attempt = run.last_attempt()
     if attempt >= run.first_attempt() and not run.end(attempt).has_ended:

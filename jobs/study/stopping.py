@@ -24,7 +24,7 @@ ASK_SECONDS = 20.0
 TELL_SECONDS = 3.0
 """How long to wait before a line says so."""
 SILENT_BEATS = 3
-"""A worker whose job has ended is gone if it has left out so many heartbeats."""
+"""A worker whose job has ended is gone once it has missed this number of heartbeats."""
 
 
 @final

@@ -16,7 +16,8 @@ from jobs.launch.dispatch import Dispatcher
 from jobs.scheduled import job, share
 from jobs.scheduled.slot import OVER
 from jobs.study.stopping import Stopping
-from seqlm import ends
+from seqlm import ends, lease
+from seqlm.ends import End
 from seqlm.rundir import RunDirectory
 from slurm.backend import SlurmBackend
 from tests.simulation import script
@@ -58,8 +59,16 @@ def _runs_that_seem_to_run_are_not_put_back() -> None:
     job._again = again
 
 
+def _any_lease_is_of_the_newest_attempt() -> None:
+    def has_owner(self: RunDirectory, attempts: Sequence[int], newest: End | None) -> bool:
+        return not (newest is not None and newest.has_ended) and lease.live_owner(self.lease_dir) is not None
+
+    RunDirectory._has_owner = has_owner  # type: ignore[method-assign]
+
+
 def _runs_that_seem_to_run_are_not_settled() -> None:
     _runs_that_seem_to_run_are_not_put_back()
+    _any_lease_is_of_the_newest_attempt()
 
     def settle(self: Dispatcher) -> None:
         if (stopped := self._host.stopped()) is not None:
@@ -104,10 +113,10 @@ def _a_sick_node_ends_its_job() -> None:
 def _a_script_asks_four_times() -> None:
     before = script.JobScript._standing
 
-    def standing(self: script.JobScript) -> tuple[int, str]:
+    def standing(self: script.JobScript) -> str | None:
         found = before(self)
-        self.silent = getattr(self, "silent", 0) + found[0]  # type: ignore[attr-defined]
-        return (0, "") if self.silent >= 4 else found  # type: ignore[attr-defined]
+        self.silent = getattr(self, "silent", 0) + (found is None)  # type: ignore[attr-defined]
+        return "over" if self.silent >= 4 else found  # type: ignore[attr-defined]
 
     script.JobScript._standing = standing  # type: ignore[method-assign]
 
@@ -115,9 +124,9 @@ def _a_script_asks_four_times() -> None:
 def _a_time_limit_ends_a_job_for_good() -> None:
     before = script.JobScript._standing
 
-    def standing(self: script.JobScript) -> tuple[int, str]:
-        failed, answer = before(self)
-        return failed, answer.replace("COMPLETING|TimeLimit", "COMPLETING|None")
+    def standing(self: script.JobScript) -> str | None:
+        found = before(self)
+        return "over" if found == "limit" else found
 
     script.JobScript._standing = standing  # type: ignore[method-assign]
 
@@ -192,6 +201,7 @@ KEPT = (
             Accident(at=140.12, kind="scancel", target=0.87, seconds=30.0),
         ],
         undo=_any_request_is_the_newest_to_a_dispatcher,
+        orders=(11, 17),
     ),
     Kept(
         name="early-preemption",
@@ -236,7 +246,7 @@ KEPT = (
         study=Study(runs=2, jobs=1, epoch_seconds=600.0, minutes=20, nodes=1),
         accidents=[Accident(at=1040.0, kind="silence", target=0.5, seconds=400.0)],
         undo=_a_script_asks_four_times,
-        orders=(4, 5),
+        orders=(8, 11),
     ),
     Kept(
         name="silent-files",

@@ -271,7 +271,7 @@ def test_a_time_that_was_too_short_and_memory_that_was_too_little_are_raised_in_
     for memory in ("1000", "1500", "2048"):
         work(told, place(CUDA_VISIBLE_DEVICES="0", SLURM_MEM_PER_NODE=memory))
         told_parts.append(micro_batches(killed, 8, 1, memory_mb=2048))
-    raised = [line.rpartition("=")[2] for lines in asked(told) for line in lines if "MinMemoryNode" in line]
+    raised = [line.rpartition("=")[2] for lines in asked(told) for line in lines if "memory_mb" in line]
     assert raised == ["1500", "2048"], "1.5 times what it had, and no more than a node has"
     assert told_parts[:2] == [1, 1]
     assert told_parts[2] > 1, "then smaller micro-batches are left"
