@@ -1,4 +1,4 @@
-"""The backends, by name. No other module lists them: a new backend is one class and one line here."""
+"""The backends and schedulers, by name. No other module lists them: a new one is its classes, and their lines here."""
 
 import functools
 import importlib
@@ -14,6 +14,9 @@ BACKENDS = {
 }
 """Name of a backend -> its subclass of :class:`jobs.backends.base.Backend` as ``module:Class``."""
 
+SCHEDULERS = {"slurm": "slurm.scheduler:Slurm"}
+"""Backend whose jobs need no launcher -> its subclass of :class:`jobs.study.scheduler.Scheduler`."""
+
 MANY_GPUS = 2
 """From this number on, Ray is the default on a machine: several launches share them in one queue."""
 
@@ -21,7 +24,17 @@ MANY_GPUS = 2
 @functools.cache
 def backend_class(name: str) -> Any:
     """Import and return the class of a backend."""
-    module, _, found = BACKENDS[name].partition(":")
+    return _imported(BACKENDS[name])
+
+
+@functools.cache
+def scheduler(name: str) -> Any:
+    """Return the scheduler of a backend."""
+    return _imported(SCHEDULERS[name])()
+
+
+def _imported(place: str) -> Any:
+    module, _, found = place.partition(":")
     return getattr(importlib.import_module(module), found)
 
 

@@ -10,13 +10,15 @@ Nobody has to be first, since the order of the files does not matter. Whether a 
 """
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias, get_args
+from typing import Any, TypeAlias
 
+from seqlm.errors import OWN_SIGNALS
 from seqlm.records.attempts import Exit, RankEnd
-from seqlm.state import RETRIED, FailureKind
+from seqlm.state import KINDS, FailureKind, is_retried
 
 FIRST_DELAY_SECONDS = 1.0
 DELAY_FACTOR = 5.0
@@ -61,8 +63,9 @@ def end_of(attempt: int, ranks: Iterable[RankEnd], exits: Iterable[Exit]) -> End
     """Return how an attempt ended, from the records of its ranks and of those who waited for them, in any order.
 
     A kill by the system, which was out of memory, explains all others. Then comes a rank that diverged or ran out of
-    memory, then a lost node or a signal that was not sent from here. A rank's own word is stronger than that it lost
-    another one, which is stronger than what was seen from outside.
+    memory, then a lost node or a signal that was not sent from here, then the error that a rank has recorded. A rank
+    that aborted may only have lost another one, so it comes after that. Last are a rank that has recorded that it lost
+    another one, and what else was seen from outside.
     """
     ends, seen = list(ranks), list(exits)
     first = next((record for record in ends if record.rank == 0), None)
@@ -75,7 +78,7 @@ def end_of(attempt: int, ranks: Iterable[RankEnd], exits: Iterable[Exit]) -> End
     _, cause = min(causes, key=lambda weighed: (weighed[0], weighed[1].ended_at or ""))
     return End(
         attempt=attempt,
-        kind=next((kind for kind in get_args(FailureKind) if kind == cause.kind), "code"),
+        kind=next((kind for kind in KINDS if kind == cause.kind), "code"),
         message=_cut(cause.message) or "",
         where=_cut(cause.where),
         outcome=_cut(outcome),
@@ -91,14 +94,16 @@ def end_of(attempt: int, ranks: Iterable[RankEnd], exits: Iterable[Exit]) -> End
 def _weight_of_rank(record: RankEnd) -> int:
     if record.kind in ("diverged", "oom"):
         return 1
-    return 4 if record.peer_lost else 3
+    return 5 if record.peer_lost else 3
 
 
 def _weight_of_exit(record: Exit) -> int:
     if record.kind == "oom":
         return 0
+    if record.exit_code in OWN_SIGNALS:
+        return 4
     was_killed = record.exit_code is not None and record.exit_code < 0
-    return 2 if was_killed else 5
+    return 2 if was_killed else 6
 
 
 def _cut(text: str | None) -> str | None:
@@ -126,30 +131,29 @@ def verdict(policy: Mapping[str, Any], failures: Sequence[End], *, most_micro_ba
 
     Args:
         policy: the retries after failures of each kind, and in a row without progress, as a manifest or a request has
-            them. What is missing or damaged allows no retry.
+            them. A kind that is missing has the retries of its row in :data:`seqlm.state.KINDS`, since the request may
+            be older than the kind. What is damaged allows no retry.
         failures: how its attempts failed, in their order.
         most_micro_batches: the most parts into which the columns of a rank can be cut.
     """
-
-    def limit(key: str) -> int:
-        return found if type(found := policy.get(key)) is int else 0
-
     failed = failures[-1]
     kind = failed.kind
-    if kind not in RETRIED or failed.stands:
+    if kind is None or not is_retried(kind) or failed.stands:
         return Verdict()
+    of_kind = _limit(policy.get(kind, KINDS[kind].retries))
+    in_a_row_most = _limit(policy.get("max_stalled_retries"))
     used: Counter[FailureKind | None] = Counter(one.kind for one in failures[:-1])
     in_a_row, best = -1, (0, 0)
     for one in failures:
         in_a_row += 1
         if one.progress is not None and one.progress > best:
             in_a_row, best = 0, one.progress
-    if policy.get(kind) != "unlimited" and used[kind] >= limit(kind):
-        return _after(limit(kind), "with ever smaller micro-batches" if kind == "oom" else "of this kind", kind)
+    if used[kind] >= of_kind:
+        return _after(round(of_kind), "with ever smaller micro-batches" if kind == "oom" else "of this kind", kind)
     if kind == "oom" and failed.memory_mb is None and 2 * failed.micro_batches > most_micro_batches:
         parts = f"{failed.micro_batches} micro-batch{'' if failed.micro_batches == 1 else 'es'}"
         return Verdict(why=f", with {parts} a step; its ranks have too few columns for smaller ones")
-    if in_a_row >= limit("max_stalled_retries"):
+    if in_a_row >= in_a_row_most:
         return _after(in_a_row, "in a row without progress", "max_stalled_retries")
     grown = FIRST_DELAY_SECONDS * DELAY_FACTOR ** min(in_a_row, 10)  # beyond any limit, and far from overflow
     waits = FIRST_DELAY_SECONDS if kind == "oom" else min(grown, LONGEST_DELAY_SECONDS)
@@ -160,6 +164,13 @@ def verdict(policy: Mapping[str, Any], failures: Sequence[End], *, most_micro_ba
     ]
     sick += [one.node for one in failures if one.kind == "start" and one.node is not None]
     return Verdict(delay=waits, sick_nodes=tuple(dict.fromkeys(sick)))
+
+
+def _limit(value: object) -> float:
+    """Return the number of retries that a value of a policy allows."""
+    if value == "unlimited":
+        return math.inf
+    return value if type(value) is int else 0
 
 
 def most_micro_batches(batch_size: int, ranks: int) -> int:

@@ -138,6 +138,23 @@ def hard_link(source: Path, path: Path) -> bool:
     return True
 
 
+def second_name(source: Path, target: Path) -> None:
+    """Make ``target`` a second name of the file ``source``, or a copy if there are no hard links. Raises FileError."""
+    with file_errors("write", target):
+        if not hard_link(source, target):
+            copy_file(source, target)
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy the content of a file to a new one."""
+    with (
+        file_errors("write", target),
+        open_regular(source, largest=LARGEST_HASHED) as old,
+        os.fdopen(open_at(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as new,
+    ):
+        shutil.copyfileobj(old, new)
+
+
 def rename(source: Path, target: Path) -> None:
     """Put a file or folder in the place of ``target``, or of no file."""
     at(

@@ -39,12 +39,15 @@ LARGEST_TEXT = 64 * 2**20
 LARGEST_RECORD = 2**20
 """Most bytes of a JSON file, but for those of ``LISTS``."""
 LISTS = frozenset(
-    {"behaviour.json", "exported.json", "plan.json", "queue.json", "request.json", "runs.json", "study.json"}
+    {
+        *("batch.json", "behaviour.json", "exported.json", "folders.json", "queue.json", "request.json", "study.json"),
+        *("plan.json", "jobs.json"),  # of formats 2 and 1
+    }
 )
 """JSON files that list runs, or values of each step, of at most ``LARGEST_TEXT`` bytes."""
 LARGEST_PARSED = 192 * 2**20
 """Most bytes that a JSON text may take in memory: its values can be thirty times as large as it is. With
-10,000 runs, ``runs.json`` takes 116 MiB, and ``study.json`` 97."""
+10,000 runs, ``folders.json`` takes 116 MiB, and ``study.json`` 97."""
 LARGEST_TOGETHER = 320 * 2**20
 """Most bytes that the JSON files of a study may take which take more than ``ORDINARY`` each, in one look at it."""
 ORDINARY = 16 * 2**10

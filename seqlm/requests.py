@@ -1,7 +1,7 @@
 """The requests of a study: who wanted which runs, when and where. Each is a file that is written once.
 
     <study>/launches/<number>/request.json    runs to train, to cancel, or to list no more
-    <study>/launches/<number>/runs.json       what the folder of each run to train gets at its first attempt
+    <study>/launches/<number>/folders.json    what the folder of each run to train gets at its first attempt
 
 The newest request that names a run counts. The number is claimed by making the folder. Whatever reads or writes them
 raises ``FileError`` if that fails, or ``DamagedFileError``. Standard library alone.

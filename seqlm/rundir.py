@@ -56,9 +56,10 @@ from seqlm.reading import (
     without_impossible,
 )
 from seqlm.records.attempts import Environment, Exit, Position, ProgressFile, RankEnd, Start, Worker
+from seqlm.records.behaviour import BehaviourFile, SampleLine
 from seqlm.records.requests import Folder
 from seqlm.records.runs import CanaryResult, Provenance, Result, Rung
-from seqlm.records.studies import TaskFile
+from seqlm.records.studies import StudyFile, TaskFile
 from seqlm.requests import RUN_ID, Request, Requests
 from seqlm.state import Facts, RunState, View, state_of
 
@@ -75,10 +76,13 @@ SAME_DIGITS = (
     "(--set study.name=...)"
 )
 """Why a run is refused, and what to do."""
-STUDY_FORMAT = 2
-"""``version`` in ``study.json``. It rises when a study's files change so that another version cannot read them."""
-MAX_RUNS = 10_000
-"""Most runs of a study."""
+STUDY_FORMAT = 3
+"""``version`` in ``study.json``. It rises when a study's files change so that earlier versions cannot read them. From
+3 on, each version reads all earlier formats (docs/project/formats.md)."""
+READABLE_FROM = 3
+"""The first format that is read as it is. ``seqlm upgrade`` converts earlier ones."""
+UPGRADE_FOLDER = "upgrade"
+"""Folder of a study that is being converted (:mod:`jobs.study.upgrade`)."""
 _OF_LAUNCHERS = (".config.", ".tokenizer.", ".provenance.", ".task.", ".start.", ".exit.")
 """Beginnings of the names of temporary files that a launcher or job writes, besides those of the user's model."""
 _OF_OTHERS = (".behaviour.", ".samples.")
@@ -165,9 +169,9 @@ class RunDirectory:
     """The files of the user's own model, kept when the run was launched. Other runs have no such folder."""
     canary_file = _Below(CanaryResult.FILE)
     """What a canary has measured; no other run has one."""
-    behaviour_file = _Below("behaviour.json")
+    behaviour_file = _Below(BehaviourFile.FILE)
     """How the trained model behaves, written after training by :mod:`analysis.behaviour`."""
-    samples_file = _Below("samples.jsonl")
+    samples_file = _Below(SampleLine.FILE)
     """Texts that the trained model has written, one on each line, beside :attr:`behaviour_file`."""
 
     def kept_dir(self, sha256: str) -> Path:
@@ -710,7 +714,7 @@ class RunDirectory:
             return Facts(is_done=True)
         attempts = self.attempts()
         end = self.end(attempts[-1]) if attempts else None
-        has_owner = not (end is not None and end.has_ended) and live_owner(self.lease_dir) is not None
+        has_owner = self._has_owner(attempts, end)
         stopped = self.read_stopped(first) if attempts and not has_owner else None
         return Facts(
             has_owner=has_owner,
@@ -721,6 +725,21 @@ class RunDirectory:
             has_begun=bool(attempts) and attempts[-1] >= first,
             epochs=epochs,
         )
+
+    def _has_owner(self, attempts: Sequence[int], newest: End | None) -> bool:
+        """Return whether a worker that may live owns the run, and its attempt has not recorded its end.
+
+        Its attempt may be older than the ``newest``, which then never got the run, however that has ended.
+        """
+        has_newest_ended = newest is not None and newest.has_ended
+        if has_newest_ended and len(attempts) == 1:
+            return False
+        owner = live_owner(self.lease_dir)
+        if owner is None:
+            return False
+        if owner.attempt is None or (newest is not None and owner.attempt == newest.attempt):
+            return not has_newest_ended
+        return not self.end(owner.attempt).has_ended
 
     def _failure(self, end: End, request: Request | None, first: int) -> RunState | None:
         """Return the failure of the newest attempt, if it counts, and whether it is final."""
@@ -764,7 +783,7 @@ class RunDirectory:
 
 def study_record_file(study_dir: Path) -> Path:
     """``study.json``: what the report needs of the manifest. Written by the launcher that owns the study."""
-    return study_dir / "study.json"
+    return study_dir / StudyFile.FILE
 
 
 def slugify(name: str) -> str:
@@ -777,20 +796,28 @@ def slugify(name: str) -> str:
     return slug or "run"
 
 
+def format_of(study_dir: Path) -> int | None:
+    """Return the format of a study's files. ``None``: ``study.json`` is missing or damaged, or does not say."""
+    return StudyFile.read_parts(study_record_file(study_dir), lambda line: None, only=("version",)).version
+
+
 def require_format(study_dir: Path) -> None:
-    """Check that a study's files are of this version's format. A damaged ``study.json`` says nothing of that.
+    """Check that this version reads a study's files. A damaged ``study.json`` says nothing of that.
 
     Raises:
-        UsageError: they are of another version.
+        UsageError: they are of another version, or their conversion was interrupted.
     """
-    found: Any = None
-    with contextlib.suppress(FileError):
-        found = (read_json(study_record_file(study_dir)) or {}).get("version")
-    if type(found) is int and found != STUDY_FORMAT:
-        earlier = "seqlm 0.2 or before; version 0.2.0 reads it"
-        whose = earlier if found < STUDY_FORMAT else "a later version of seqlm"
+    name = printable(str(study_dir))
+    if exists(study_dir / UPGRADE_FOLDER):
+        raise UsageError(f"{name}: its upgrade was interrupted; `seqlm upgrade {name}` goes on with it")
+    found = format_of(study_dir)
+    if found is not None and found < READABLE_FROM:
         raise UsageError(
-            f"{printable(str(study_dir))}: written by {whose}; to train, launch the manifest under another name "
+            f"{name}: written by an earlier version of seqlm; `seqlm upgrade {name}` converts it, and keeps its files"
+        )
+    if found is not None and found > STUDY_FORMAT:
+        raise UsageError(
+            f"{name}: written by a later version of seqlm; to train, launch the manifest under another name "
             "(--set study.name=...) or move the folder away"
         )
 

@@ -12,11 +12,35 @@ State: TypeAlias = Literal["pending", "queued", "running", "done", "stopped", "f
 FailureKind: TypeAlias = Literal["oom", "diverged", "node", "preempted", "timeout", "start", "code", "cancelled"]
 Stage: TypeAlias = Literal["none", "queued", "running", "ended", "gone", "unknown"]
 
-FREE: frozenset[FailureKind] = frozenset({"node", "preempted", "timeout"})
-"""Failures that the run did not cause. Every launch resumes such a run from its last checkpoint."""
 
-RETRIED: frozenset[FailureKind] = FREE | {"oom", "start"}
-"""Failures that may be tried again within the policy."""
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What follows from a kind of failure."""
+
+    retries: int | Literal["unlimited"] = 0
+    """How often a launch tries such a run again if its policy does not say. 0: never, whatever the policy says."""
+    is_free: bool = False
+    """Whether the run did not cause it. Every launch resumes such a run from its last checkpoint."""
+    advice: str | None = None
+    """What a person can do once the failure is final. ``None``: `run` goes on from its last checkpoint."""
+
+
+KINDS: dict[FailureKind, Kind] = {
+    "oom": Kind(retries=3, advice="more ranks, a GPU with more memory, or more mem_gb; then `retry`"),
+    "diverged": Kind(advice="lower optim.lr, which makes it another run; `retry` ends the same"),
+    "node": Kind(retries="unlimited", is_free=True),
+    "preempted": Kind(retries="unlimited", is_free=True),
+    "timeout": Kind(retries=20, is_free=True),
+    "start": Kind(retries=2, advice="see its log: its worker ended before it began; then `retry`"),
+    "code": Kind(advice="correct what its log says, then `retry`"),
+    "cancelled": Kind(advice="`retry` goes on from its last checkpoint"),
+}
+"""Every kind of failure. A new one is a row here, and a key of ``[policy]`` if a manifest may set its retries."""
+
+
+def is_retried(kind: FailureKind | None) -> bool:
+    """Return whether a failure of this kind may be tried again within the policy. ``None``: it has none."""
+    return kind is not None and KINDS[kind].retries != 0
 
 
 @dataclass(frozen=True)
@@ -109,7 +133,7 @@ def rows(facts: Facts, view: View, spent: Callable[[], str | None]) -> Iterator[
     yield budget is not None, RunState("pending", f"waits: {budget}")
     # A job that had begun to follow its workers records what goes wrong, unless it is killed or cannot write.
     kind = "node" if facts.has_begun and view.kind == "code" else view.kind or "code"
-    ended = RunState("failed", f"{kind}: {view.reason}", kind, is_final=kind not in RETRIED)
+    ended = RunState("failed", f"{kind}: {view.reason}", kind, is_final=not is_retried(kind))
     #: its job ended in another way than well, and wrote nothing -> what the scheduler reports; `node` if an attempt had
     #: begun
     yield view.kind, ended

@@ -16,11 +16,12 @@ import sys
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from io import FileIO
 from typing import TypeAlias, final, overload
 
 from seqlm.errors import DamagedFileError, file_errors
-from seqlm.files import Guard, open_at
-from seqlm.reading import exists, read_bytes
+from seqlm.files import Guard, open_at, replacing
+from seqlm.reading import exists, open_regular, read_bytes
 from seqlm.records.attempts import ProgressFile
 from seqlm.rundir import RunDirectory
 
@@ -109,11 +110,16 @@ def _steps_of_an_epoch(run: RunDirectory) -> int:
 
 @final
 class TraceWriter:
-    """Writes the rows of the one process that owns the run. Keeps them in memory between two checkpoints."""
+    """Writes the rows of the one process that owns the run. Keeps them in memory between two checkpoints.
+
+    Each writer makes a file of its own, and puts it in the place of the one before. So one that has lost the run writes
+    into a file that has no name any more, however late it learns of its loss.
+    """
 
     def __init__(self, run: RunDirectory, guard: Guard) -> None:
         self._path, self._guard = run.trace_file, guard
         self._place, self._rows = 0, array("f")
+        self._file: FileIO | None = None
 
     def begin(self, number: int) -> None:
         """Forget what is written of the step with this number and those after it.
@@ -122,8 +128,18 @@ class TraceWriter:
             FileError: the file cannot be written.
             LeaseLostError: the run is another worker's by now.
         """
+        self.close()
         self._place, self._rows = number * ROW_BYTES, array("f")
-        self._write(self._place, b"")
+        with replacing(self._path, guard=self._guard) as temporary:
+            self._file = FileIO(open_at(temporary, os.O_WRONLY), "wb")
+            _write_all(self._file, 0, self._written(self._place))
+            self._file.truncate(self._place)
+
+    def _written(self, most: int) -> bytes:
+        """Return the first bytes of the file that there is, at most so many."""
+        with contextlib.suppress(FileNotFoundError), open_regular(self._path, largest=sys.maxsize) as file:
+            return file.read(most)
+        return b""
 
     def add(self, rows: Iterable[StepRow]) -> None:
         """Keep the rows of the next steps."""
@@ -133,7 +149,7 @@ class TraceWriter:
     def take(self) -> Callable[[], None]:
         """Return a function, for any thread, that writes the rows kept so far and waits until they are on disk.
 
-        It raises as :meth:`begin`.
+        It raises as :meth:`begin`, which has been called.
         """
         place, rows = self._place, self._rows
         self._place, self._rows = place + len(rows) // COLUMNS * ROW_BYTES, array("f")
@@ -143,11 +159,23 @@ class TraceWriter:
 
     def _write(self, place: int, content: bytes) -> None:
         """Put ``content`` at ``place``, and let the file end behind it."""
+        assert self._file is not None, "begin comes first"
         self._guard()
-        flags = os.O_WRONLY | os.O_CREAT
-        with file_errors("write", self._path), os.fdopen(open_at(self._path, flags), "wb") as file:
-            file.truncate(place)
-            file.seek(place)
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        with file_errors("write", self._path):
+            self._file.truncate(place)
+            _write_all(self._file, place, content)
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file. Nothing is written after this, unless the trace begins again."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def _write_all(file: FileIO, place: int, content: bytes) -> None:
+    """Write ``content`` at ``place``. A single call of the system may write less."""
+    file.seek(place)
+    left = memoryview(content)
+    while left:
+        left = left[file.write(left) :]

@@ -1,57 +1,34 @@
-"""Backend ``slurm``: submit runs as job arrays, which need no launcher.
+"""Backend ``slurm``: a partition of a cluster."""
 
-Each job runs a dispatcher on its allocation (:mod:`slurm.job`). ``status`` reads the run directories, and queries
-squeue and sacct once for what these do not have (:mod:`jobs.study.squeue`).
-"""
-
-import functools
 import os
 import shlex
 import shutil
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
 
-from jobs import terminal
-from jobs.backends.base import Backend, Finding, Waiting
-from jobs.launch.canary import Canaries
-from jobs.launch.job import LaunchOptions
-from jobs.plan.capacity import Capacity, Node, with_noun
-from jobs.plan.limits import advice, fitting, more_memory_gb
-from jobs.plan.planned import PlannedRun
-from jobs.plan.queue import places
-from jobs.spec import RunSpec
-from jobs.study.folder import ObservedRun, open_jobs, read_jobs
-from jobs.study.kept_code import Code, live_code
-from jobs.study.squeue import cancel_jobs, live_jobs
+from jobs.backends.base import Finding
+from jobs.scheduled.backend import ScheduledBackend
+from jobs.scheduled.script import NOT_STARTED
+from jobs.scheduled.site import Site
+from jobs.scheduled.submission import Asked
 from seqlm.environment import SLURM_CONFIG
-from seqlm.errors import BackendError
-from seqlm.lease import wait_until_free
-from seqlm.records.batch import Batch, Limits
-from seqlm.requests import Request
-from seqlm.resources import Resources
-from seqlm.rundir import CANARY_FOLDER, RunDirectory
+from seqlm.errors import UsageError
+from seqlm.records.batch import ArrayPlan
 from slurm import site_file
-from slurm.canary import plan_canaries, withdraw_stuck
 from slurm.doctor import examine
-from slurm.environment import batch_script, program_of, require_plain_path, sbatch_environment, submit_script
+from slurm.scripts import batch_script
 from slurm.settings import SlurmSettings, read_settings
-from slurm.site import PartitionFacts, partition_facts
-from slurm.submission import JobPlan, plan_jobs, plan_program, plan_sha256, script, submit
-from slurm.waiting import waiting_jobs
-
-LAST_MINUTES = 30
-"""Time limit of the job that follows a study, without the behaviour of models."""
+from slurm.site import partition_facts
 
 
 @final
-class SlurmBackend(Backend):
-    """A partition of a cluster."""
+class SlurmBackend(ScheduledBackend):
+    """A partition of a cluster, or several."""
 
     name = "slurm"
     TABLE = SlurmSettings
-    is_scheduled = True
+    settings: SlurmSettings
 
     @classmethod
     def read(cls, table: Mapping[str, Any], *, where: str) -> SlurmSettings:
@@ -72,188 +49,65 @@ class SlurmBackend(Backend):
             found += examine(read_settings({}, where="", environ=environ), runs_dir=runs_dir, wait_s=wait_s)
         return found
 
-    @functools.cached_property
-    def _partition(self) -> PartitionFacts:
+    def site(self) -> Site:
         return partition_facts(self.settings.partition)
 
-    def describe(self) -> str:
-        facts = self._partition
-        gpus = f", {facts.gpus_per_node} GPUs each" if facts.gpus_per_node else ""
-        return f"SLURM, partition {facts.name} ({facts.nodes} nodes{gpus})"
+    def ran_here(self, variables: Mapping[str, str]) -> bool:
+        return variables.get("SLURM_JOB_PARTITION") in self._site.name.split(",")
 
-    def capacity(self) -> Capacity:
-        facts, pool = self._partition, self.settings.pool
-        kinds = [(kind.count, kind.cpus, kind.gpus) for kind in facts.kinds]
-        if pool.jobs:
-            kinds = [(pool.jobs, pool.cpus, pool.gpus)]
-        nodes = [
-            Node(name=f"{number}-{place}", cpus=cpus, gpus={str(index): 1.0 for index in range(gpus)})
-            for number, (count, cpus, gpus) in enumerate(kinds)
-            for place in range(count)
-        ]
-        return Capacity(nodes, where=f"partition {facts.name}")
+    def require_path(self, path: Path) -> None:
+        """Check that SLURM can use a folder.
 
-    def summary(self, todo: Sequence[PlannedRun]) -> str:
-        pool = self.settings.pool
-        inside = sum(self.settings.shape(item.spec.resources).at_once is None for item in todo)
-        if not inside:
-            return ""
-        room = with_noun(pool.gpus, "GPU") if pool.gpus else with_noun(pool.cpus, "core")
-        jobs = with_noun(min(pool.jobs, inside), "pool job")
-        larger = len(todo) - inside
-        ordinary = "ordinary jobs" if larger > 1 else "an ordinary job"
-        others = f"; {with_noun(larger, 'larger run')} as {ordinary}" if larger else ""
-        return f"{with_noun(inside, 'run')} in {jobs} of {room}{others}"
-
-    def resolve(self, spec: RunSpec, at_most: int) -> Resources:
-        partition = self._partition  # outside the try: a missing cluster is not an error of this run
-        try:
-            return partition.resolve(spec.resources, self.settings)
-        except BackendError as error:
-            raise BackendError(f"{spec.name}: {error}") from None
-
-    def check(self, study_dir: Path) -> None:
-        """Check what would make a submission impossible, before the first file is written.
+        A directive of a script is one line. In names of log files SLURM expands ``%`` as a pattern and a backslash as
+        an escape, even within quotes. All other characters, including quotes and ``$(...)``, are taken literally.
 
         Raises:
-            UsageError: the study's folder cannot be used, or a variable named by ``env_pass`` is not set.
+            UsageError: the path has a control character, ``%`` or a backslash, or another name for a job, which reads
+                and writes paths as UTF-8.
         """
-        require_plain_path(study_dir.absolute())
-        sbatch_environment(self.settings, os.environ)
+        if os.fsencode(path) != str(path).encode("utf-8", "surrogateescape"):
+            raise UsageError(
+                f"{path}: jobs of SLURM look for it in UTF-8, which this locale is not; set LC_ALL=C.UTF-8"
+            )
+        if not str(path).isprintable() or set(str(path)) & set("%\\"):
+            raise UsageError(
+                f"{path}: SLURM accepts no folder with a control character, % or a backslash in its name; rename it, "
+                "or use another --runs-dir"
+            )
 
-    def tidy(self, study_dir: Path) -> None:
-        """End what launches of a study have left that can never start. The caller owns the study."""
-        withdraw_stuck(study_dir)
+    def launch_words(self, array: ArrayPlan) -> str:
+        words = ["env", f"SLURM_EXIT_ERROR={NOT_STARTED}", "srun", f"--cpus-per-task={array.cpus}", "--wait=0"]
+        return shlex.join([*words, "--kill-on-bad-exit=1", *self.settings.srun_args])
 
-    def submit(
-        self,
-        todo: Sequence[PlannedRun],
-        options: LaunchOptions,
-        code: Code,
-        request: Request,
-        canaries: Canaries | None = None,
-    ) -> list[str]:
-        """Submit prepared runs, and return the ids of the jobs. They wait for the canaries, if there are any.
+    def script(self, asked: Asked, body: str) -> str:
+        """Return a script for sbatch."""
+        return batch_script(self.settings, self._options(asked), body)
 
-        The caller owns the study.
-
-        Raises:
-            BackendError: a job was rejected. Nothing is submitted.
-        """
-        settings, plan = self.settings, self._plan(todo, options, code, request.number)
-        if canaries is None:
-            return submit(plan, settings)
-        return submit(plan, settings, plan_canaries(canaries, plan, settings, options, code))
-
-    def _plan(self, todo: Sequence[PlannedRun], options: LaunchOptions, code: Code, request: int | None) -> JobPlan:
-        """Return what the jobs of these runs do."""
-        place = places(todo)
-        # SLURM starts the jobs of an array in this order.
-        ordered = sorted(todo, key=lambda item: place[item.run.id])
-        limits = self._limits(todo, options)
-        return plan_jobs(ordered, options, self.settings, code, request=request, limits=limits)
-
-    def _limits(self, todo: Sequence[PlannedRun], options: LaunchOptions) -> dict[str, tuple[Limits, Limits]]:
-        """Return by run id what its job asks for, and the most that it may. A line says if that is far too much."""
-        settings, asked = self.settings, self.settings.limits
-        found = fitting(
-            options.study_dir.parent,
-            [item for item in todo if item.run.id not in options.tasks],
-            self._partition.name.split(","),
-            asked,
-            save_seconds=settings.signal_before_s,
-            sharing=lambda resources: settings.shape(resources).at_once or 1,
-        )
-        if not settings.fit_limits:
-            if line := advice(found.values(), asked):
-                terminal.tell(line)
-            found = {}
-        limits = {}
-        for item in todo:
-            limit, most = found.get(item.run.id, asked), settings.mem_gb if settings.fit_limits else None
-            if most is None:  # that of a node
-                kinds = self._partition.fitting(settings.shape(item.spec.resources), settings.mem_gb)
-                most = max((kind.memory_mb / 1024 for kind in kinds), default=None)
-            if needs := max(limit.mem_gb or 0, more_memory_gb(item.run)):
-                limit = replace(limit, mem_gb=min(needs, most or needs))
-            limits[item.run.id] = limit, replace(asked, mem_gb=most)
-        return limits
-
-    def scripts(self, todo: Sequence[PlannedRun], options: LaunchOptions) -> list[str]:
-        """Return the sbatch scripts that :meth:`submit` would submit, one for each array, with ``--live-code``.
-
-        ``REQUEST`` stands for the number of the request, ``DIGEST`` for that of the plan, and ``ARRAY_N`` for the id of
-        the N-th array in one that waits for it.
-        """
-        require_plain_path(options.study_dir.absolute())
-        plan, is_limited = self._plan(todo, options, live_code(), None), self.settings.max_parallel is not None
-        follows = [f"afterany:ARRAY_{number}" if number and is_limited else "" for number in range(len(plan.arrays))]
-        return [script(plan, number, self.settings, after) for number, after in enumerate(follows)]
-
-    def submit_last(
-        self,
-        study_dir: Path,
-        folder: Path,
-        jobs: Sequence[str],
-        code: Code,
-        *,
-        message: bool,
-        report: bool,
-        behaviour: bool | None = None,
-    ) -> None:
-        """Submit a job for what is left to do once all of ``jobs`` have ended, however they ended. A refusal is a line.
-
-        It sends the message that the study is over, and writes the report. Unless ``behaviour`` is false, it then
-        computes the behaviour of the models and writes the report again. If it is true, it computes the behaviour in
-        another user's study as well. ``folder``: of the request.
-        """
-        settings, place = self.settings, code.archive or code.path
-        minutes, does, commands = LAST_MINUTES, [], []
-        if message:
-            does.append("sends the message that the study is over")
-            digest = plan_sha256(Batch.read(folder) or Batch())
-            commands.append(f"{plan_program(folder / Batch.FILE, digest, place, settings)} over")
-        if report:
-            does.append("writes the report")
-            command = f"{program_of(place, 'launch', settings)} report {shlex.quote(str(study_dir.absolute()))}"
-            commands.append(f"{command} --no-behaviour")
-            if behaviour is not False:
-                commands.append(f"{command} --behaviour" if behaviour else command)
-                minutes = max(minutes, settings.timeout_min)
-        options = {
-            "dependency": f"afterany:{':'.join(jobs)}",
-            "job-name": f"seqlm-{study_dir.name}-last",
-            "output": folder / "last.log",
-            "time": minutes,
+    def _options(self, asked: Asked) -> dict[str, Any]:
+        """Return the options of sbatch, in the order in which the script has them. ``None``: left out."""
+        settings, array = self.settings, asked.array
+        dependencies = {"afterok": asked.after_well, "afterany": asked.after}
+        dependency = ",".join(f"{when}:{':'.join(ids)}" for when, ids in dependencies.items() if ids) or None
+        common = {
+            "job-name": asked.name,
+            "time": asked.minutes,
+            "output": str(asked.output).replace("{index}", "%a"),
+            "chdir": asked.folder,
+            "dependency": dependency,
+            "requeue": asked.can_return or None,
         }
-        try:
-            job = submit_script(folder / "last.sh", batch_script(settings, options, *commands), settings)
-            terminal.tell(f"after the last run, job {job} {' and '.join(does)}")
-        except BackendError as error:
-            terminal.tell(f"warning: no job {' and '.join(does)} after the last run: {error}")
-
-    @classmethod
-    def waiting(cls, study_dir: Path, run_ids: Collection[str]) -> dict[str, Waiting]:
-        return waiting_jobs(study_dir, run_ids)
-
-    @classmethod
-    def cancel(cls, study_dir: Path, marked: Sequence[ObservedRun]) -> dict[str, str | None]:
-        """Cancel the jobs and arrays of runs that were marked as cancelled. One that has other live runs is kept.
-
-        Returns of each run whose job is cancelled, by its id, why the job may not have stopped. A job that is not this
-        user's goes on until it sees the mark.
-        """
-        jobs = read_jobs(study_dir)
-        wanted = {one.run.id: jobs[one.run.id] for one in marked if one.run.id in jobs}
-        live = {job for run_id, job in jobs.items() if not RunDirectory(study_dir / run_id).has_ended()}
-        canaries = [] if live else [job for job, _ in open_jobs(study_dir / CANARY_FOLDER).values() if job is not None]
-        try:
-            over = live_jobs({*set(wanted.values()) - live, *canaries})
-            cancel_jobs(over)
-        except BackendError as error:
-            line = f"marked as cancelled, but its job runs until it sees the mark: {error}"
-            return dict.fromkeys(wanted, line)
-        ids = {job.id for job in over}
-        ended = [one.run for one in marked if one.run.id in wanted and wanted[one.run.id].id in ids]
-        wait_until_free([run.lease_dir for run in ended], seconds=30)
-        return dict.fromkeys(run.id for run in ended)
+        if array is None:
+            return common
+        at_once = "" if asked.at_once is None else f"%{asked.at_once}"
+        lower = asked.lower_priority
+        return {
+            **common,
+            "array": f"0-{array.jobs - 1}{at_once}",
+            "nodes": array.nodes,
+            "ntasks-per-node": 1,
+            "cpus-per-task": array.cpus,
+            **settings.gpu_options(array.gpus, array.accelerator_type),
+            "mem": None if array.mem_gb is None else f"{round(array.mem_gb * 1024)}M",
+            "signal": f"USR2@{asked.signal_before_s}",
+            "nice": lower + settings.lower_priority if lower else None,  # else that of the settings, if any
+        }

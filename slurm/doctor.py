@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import os
 import shlex
 import shutil
 import sys
@@ -12,13 +13,17 @@ from pathlib import Path
 
 from jobs.backends.base import MARK, PROGRAM, Finding, torch_finding
 from jobs.plan.capacity import with_noun
-from jobs.study.squeue import Claim, ask, cancel_jobs, live_jobs
+from jobs.scheduled.environment import setup_lines, submission_environment
+from jobs.scheduled.site import Site
+from jobs.study.scheduler import Claim
 from seqlm.errors import BackendError, FileError, file_errors
+from seqlm.files import write_text
 from seqlm.reading import listed
 from seqlm.resources import Resources
-from slurm.environment import batch_script, submit_script
+from slurm.scheduler import Slurm, ask
+from slurm.scripts import batch_script
 from slurm.settings import SlurmSettings
-from slurm.site import PartitionFacts, max_array_size, partition_facts
+from slurm.site import max_array_size, partition_facts
 
 WAIT_S = 120.0
 """Seconds that the trial job may take, waiting included."""
@@ -45,7 +50,7 @@ def examine(settings: SlurmSettings, *, runs_dir: Path, wait_s: float = WAIT_S) 
     return found
 
 
-def _partition(facts: PartitionFacts, settings: SlurmSettings) -> list[Finding]:
+def _partition(facts: Site, settings: SlurmSettings) -> list[Finding]:
     """Return what the partition has, and what a run that fills a node, as far as the settings allow, gets of it.
 
     Raises:
@@ -84,7 +89,9 @@ def _try(settings: SlurmSettings, *, runs_dir: Path, has_gpus: bool, wait_s: flo
         runs_dir.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=".slurm-doctor-", dir=runs_dir.absolute()))
     try:
-        job = submit_script(folder / "trial.sh", script(settings, folder, has_gpus=has_gpus, wait_s=wait_s), settings)
+        path = folder / "trial.sh"
+        write_text(path, script(settings, folder, has_gpus=has_gpus, wait_s=wait_s))
+        job = Slurm().submit(path, submission_environment(settings, Slurm(), os.environ))
         try:
             give_up_at, log = time.monotonic() + wait_s, ""
             while OVER not in log and time.monotonic() < give_up_at:
@@ -98,7 +105,7 @@ def _try(settings: SlurmSettings, *, runs_dir: Path, has_gpus: bool, wait_s: flo
             return findings(log, state, runs_dir=runs_dir, has_gpus=has_gpus, wait_s=wait_s)
         finally:  # it must end before its folder is removed
             with contextlib.suppress(BackendError):
-                cancel_jobs(live_jobs([Claim(job, folder)]))
+                Slurm().cancel(Slurm().live([Claim(job, folder, Slurm.name)]))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -120,7 +127,8 @@ def script(settings: SlurmSettings, folder: Path, *, has_gpus: bool, wait_s: flo
     }
     python = settings.python or shlex.quote(sys.executable)
     command = f"{shlex.join(['srun', *settings.srun_args])} {python} -c {shlex.quote(PROGRAM)}"
-    return batch_script(settings, options, command, f"echo {shlex.quote(OVER)}")
+    lines = [*setup_lines(settings, Slurm()), command, f"echo {shlex.quote(OVER)}"]
+    return batch_script(settings, options, "\n".join(lines))
 
 
 def findings(log: str, state: str, *, runs_dir: Path, has_gpus: bool, wait_s: float) -> list[Finding]:

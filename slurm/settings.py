@@ -11,15 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from jobs.backends.base import BackendTable, Seconds
 from jobs.manifests.reader import Problems, check_table, read_toml_file
-from jobs.plan.capacity import TINY
+from jobs.scheduled.settings import Lines, ScheduledTable
 from seqlm.environment import SLURM_CONFIG
 from seqlm.errors import BackendError, ManifestError
 from seqlm.reading import exists
-from seqlm.records.batch import Limits
-from seqlm.resources import Resources
-from seqlm.schema import Count, Line, NotNegative, Table, Valid, Word, show
+from seqlm.schema import Line, Valid, Word, show
 
 SITE_FILE = Path(__file__).parent / "cluster.toml"
 """The default site file, used if ``SEQLM_SLURM_CONFIG`` is unset. Not tracked by git."""
@@ -28,6 +25,9 @@ _PREFIX = "backend.slurm."
 
 OPTION = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
 """The name of an option of sbatch. Which ones there are depends on SLURM's version and on the plugins of the site."""
+
+DEFAULT_NICE = 100
+"""What ``--nice`` without a value means to sbatch."""
 
 GPUS = r"^[a-z][a-z-]*=[^{}]*\{gpus\}[^{}]*$"
 
@@ -73,49 +73,15 @@ def _sbatch(name: str, value: Any) -> Iterator[str]:
             yield f"{place}: expected true, a text of one line or a number, got {show(found)}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pool(Table):
-    """Jobs of one node each that share out runs, several at once."""
-
-    NAME: ClassVar[str] = "pool"
-
-    jobs: NotNegative = 0
-    """Most jobs at once, each on a node of its own. 0: there is no pool."""
-    cpus: NotNegative = 0
-    """Cores of each job."""
-    gpus: NotNegative = 0
-    """GPUs of each job."""
-
-    def _conditions(self) -> Iterator[str]:
-        if self.jobs and not self.cpus:
-            yield f"{self.key('cpus')}: missing, expected a positive whole number"
-
-
-@dataclass(frozen=True, kw_only=True)
-class JobShape:
-    """What the jobs of runs that want the same have."""
-
-    nodes: int
-    """A job with several nodes has one run."""
-    at_once: int | None
-    """Maximum number of runs at once. ``None``: it is a job of the pool, with as many as there is room for."""
-    cpus: int
-    """Cores of each node. Likewise ``gpus``."""
-    gpus: int
-    accelerator_type: str | None = None
-    """The type of its GPUs, as SLURM has it. ``None``: any."""
-
-
 _Nodes = Annotated[Word, Valid('a list of nodes, such as "node[01-04],node09"')] | None
-_Lines = Annotated[tuple[Line, ...], Valid("a list of texts, each one line")]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SlurmSettings(BackendTable):
+class SlurmSettings(ScheduledTable):
     """``[backend.slurm]``, and the keys of a site file: how runs are sent to a cluster."""
 
     SCHEMA: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        **BackendTable.SCHEMA,
+        **ScheduledTable.SCHEMA,
         "sbatch": {
             "propertyNames": {
                 "pattern": OPTION,
@@ -124,9 +90,6 @@ class SlurmSettings(BackendTable):
             "additionalProperties": {"anyOf": [{"const": True}, {"type": ["string", "number"]}]},
         },
     }
-    progress_s: Seconds = 10.0
-    """Seconds between two updates of `progress.json`, which says where a run is within its epoch. A higher number means
-    less load on shared file systems (Lustre, NFS)."""
     partition: Annotated[Word, Valid("a partition's name, or several with commas between")] | None = None
     """Partition, or several with commas between; without it, the cluster's default."""
     account: Annotated[Word, Valid("an account's name")] | None = None
@@ -141,53 +104,19 @@ class SlurmSettings(BackendTable):
     """Nodes that a job must get, all of them: `"node[01-02]"`."""
     exclude: _Nodes = None
     """Nodes that a job must not get."""
-    timeout_min: Count = 60
-    """Time limit of a job in minutes. A run that needs longer is saved and resumed in another job."""
-    signal_before_s: Annotated[int, Valid("a whole number from 1 to 65535", least=1, most=65_535)] = 120
-    """Seconds before the time limit, or a preemption, at which a run gets the signal to save. At most half the time
-    limit counts."""
-    mem_gb: Annotated[float, Valid("a number above 0", above=0)] | None = None
-    """Memory of each node in GB; without it, the cluster's default."""
-    fit_limits: bool = False
-    """Ask for the time and the memory that earlier runs like this took, and some more; `timeout_min` and `mem_gb` are
-    then the most. Short jobs start sooner. A job whose time was too short continues with `timeout_min`."""
     gpu_request: Annotated[
         Line, Valid('an option of sbatch with {gpus}, such as "gres=gpu:a100:{gpus}"', pattern=GPUS)
     ] = "gpus-per-node={gpus}"
     """Option of `sbatch` that asks for the GPUs of a node, `{gpus}` of them, such as `"gres=gpu:a100:{gpus}"`."""
-    ranks_per_node: Count | None = None
-    """Ranks of a run on each node; without it, all on one node. A run with more ranks gets several nodes, and
-    `resources.ranks` must be a multiple of it."""
-    pool: Pool = Pool()
-    """Jobs of one node each that share out the runs, several at once, such as `{ jobs = 4, gpus = 4, cpus = 32 }`.
-    `gpus` and `cpus` are those of each job. A run that needs more gets a job of its own."""
-    setup: Annotated[_Lines, Valid("a list of texts, each one line", check=_setup)] = ()
+    setup: Annotated[Lines, Valid("a list of texts, each one line", check=_setup)] = ()
     """Shell lines before a job's command, such as module loads."""
-    python: Annotated[Line, Valid('a command that starts Python, such as "apptainer exec image.sif python"')] | None = (
-        None
-    )
-    """Command that starts Python in a job, such as `"apptainer exec --nv image.sif python"`; without it, the Python
-    that launches."""
-    stage: bool = False
-    """Whether a worker reads its corpus from a copy in `TMPDIR`, which the first worker on a node makes. For file
-    systems that are slow to read from."""
-    srun_args: _Lines = ()
+    srun_args: Lines = ()
     """Further arguments of the `srun` that starts the ranks."""
     sbatch: Annotated[Mapping[str, Any], Valid("a table of options of sbatch", check=_sbatch)] = field(
         default_factory=dict
     )
     """Any other long option of `sbatch`, also of the site's plugins, without the leading hyphens: a text, a number, or
     `true` for an option without a value. `gres_flags` and `gres-flags` are the same."""
-
-    @property
-    def limits(self) -> Limits:
-        """What each job asks for, or the most of that (``fit_limits``)."""
-        return Limits(timeout_min=self.timeout_min, mem_gb=self.mem_gb)
-
-    @property
-    def warning_s(self) -> int:
-        """Seconds before the time limit at which a run gets the signal."""
-        return min(self.signal_before_s, 30 * self.timeout_min)
 
     def gpu_options(self, gpus: int, accelerator_type: str | None = None) -> dict[str, str]:
         """Return the option of sbatch that asks for this number of GPUs, of any type or of one, on each node.
@@ -204,36 +133,21 @@ class SlurmSettings(BackendTable):
         number = str(gpus) if accelerator_type is None else f"{accelerator_type}:{gpus}"
         return {name: value.format(gpus=number)} if gpus else {}
 
-    def shape(self, resources: Resources) -> JobShape:
-        """Return what a job of runs with these resources has.
+    def require_type(self, accelerator_type: str | None) -> None:
+        self.gpu_options(1, accelerator_type)
 
-        If a job of the pool has room for such a run, and the run may have any GPU, it is one. Otherwise a run with
-        fewer ranks than ``ranks_per_node`` gets one node, and as many runs share a job as share a GPU, since SLURM
-        allocates whole GPUs.
+    @property
+    def may_exceed_limit(self) -> bool:
+        return self.qos is not None
 
-        Raises:
-            BackendError: the ranks cannot be divided equally.
-        """
-        ranks, cpus, gpus, pool = resources.ranks, resources.cpus or 1, resources.gpus or 0, self.pool
-        kind = resources.accelerator_type
-        if pool.jobs and kind is None and ranks * cpus <= pool.cpus and ranks * gpus <= pool.gpus + TINY:
-            return JobShape(nodes=1, at_once=None, cpus=pool.cpus, gpus=pool.gpus)
-        each = min(ranks, self.ranks_per_node or ranks)
-        if ranks % each:
-            below, above = ranks - ranks % each, ranks - ranks % each + each
-            raise BackendError(
-                f"resources.ranks: expected a multiple of ranks_per_node = {each}, such as {below} or {above}, "
-                f"got {ranks}"
-            )
-        sharing = int((1 + TINY) / gpus) if 0 < gpus < 1 else 1
-        at_once = min(sharing, self.max_parallel or sharing)
-        return JobShape(
-            nodes=ranks // each,
-            at_once=at_once,
-            cpus=each * at_once * cpus,
-            gpus=math.ceil(each * gpus),
-            accelerator_type=kind,
-        )
+    @property
+    def must_have_nodes(self) -> bool:
+        return bool(self.nodelist or self.reservation or "nodefile" in self.sbatch)
+
+    @property
+    def lower_priority(self) -> int:
+        nice = self.sbatch.get("nice", 0)
+        return DEFAULT_NICE if nice is True else int(nice)
 
 
 def read_settings(manifest_table: Mapping[str, Any], *, where: str, environ: Mapping[str, str]) -> SlurmSettings:

@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from jobs.backends.base import Finding
-from jobs.study.squeue import ask
+from jobs.scheduled.site import FAKE_GPU
 from seqlm.environment import DEVICE, SLURM_CONFIG
 from seqlm.errors import BackendError, UsageError
 from seqlm.files import json_text, write_once
-from slurm.site import FAKE_GPU, PARTITION_FORMAT, read_partitions
+from slurm.scheduler import ask
+from slurm.site import PARTITION_FORMAT, read_partitions
 
 QUESTIONS: Mapping[str, tuple[str, ...]] = {
     "version": ("sbatch", "--version"),

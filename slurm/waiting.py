@@ -2,15 +2,13 @@
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Mapping
 from datetime import datetime
-from pathlib import Path
 
-from jobs.backends.base import Waiting
-from jobs.study.folder import read_jobs
-from jobs.study.squeue import ask, meaning, works_in
+from jobs.study.scheduler import Claim, Waiting, works_in
 from seqlm.errors import BackendError
 from seqlm.rundir import ordinal
+from slurm.scheduler import ask, meaning
 from slurm.site import read_minutes
 
 SHARES = (2, 4, 8)
@@ -19,12 +17,11 @@ LEAST_MINUTES, WORTH_SECONDS = 15, 300
 """The shortest time limit to suggest, and by how much earlier it has to start."""
 
 
-def waiting_jobs(study_dir: Path, run_ids: Collection[str]) -> dict[str, Waiting]:
-    """Return the waiting jobs of these runs, by run id; none if SLURM does not answer.
+def waiting_jobs(jobs: Mapping[str, Claim]) -> dict[str, Waiting]:
+    """Return the waiting ones of these jobs, by run id as ``jobs``; none if SLURM does not answer.
 
     For a single run, look for a time limit that starts it sooner.
     """
-    jobs = {run_id: job for run_id, job in read_jobs(study_dir).items() if run_id in run_ids}
     shown = ""
     with contextlib.suppress(BackendError):  # the reason of the run says so
         shown = ask("squeue", "-h", "-r", "-a", "-t", "PD", "-S", "-p,i", "-o", "%i|%P|%r|%S|%l|%Z") if jobs else ""
@@ -42,7 +39,7 @@ def waiting_jobs(study_dir: Path, run_ids: Collection[str]) -> dict[str, Waiting
             (text, action), partition = meaning(reason), partitions.partition(",")[0]
             is_held = reason.startswith(("Dependency", "JobHe", "JobHo"))  # SLURM may show a start from before
             starts_at = None if is_held else _moment(start)
-            is_alone = len(run_ids) == 1 and reason in ("Priority", "Resources")
+            is_alone = len(jobs) == 1 and reason in ("Priority", "Resources")
             found[run_id] = Waiting(
                 job=job,
                 text=text,

@@ -78,11 +78,11 @@ def test_only_the_module_that_asks_whose_a_job_is_cancels_jobs() -> None:
     found = []
     for _, path in modules():
         place = path.relative_to(ROOT).as_posix()
-        if place != "jobs/study/squeue.py" and not place.startswith(("slurm/testcluster/", "benchmarks/")):
+        if place != "slurm/scheduler.py" and not place.startswith(("slurm/testcluster/", "benchmarks/")):
             words = [word for call in ast.walk(tree_of(path)) if isinstance(call, ast.Call) for word in call.args]
             cancels = [word for word in words if isinstance(word, ast.Constant) and word.value == "scancel"]
             found += [f"{place}:{word.lineno}" for word in cancels]
-    assert not found, "\n".join([*found, "use live_jobs and cancel_jobs of jobs.study.squeue"])
+    assert not found, "\n".join([*found, "use live and cancel of slurm.scheduler.Slurm"])
 
 
 def test_only_one_module_uses_private_modules_of_ray() -> None:

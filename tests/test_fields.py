@@ -1,6 +1,6 @@
 """docs/reference/files.md and json.md have every file and every field that there is, with its type.
 
-The samples are the files of ``tests/end_to_end/stored_study.zip``, a study that was really run, and what commands
+The samples are the files of ``tests/end_to_end/stored/format-3.zip``, a study that was really run, and what commands
 answer about it.
 """
 
@@ -20,7 +20,7 @@ from tests.seqlm.training.studies import write_text
 
 ROOT = Path(__file__).parent.parent
 FILES, OUTPUTS = (ROOT / "docs" / "reference" / name for name in ("files.md", "json.md"))
-STORED = zipfile.ZipFile(ROOT / "tests" / "end_to_end" / "stored_study.zip")
+STORED = zipfile.ZipFile(ROOT / "tests" / "end_to_end" / "stored" / "format-3.zip")
 COMMANDS = {
     "plan": ["plan", "stored.toml", "--backend", "local"],
     "status": ["status", "stored"],

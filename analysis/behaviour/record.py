@@ -15,18 +15,19 @@ from analysis.behaviour.measures import distinct, longest_copies, repetition
 from analysis.behaviour.sampling import Drawn, draw_samples, prompt_ids
 from analysis.behaviour.step_losses import step_losses
 from analysis.behaviour.task import Task
-from analysis.study.behaviour import Behaviour, GradientNorms, Judge, Measures, Sample, plain
+from analysis.study.behaviour import Behaviour, GradientNorms, Measures, Sample
 from seqlm.config import RunConfig
 from seqlm.data.batches import columns, windows
 from seqlm.data.corpus import Corpus
 from seqlm.data.tokenizer import Tokenizer
 from seqlm.data.tokens import UNK
 from seqlm.errors import CheckpointError, SeqlmError
-from seqlm.files import file_sha256, write_json, write_json_lines
+from seqlm.files import file_sha256, write_json_lines
 from seqlm.models import LanguageModel, build_reference
 from seqlm.models.language_model import hidden_states_of
 from seqlm.models.products import set_switches
 from seqlm.reading import is_folder, timestamp
+from seqlm.records.behaviour import Judge
 from seqlm.records.runs import BehaviourResult
 from seqlm.rundir import BEHAVIOUR_VERSION, RunDirectory
 from seqlm.training.attempt import Attempt
@@ -73,7 +74,7 @@ def record_behaviour(attempt: Attempt, task: Task, corpus: Corpus) -> BehaviourR
     between()
     norms = _gradient_norms(build_reference(model, config.model), config, corpus, settings.gradient_columns)
     between()
-    write_json_lines(trained.run.samples_file, [plain(sample) for sample in samples], guard=guard)
+    write_json_lines(trained.run.samples_file, [sample.to_line().to_plain() for sample in samples], guard=guard)
     behaviour = Behaviour(
         checkpoint_sha256=trained.sha256,
         best_epoch=int(trained.checkpoint.history[-1]["epoch"]),
@@ -93,7 +94,7 @@ def record_behaviour(attempt: Attempt, task: Task, corpus: Corpus) -> BehaviourR
         loss_per_step=losses,
         gradient_norms=norms,
     )
-    write_json(trained.run.behaviour_file, plain(behaviour), guard=guard)
+    behaviour.to_file().write_file(trained.run.behaviour_file, guard=guard)
     judge_sha256 = None if judge is None else judge.sha256
     if judge is None and judge_run is not None:  # it cannot be used, and with the same file it will be of no more use
         judge_sha256 = file_sha256(judge_run.best_checkpoint)
@@ -101,7 +102,7 @@ def record_behaviour(attempt: Attempt, task: Task, corpus: Corpus) -> BehaviourR
         version=BEHAVIOUR_VERSION,
         checkpoint_sha256=trained.sha256,
         judge_sha256=judge_sha256,
-        settings=plain(settings),
+        settings=settings.to_plain(),
         unknown=tuple(unknown),
         attempt=attempt.number,
         finished_at=timestamp(),

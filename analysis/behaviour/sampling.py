@@ -7,13 +7,13 @@ import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor
 
-from analysis.study.behaviour import Settings
 from analysis.study.values import Values
 from seqlm.data.tokenizer import Tokenizer
 from seqlm.data.tokens import UNK, Level, tokens_of
 from seqlm.errors import DataError, DivergedError
 from seqlm.models import LanguageModel
 from seqlm.models.language_model import scaled
+from seqlm.records.behaviour import BehaviourSettings
 
 BATCH = 64
 """Texts that are drawn at a time."""
@@ -65,7 +65,7 @@ def prompt_ids(
 
 def draw_samples(
     model: LanguageModel,
-    settings: Settings,
+    settings: BehaviourSettings,
     prompt: list[int] | None,
     between: Callable[[], None] = lambda: None,
     judge: LanguageModel | None = None,

@@ -1,30 +1,34 @@
 """What to compute: the task that the launcher has put into the job's folder."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Self
 
-from pydantic import ValidationError
-
-from analysis.study.behaviour import Settings, problems_of
 from seqlm.config import RunConfig
 from seqlm.errors import ConfigError, FileError
+from seqlm.records.base import WrongFieldError, made
+from seqlm.records.behaviour import BehaviourSettings
 from seqlm.records.studies import TaskFile
 from seqlm.rundir import RunDirectory
 from seqlm.schema import show
 
 
-def settings_from(raw: Mapping[str, Any], config: RunConfig) -> Settings:
+def settings_from(raw: Mapping[str, Any], config: RunConfig) -> BehaviourSettings:
     """Read settings strictly; what is absent follows from the run's configuration.
 
     Raises:
         ConfigError: with one line for every unknown key and impossible value.
     """
+    known = {field.name for field in fields(BehaviourSettings)}
+    unknown = [f"settings.{key}: expected one of {', '.join(sorted(known))}" for key in raw if key not in known]
+    if unknown:
+        raise ConfigError(unknown)
     seq_len = config.train.seq_len
+    values = {"window": 2 * seq_len, "lengths": [seq_len, 2 * seq_len], "seed": config.seed, **raw}
     try:
-        return Settings(**{"window": 2 * seq_len, "lengths": [seq_len, 2 * seq_len], "seed": config.seed, **raw})
-    except ValidationError as error:
-        raise ConfigError([f"settings.{problem}" for problem in problems_of(error)]) from None
+        return made(BehaviourSettings, "settings.", values)
+    except WrongFieldError as error:
+        raise ConfigError([str(error)]) from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +37,7 @@ class Task:
 
     judge: str | None
     """Id of another finished run of the study, whose model rates the texts. ``None``: the texts get no rating."""
-    settings: Settings
+    settings: BehaviourSettings
 
     @classmethod
     def read(cls, job: RunDirectory, config: RunConfig) -> Self:

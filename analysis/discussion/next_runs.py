@@ -17,9 +17,7 @@ from analysis.study.settings import Setting, by_perplexity
 from analysis.study.study import StudyFiles
 from analysis.study.values import rows_of
 from seqlm.optimizers import ANNEALED, PUBLISHED
-
-RETRIED_KINDS = ("oom", "node", "timeout", "preempted", "start")
-"""Failures that say nothing of the setting, only of the machine or of what it was given."""
+from seqlm.state import KINDS, is_retried
 
 LAST_SHARE, LEAST_EPOCHS = 0.1, 2
 """The end of a run: this share of its epochs, and at least this many."""
@@ -39,7 +37,8 @@ def next_section(study: StudyFiles) -> Section:
     runs = study.runs.sort_values("number")
     runs = runs.assign(reference=runs["number"].astype(str) + " " + runs["name"])
     falling = falling_runs(study)
-    again = runs[(runs["state"] == "failed") & runs["failure_kind"].isin(RETRIED_KINDS)]
+    # These failures say nothing of the setting, only of the machine or of what it was given.
+    again = runs[(runs["state"] == "failed") & runs["failure_kind"].isin([kind for kind in KINDS if is_retried(kind)])]
     open_runs = runs.loc[runs["state"].isin(["pending", "queued", "running", "cancelled"]), "reference"].to_list()
     told = sentences(
         "next",

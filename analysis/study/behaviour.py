@@ -1,199 +1,234 @@
-"""How the model of a run behaves: the records of ``behaviour.json`` and ``samples.jsonl``.
+"""How the model of a run behaves, with arrays in place of the lists of ``behaviour.json`` and ``samples.jsonl``.
 
-:mod:`analysis.behaviour` makes and writes them, the report reads them. What cannot be used is left out, with a warning.
+:mod:`analysis.behaviour` computes and writes it, the report reads it. What cannot be used is left out, with a warning.
 """
 
-import dataclasses
-import json
 import math
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    PlainValidator,
-    TypeAdapter,
-    ValidationError,
-    model_validator,
-)
-from pydantic.dataclasses import dataclass
 
 from analysis.study.values import Values, clean, read_or_warn
-from seqlm.config import LARGEST_SEED
-from seqlm.files import file_sha256, read_json, read_json_lines
+from seqlm.errors import DamagedFileError
+from seqlm.files import file_sha256, read_json_lines
+from seqlm.records.behaviour import (
+    BehaviourFile,
+    BehaviourSettings,
+    GradientNormsPart,
+    Judge,
+    MeasuresPart,
+    Numbers,
+    SampleLine,
+    StepLossesPart,
+)
 from seqlm.rundir import BEHAVIOUR_VERSION, RunDirectory
-from seqlm.schema import show
-
-_STRICT = ConfigDict(strict=True, arbitrary_types_allowed=True)
-
-Whole = Annotated[int, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
-Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
-"""NaN for null."""
-Line = Annotated[str, AfterValidator(clean)]
-_LISTS = TypeAdapter(list[Number] | list[list[Number]], config=ConfigDict(strict=True))
-Numbers = Annotated[
-    Values,
-    PlainValidator(lambda found: found if isinstance(found, np.ndarray) else np.array(_LISTS.validate_python(found))),
-    PlainSerializer(np.ndarray.tolist),
-]
 
 
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True, extra="forbid"))
-class Settings:
-    """How much is computed, and how the texts are drawn."""
-
-    window: Count
-    """Tokens of the windows over which the loss at each time step is averaged; default twice ``seq_len``."""
-    samples: Count = 10
-    """Texts of each length."""
-    lengths: Annotated[list[Count], Field(min_length=1)]
-    """Tokens of the texts, a random first one included and a prompt not; default ``seq_len`` and twice that."""
-    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
-    """The logits are divided by it before a token is drawn; 1 is the model's own distribution."""
-    prompt: str | None = None
-    """The start of each text. ``None``: one random token for each."""
-    gradient_columns: Count = 20
-    """Sequences over which gradients are averaged: as many for every model, whatever its batch size."""
-    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED)]
-    """Decides every draw; default the seed of the run."""
-
-
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
-class _Curves:
-    @model_validator(mode="after")
-    def _equal_lengths(self) -> Self:
-        lengths = [value.shape[-1] for value in vars(self).values() if isinstance(value, np.ndarray)]
-        if len({*lengths, len(getattr(self, "tokens", range(lengths[0])))}) > 1:
-            raise ValueError(f"expected lists of one length, got {lengths}")
-        return self
-
-
-@dataclass(frozen=True, kw_only=True, eq=False, config=_STRICT)
-class StepLosses(_Curves):
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StepLosses:
     """Mean of -log p(target) at each step of a window, in nats, over all windows and columns of the validation text."""
 
-    split: Literal["valid"] = "valid"
-    window: Count
+    window: int
     """Tokens of a window."""
-    windows: Count
+    windows: int
     """Windows of each column."""
-    columns: Count
-    zero_state: Numbers
+    columns: int
+    zero_state: Values
     """With the state zero at the start of each window."""
-    carried_state: Numbers
+    carried_state: Values
     """With the state that the window before has left; zero before the first."""
 
+    @classmethod
+    def of(cls, part: StepLossesPart) -> Self:
+        """Return what a file has. Raises ``ValueError``: the lists differ in length."""
+        zero, carried = _arrays("loss_per_step", part.zero_state, part.carried_state)
+        return cls(
+            window=part.window, windows=part.windows, columns=part.columns, zero_state=zero, carried_state=carried
+        )
 
-@dataclass(frozen=True, kw_only=True, eq=False, config=_STRICT)
-class GradientNorms(_Curves):
+    def to_part(self) -> StepLossesPart:
+        """Return the part of the file."""
+        return StepLossesPart(
+            window=self.window,
+            windows=self.windows,
+            columns=self.columns,
+            zero_state=_plain(self.zero_state),
+            carried_state=_plain(self.carried_state),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GradientNorms:
     """Euclidean norms at each time step of the gradient of the last step's loss, over the sequences of a minibatch."""
 
-    split: Literal["train"] = "train"
-    window: Count
-    columns: Count
+    window: int
+    columns: int
     """Sequences of the minibatch."""
-    overall: Numbers
+    overall: Values
     """Norm of the mean over the sequences, of the gradients of all layers side by side. In it, gradients of different
     sequences cancel, so it shrinks with their number."""
-    mean_of_norms: Numbers
+    mean_of_norms: Values
     """Mean over the sequences of the norm of each one's own gradient, of all layers side by side."""
-    layers: Numbers
+    layers: Values
     """As ``overall``, of each layer or block (the first axis), the lowest first."""
 
+    @classmethod
+    def of(cls, part: GradientNormsPart) -> Self:
+        """Return what a file has. Raises ``ValueError``: the lists differ in length."""
+        overall, mean, *layers = _arrays("gradient_norms", part.overall, part.mean_of_norms, *part.layers)
+        return cls(
+            window=part.window, columns=part.columns, overall=overall, mean_of_norms=mean, layers=np.array(layers)
+        )
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+    def to_part(self) -> GradientNormsPart:
+        """Return the part of the file."""
+        return GradientNormsPart(
+            window=self.window,
+            columns=self.columns,
+            overall=_plain(self.overall),
+            mean_of_norms=_plain(self.mean_of_norms),
+            layers=tuple(_plain(layer) for layer in self.layers),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Measures:
-    """What can be counted in the tokens that a model has drawn."""
+    """What can be counted in the tokens that a model has drawn. A number that is not known is NaN."""
 
-    perplexity_own: Number
-    perplexity_other: Number
+    perplexity_own: float
+    perplexity_other: float
     """Under the judge; NaN without one."""
-    repetition: Number
+    repetition: float
     """Share of the tokens that occur among the 16 before them."""
-    distinct_1: Number
+    distinct_1: float
     """Distinct n-grams divided by n-grams, here for n = 1."""
-    distinct_2: Number
-    distinct_3: Number
-    unk_share: Number
-    longest_copy: Whole
+    distinct_2: float
+    distinct_3: float
+    unk_share: float
+    longest_copy: int
     """Tokens of the longest passage without ``<unk>`` that occurs in the training text."""
-    copied: list[str]
+    copied: Sequence[str]
     """That passage."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False, config=_STRICT)
-class Sample(_Curves):
-    """A text that a model has written."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sample:
+    """A text that a model has written. The fields are those of :class:`seqlm.records.behaviour.SampleLine`."""
 
-    index: Whole
-    """Its place in ``samples.jsonl``, from 0."""
-    length: Count
-    """Tokens as asked for."""
-    prompt: list[str]
-    """The tokens that the model was given."""
-    tokens: Annotated[list[str], Field(min_length=1)]
-    """The tokens that it drew."""
-    entropy: Numbers
-    """Of the distribution that each was drawn from, in nats."""
-    log_prob: Numbers
-    """Natural logarithm of each one's probability, at temperature 1."""
+    index: int
+    length: int
+    prompt: Sequence[str]
+    tokens: Sequence[str]
+    entropy: Values
+    log_prob: Values
     measures: Measures
 
+    @classmethod
+    def of(cls, line: SampleLine) -> Self:
+        """Return what a line of the file has. Raises ``ValueError``: the lists differ in length."""
+        entropy, log_prob, _ = _arrays(
+            "entropy, log_prob and tokens", line.entropy, line.log_prob, (0.0,) * len(line.tokens)
+        )
+        known: dict[str, Any] = dict(vars(line.measures))
+        known |= {name: math.nan for name, value in known.items() if value is None}
+        known["copied"] = list(line.measures.copied)
+        return cls(
+            index=line.index,
+            length=line.length,
+            prompt=list(line.prompt),
+            tokens=list(line.tokens),
+            entropy=entropy,
+            log_prob=log_prob,
+            measures=Measures(**known),
+        )
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
-class Judge:
-    """The run whose model rates the samples."""
+    def to_line(self) -> SampleLine:
+        """Return the line of the file."""
+        known: dict[str, Any] = dict(vars(self.measures))
+        known |= {name: _number(value) for name, value in known.items() if isinstance(value, float)}
+        known["copied"] = tuple(self.measures.copied)
+        return SampleLine(
+            index=self.index,
+            length=self.length,
+            prompt=tuple(self.prompt),
+            tokens=tuple(self.tokens),
+            entropy=_plain(self.entropy),
+            log_prob=_plain(self.log_prob),
+            measures=MeasuresPart(**known),
+        )
 
-    id: str
-    name: Line
-    checkpoint_sha256: str
 
-
-@dataclass(frozen=True, kw_only=True, eq=False, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Behaviour:
-    """How one run's model behaves."""
+    """How one run's model behaves. The fields are those of :class:`seqlm.records.behaviour.BehaviourFile`."""
 
-    version: Annotated[int, Field(ge=BEHAVIOUR_VERSION, le=BEHAVIOUR_VERSION)] = BEHAVIOUR_VERSION
     checkpoint_sha256: str
-    best_epoch: Whole
-    """Epoch of the parameters, from 0."""
+    best_epoch: int
     judge: Judge | None
-    settings: Settings
-    device: Line
-    seconds: Number
-    seq_len: Count
-    """Tokens of a window in training."""
+    settings: BehaviourSettings
+    device: str
+    seconds: float
+    seq_len: int
     level: str
-    """``word``, ``char`` or ``token``."""
     corpus: str
     loss_per_step: StepLosses
     gradient_norms: GradientNorms | None
-    """``None``: the model shows no hidden states, so there are no gradients by them."""
-    samples: Annotated[list[Sample], Field(exclude=True)] = dataclasses.field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, file: BehaviourFile) -> Self:
+        """Return what a file has, without samples. Raises ``ValueError``: it is of another version, or damaged."""
+        if file.version != BEHAVIOUR_VERSION:
+            raise ValueError(f"version: expected {BEHAVIOUR_VERSION}, got {file.version}")
+        return cls(
+            checkpoint_sha256=file.checkpoint_sha256,
+            best_epoch=file.best_epoch,
+            judge=None if file.judge is None else replace(file.judge, name=clean(file.judge.name)),
+            settings=file.settings,
+            device=clean(file.device),
+            seconds=math.nan if file.seconds is None else file.seconds,
+            seq_len=file.seq_len,
+            level=file.level,
+            corpus=file.corpus,
+            loss_per_step=StepLosses.of(file.loss_per_step),
+            gradient_norms=None if file.gradient_norms is None else GradientNorms.of(file.gradient_norms),
+        )
+
+    def to_file(self) -> BehaviourFile:
+        """Return the record of the file."""
+        return BehaviourFile(
+            version=BEHAVIOUR_VERSION,
+            checkpoint_sha256=self.checkpoint_sha256,
+            best_epoch=self.best_epoch,
+            judge=self.judge,
+            settings=self.settings,
+            device=self.device,
+            seconds=_number(self.seconds),
+            seq_len=self.seq_len,
+            level=self.level,
+            corpus=self.corpus,
+            loss_per_step=self.loss_per_step.to_part(),
+            gradient_norms=None if self.gradient_norms is None else self.gradient_norms.to_part(),
+        )
 
 
-_BEHAVIOUR, _SAMPLES = TypeAdapter(Behaviour), TypeAdapter(list[Sample])
+def _number(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
 
 
-def plain(record: Behaviour | Sample | Settings) -> dict[str, Any]:
-    """Return a record as plain data for a file."""
-    made: dict[str, Any] = TypeAdapter(type(record)).dump_python(record)
-    return made
+def _plain(values: Values) -> Numbers:
+    return tuple(_number(value) for value in values.tolist())
 
 
-def problems_of(error: ValidationError) -> list[str]:
-    """Return a line for each value of a record that is not valid."""
-    lines = []
-    for found in error.errors(include_url=False):
-        place, words = ".".join(map(str, found["loc"])), found["msg"].removeprefix("Value error, ")
-        got = "" if found["type"] in ("missing", "value_error") else f", got {show(found['input'])}"
-        lines.append(f"{f'{place}: ' if place else ''}{words.replace('Input should be', 'expected')}{got}")
-    return lines
+def _arrays(name: str, *lists: Numbers) -> list[Values]:
+    """Return lists as arrays, with NaN for ``None``. Raises ``ValueError``: they differ in length."""
+    lengths = [len(one) for one in lists]
+    if len(set(lengths)) > 1:
+        raise ValueError(f"{name}: expected lists of one length, got {lengths}")
+    return [np.array([math.nan if value is None else value for value in one], np.float64) for one in lists]
 
 
 def read_behaviour(run: RunDirectory) -> tuple[Behaviour | None, list[str]]:
@@ -202,25 +237,29 @@ def read_behaviour(run: RunDirectory) -> tuple[Behaviour | None, list[str]]:
     If only the samples or the checkpoint cannot be read, the behaviour has no samples, or counts as up to date.
     """
     warnings: list[str] = []
-    raw = read_or_warn(lambda: read_json(run.behaviour_file), None, warnings)
-    if raw is None:
-        return None, warnings
-    lines, cut = read_or_warn(lambda: read_json_lines(run.samples_file, _is_sample), None, warnings) or ([], [])
-    warnings += cut
+    try:
+        file = read_or_warn(lambda: BehaviourFile.read_file(run.behaviour_file), None, warnings)
+        if file is None:
+            return None, [f"{line}, or compute the behaviour again" for line in warnings]
+        found = Behaviour.of(file)
+    except ValueError as error:
+        return None, [f"{run.behaviour_file} is damaged or of another version ({error}); compute the behaviour again"]
+    samples, lines = _read_samples(run.samples_file, warnings)
     digest = read_or_warn(lambda: file_sha256(run.best_checkpoint), None, warnings)
-    if digest not in (None, raw.get("checkpoint_sha256")):
+    if digest not in (None, found.checkpoint_sha256):
         warnings.append(f"{run.behaviour_file} was computed from an earlier checkpoint; compute the behaviour again")
-    try:
-        found = _BEHAVIOUR.validate_json(json.dumps(raw))
-        return dataclasses.replace(found, samples=_SAMPLES.validate_json(json.dumps(lines))), warnings
-    except ValidationError as error:
-        problem = problems_of(error)[0]
-    return None, [f"{run.behaviour_file} is damaged or of another version ({problem}); compute the behaviour again"]
+    return replace(found, samples=samples), [*lines, *warnings]
 
 
-def _is_sample(record: Any) -> bool:
-    try:
-        _SAMPLES.validate_json(json.dumps([record]))
-    except ValidationError:
-        return False
-    return True
+def _read_samples(path: Path, warnings: list[str]) -> tuple[list[Sample], list[str]]:
+    """Return the samples in a file, and a warning for each line that is none."""
+
+    def is_sample(raw: Any) -> bool:
+        try:
+            Sample.of(SampleLine.from_plain(raw if isinstance(raw, dict) else {}, path))
+        except (DamagedFileError, ValueError):
+            return False
+        return True
+
+    lines, cut = read_or_warn(lambda: read_json_lines(path, is_sample), None, warnings) or ([], [])
+    return [Sample.of(SampleLine.from_plain(line, path)) for line in lines], cut

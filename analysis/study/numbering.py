@@ -12,7 +12,7 @@ from functools import total_ordering
 from typing import Any, TypeAlias
 
 from analysis.study import units
-from analysis.study.record import PlannedRun
+from analysis.study.record import PlannedEntry
 from analysis.study.run import LoadedRun
 from analysis.study.values import clean
 
@@ -50,8 +50,8 @@ RunNumber: TypeAlias = int | VariantNumber
 
 
 def number_runs(
-    runs: Sequence[LoadedRun], planned: Sequence[PlannedRun], first: int
-) -> tuple[list[PlannedRun], dict[str, list[LoadedRun]], int]:
+    runs: Sequence[LoadedRun], planned: Sequence[PlannedEntry], first: int
+) -> tuple[list[PlannedEntry], dict[str, list[LoadedRun]], int]:
     """Give each run its number, what it varies, and the published results that it may be compared with.
 
     Numbers count from ``first`` + 1. A run of no entry has its place in the manifest if no entry and no run of another
@@ -65,7 +65,7 @@ def number_runs(
     claims = _claims(runs, entries)
     members: dict[str, list[LoadedRun]] = {}
     for place, found in claims.items():
-        entry = entries.get(place, PlannedRun(number=place))
+        entry = entries.get(place, PlannedEntry(number=place))
         found.sort(key=lambda run: (str(run.provenance.launched_at), run.row["id"]))
         found.sort(key=lambda run: (run.digits != entry.digits, not _replicates(run.config, entry.config)))
         plan = entry.config or found[0].config
@@ -80,7 +80,7 @@ def number_runs(
         if entry.digits:
             members[entry.digits] = found
     size = max([*entries, *claims], default=0)
-    nameless = {place: PlannedRun(number=place) for place in range(1, max(claims, default=0))}
+    nameless = {place: PlannedEntry(number=place) for place in range(1, max(claims, default=0))}
     absent = [
         dataclasses.replace(entry, number=first + place)
         for place, entry in sorted({**nameless, **entries}.items())
@@ -89,7 +89,7 @@ def number_runs(
     return absent, members, size
 
 
-def _claims(runs: Sequence[LoadedRun], entries: Mapping[int, PlannedRun]) -> dict[int, list[LoadedRun]]:
+def _claims(runs: Sequence[LoadedRun], entries: Mapping[int, PlannedEntry]) -> dict[int, list[LoadedRun]]:
     """Return the runs of each place."""
     by_digits = {entry.digits: place for place, entry in entries.items()}
     by_name = {entry.name: place for place, entry in sorted(entries.items(), reverse=True)}

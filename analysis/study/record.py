@@ -1,19 +1,16 @@
-"""What launches wrote into ``study.json``: plan, published results, groups, expectations, estimates."""
+"""What a study's folder says of its manifests, as the report needs it: the plan, groups, expectations, estimates."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, Field, InstanceOf, TypeAdapter, ValidationError
-
-from analysis.study.behaviour import Line, problems_of
 from analysis.study.columns import as_columns
-from analysis.study.values import read_or_warn
+from analysis.study.values import clean
 from seqlm.errors import ConfigError
-from seqlm.files import read_json
-from seqlm.rundir import FINGERPRINT_DIGITS, MAX_RUNS, study_record_file
-from seqlm.schema import read
+from seqlm.records.studies import Claim, Entry, StudyFile
+from seqlm.rundir import FINGERPRINT_DIGITS, study_record_file
+from seqlm.schema import read, show
 from seqlm.search import Search
 
 METRICS = {
@@ -26,57 +23,27 @@ METRICS = {
     "seconds_to_5pct": "time to within 5 % of a run's own best",
 }
 """What an expectation compares: columns of the runs table, in words. Of each, less is better."""
+TEXTS = ("model.arch", "model.source", "model.sha256")
+"""Keys of a configuration that are texts, if they are there."""
 
-
-def _of(*keys: str) -> BeforeValidator:
-    """Take the values of some keys from a table."""
-    return BeforeValidator(lambda raw: tuple(raw.get(key) for key in keys) if isinstance(raw, Mapping) else raw)
-
-
-def _config(raw: dict[str, Any]) -> dict[str, Any]:
-    if any(not isinstance(raw.get(key), str | None) for key in ("model.arch", "model.source", "model.sha256")):
-        raise ValueError("expected the name of an architecture")
-    return as_columns(raw)
-
-
-def _published(raw: dict[str, Any]) -> dict[str, Any]:
-    """Return what is published of a run as columns of the runs table."""
-    ends = raw.get("replications")
-    low, high = ends if isinstance(ends, list) and len(ends) == 2 else (None, None)
-    found = {f"published_{key}": raw.get(key) for key in ("epochs", "train_ppl", "val_ppl")}
-    return {**found, "replications_low": low, "replications_high": high} if raw else {}
-
-
-def _printable(line: str) -> str:
-    return "".join(filter(str.isprintable, line.expandtabs(4)))
-
-
-def _search(raw: Any) -> Search | None:
-    try:
-        return read(Search, raw) if raw else None
-    except ConfigError as error:
-        raise ValueError(error.problems[0]) from None
-
-
-Digits = Annotated[str, AfterValidator(lambda fingerprint: fingerprint[:FINGERPRINT_DIGITS])]
-"""The first digits of a fingerprint, which end the name of a run's folder."""
-Lines = Annotated[str, AfterValidator(lambda text: "\n".join(map(_printable, text.splitlines())))]
+PartT = TypeVar("PartT")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlannedRun:
+class PlannedEntry:
     """An entry of the plan: a run of a manifest, whether it has a directory or not."""
 
-    number: Annotated[int, Field(ge=1, le=MAX_RUNS)]
-    name: Line = ""
-    digits: Annotated[Digits, Field(alias="fingerprint")] = ""
-    arch: Line | None = None
-    optimizer: Line | None = None
-    config: Annotated[dict[str, Any], AfterValidator(_config)] = field(default_factory=dict)
-    """Dotted key -> value, before ``--set``; empty if it is not recorded."""
-    published: Annotated[dict[str, Any], AfterValidator(_published)] = field(default_factory=dict)
+    number: int
+    name: str = ""
+    digits: str = ""
+    """The first digits of its fingerprint, which end the name of a run's folder. Likewise in all of this module."""
+    arch: str | None = None
+    optimizer: str | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    """Columns of the runs table, before ``--set``; empty if it is not recorded."""
+    published: Mapping[str, Any] = field(default_factory=dict)
     """Columns of the runs table; empty if nothing has been published of the run."""
-    after: Digits | None = None
+    after: str | None = None
     """Of a final seed of a search: the run that it follows."""
 
 
@@ -84,39 +51,108 @@ class PlannedRun:
 class Expectation:
     """What was expected before the study: the lowest ``metric`` of some runs is below that of some others."""
 
-    text: Line
-    metric: Annotated[str, Field(pattern=f"^({'|'.join(METRICS)})$")]
-    lower: tuple[Digits, ...]
-    higher: tuple[Digits, ...]
-    why: Line | None = None
+    text: str
+    metric: str
+    lower: tuple[str, ...]
+    higher: tuple[str, ...]
+    why: str | None = None
     """The reason for it, as stated then."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudyRecord:
-    """``study.json``, keyed by the first digits of fingerprints; empty for a study that has none."""
+class ManifestFacts:
+    """What the manifests of a study say of its runs; empty for a study that was launched without one."""
 
-    planned: list[PlannedRun] = field(default_factory=list)
-    excluded: list[Annotated[tuple[Line | None, Line | None], _of("arch", "optimizer")]] = field(default_factory=list)
+    planned: list[PlannedEntry] = field(default_factory=list)
+    excluded: list[tuple[str | None, str | None]] = field(default_factory=list)
     """Architecture and optimizer of each run that the manifest leaves out on purpose."""
-    groups: list[Annotated[tuple[Line, tuple[Digits, ...]], _of("title", "runs")]] = field(default_factory=list)
+    groups: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
     """Titles, each with the runs that have curves and a table of their own."""
-    behaviour: tuple[Digits, ...] = ()
+    behaviour: tuple[str, ...] = ()
     """Runs whose trained models the manifest asks about."""
-    notes: list[Annotated[tuple[Line, Lines], _of("part", "text")]] = field(default_factory=list)
+    notes: list[tuple[str, str]] = field(default_factory=list)
     """Part of the report and the author's text for it, in Markdown."""
     expectations: list[Expectation] = field(default_factory=list)
-    search: Annotated[InstanceOf[Search] | None, BeforeValidator(_search)] = None
-    estimates: dict[Digits, dict[str, Any]] = field(default_factory=dict)
-    """What ``plan`` would have said of each run when it was first launched."""
+    search: Search | None = None
+    estimates: dict[str, float | None] = field(default_factory=dict)
+    """Seconds that ``plan`` would have said of each run when it was first launched."""
 
 
-def read_study_record(study_dir: Path, warnings: list[str]) -> StudyRecord:
-    """Return the record. A damaged one is empty, and adds a warning."""
-    file = study_record_file(study_dir)
-    raw: dict[str, Any] = read_or_warn(lambda: read_json(file), {}, warnings)
+def read_manifest_facts(study_dir: Path, warnings: list[str]) -> ManifestFacts:
+    """Return what is kept of the manifests. A part that is damaged is empty, and adds a warning."""
+    path = study_record_file(study_dir)
+    file = StudyFile.read_parts(path, warnings.append)
+
+    def part(name: str, make: Callable[[], PartT], otherwise: PartT) -> PartT:
+        try:
+            return make()
+        except ValueError as error:
+            warnings.append(f"{path} is damaged ({name}: {error}); {name} is as if it were not given")
+            return otherwise
+
+    return ManifestFacts(
+        planned=part("planned", lambda: [_entry(one) for one in file.planned], []),
+        excluded=[(_line(one.arch), _line(one.optimizer)) for one in file.excluded],
+        groups=[(clean(one.title), _digits(one.runs)) for one in file.groups],
+        behaviour=_digits(file.behaviour),
+        notes=[(clean(one.part), _lines(one.text)) for one in file.notes],
+        expectations=part("expectations", lambda: [_expectation(one) for one in file.expectations], []),
+        search=part("search", lambda: _search(file.search), None),
+        estimates={print_[:FINGERPRINT_DIGITS]: one.seconds for print_, one in file.estimates.items()},
+    )
+
+
+def _entry(entry: Entry) -> PlannedEntry:
+    for key in TEXTS:
+        if not isinstance(entry.config.get(key), str | None):
+            raise ValueError(f"expected a text for {key}, got {show(entry.config[key])}")
+    return PlannedEntry(
+        number=entry.number,
+        name=clean(entry.name),
+        digits=entry.fingerprint[:FINGERPRINT_DIGITS],
+        arch=_line(entry.arch),
+        optimizer=_line(entry.optimizer),
+        config=as_columns(entry.config),
+        published=_published(entry.published),
+        after=None if entry.after is None else entry.after[:FINGERPRINT_DIGITS],
+    )
+
+
+def _published(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is published of a run as columns of the runs table."""
+    ends = raw.get("replications")
+    low, high = ends if isinstance(ends, list) and len(ends) == 2 else (None, None)
+    found = {f"published_{key}": raw.get(key) for key in ("epochs", "train_ppl", "val_ppl")}
+    return {**found, "replications_low": low, "replications_high": high} if raw else {}
+
+
+def _expectation(claim: Claim) -> Expectation:
+    if claim.metric not in METRICS:
+        raise ValueError(f"expected one of {', '.join(METRICS)}, got {show(claim.metric)}")
+    return Expectation(
+        text=clean(claim.text),
+        metric=claim.metric,
+        lower=_digits(claim.lower),
+        higher=_digits(claim.higher),
+        why=_line(claim.why),
+    )
+
+
+def _search(raw: Mapping[str, Any] | None) -> Search | None:
     try:
-        return TypeAdapter(StudyRecord).validate_python(raw)
-    except ValidationError as error:
-        warnings.append(f"{file} is damaged ({problems_of(error)[0]})")
-        return StudyRecord()
+        return read(Search, raw) if raw else None
+    except ConfigError as error:
+        raise ValueError(error.problems[0]) from None
+
+
+def _line(text: str | None) -> str | None:
+    return None if text is None else clean(text)
+
+
+def _lines(text: str) -> str:
+    """Return a text without characters that no page can show."""
+    return "\n".join("".join(filter(str.isprintable, line.expandtabs(4))) for line in text.splitlines())
+
+
+def _digits(fingerprints: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(one[:FINGERPRINT_DIGITS] for one in fingerprints)

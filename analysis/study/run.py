@@ -22,7 +22,8 @@ from analysis.study.values import as_number, as_text, clean, columns_of, read_or
 from seqlm.errors import file_errors
 from seqlm.reading import read_tail
 from seqlm.records.runs import Provenance, Result, Rung
-from seqlm.rundir import MAX_RUNS, RunDirectory
+from seqlm.records.studies import MAX_RUNS
+from seqlm.rundir import RunDirectory
 from seqlm.state import Facts, state_of
 from seqlm.trace import read_trace
 

@@ -23,7 +23,7 @@ from analysis.study.behaviour import Behaviour
 from analysis.study.columns import EPOCHS, FREE_KEYS, forget_single_digests, table_of
 from analysis.study.comparison import APART, compared_epochs, cut, finished, text_names, with_times
 from analysis.study.numbering import RunNumber, number_runs
-from analysis.study.record import Expectation, PlannedRun, StudyRecord, read_study_record
+from analysis.study.record import Expectation, ManifestFacts, PlannedEntry, read_manifest_facts
 from analysis.study.run import LoadedRun, origin_of, read_run
 from analysis.study.settings import Setting, timed_settings
 from analysis.study.values import as_text, clean, read_or_warn
@@ -51,7 +51,7 @@ class StudyFiles:
     """One row for each finished epoch of each run."""
     attempts: pd.DataFrame
     """One row for each attempt of each run."""
-    absent: list[PlannedRun]
+    absent: list[PlannedEntry]
     """Entries of the manifests that have no run directory."""
     groups: dict[str, list[str]]
     """Title of each group of ``[report] groups`` -> ids of its runs; of an absent one, its first digits."""
@@ -153,14 +153,14 @@ def load_study(*study_dirs: Path) -> StudyFiles:
     Raises:
         UsageError: a folder holds neither runs nor the plan of any, is given twice, or is of another version.
     """
-    read: dict[str, tuple[Path, list[LoadedRun], StudyRecord]] = {}
+    read: dict[str, tuple[Path, list[LoadedRun], ManifestFacts]] = {}
     warnings: list[str] = []
     for study_dir in study_dirs:
         confine(study_dir)
         require_format(study_dir)
         lines: list[str] = []
         with one_look():
-            record = read_study_record(study_dir, lines)
+            record = read_manifest_facts(study_dir, lines)
             found = [read_run(run) for run in RunDirectory.unordered_in(study_dir) if run.left_out() is None]
             _add_notes(study_dir, found, lines)
         found.sort(key=lambda run: (math.inf if run.order is None else run.order, run.row["id"]))
@@ -174,7 +174,7 @@ def load_study(*study_dirs: Path) -> StudyFiles:
     records = {name: record for name, (_, _, record) in read.items()}
     configs = (config for _, found, _ in read.values() for run in found for config in (run.config, run.row))
     forget_single_digests([*configs, *(entry.config for record in records.values() for entry in record.planned)])
-    absent: list[PlannedRun] = []
+    absent: list[PlannedEntry] = []
     groups: dict[str, list[str]] = {}
     behaviour_of: list[str] = []
     expectations: list[Expectation] = []
@@ -188,7 +188,7 @@ def load_study(*study_dirs: Path) -> StudyFiles:
         found.sort(key=lambda run: run.row["number"])
         runs += found
         for run in found:
-            run.row |= {"study": name, "estimated_seconds": record.estimates.get(run.digits, {}).get("seconds")}
+            run.row |= {"study": name, "estimated_seconds": record.estimates.get(run.digits)}
             if len(study_dirs) > 1:
                 run.row["id"] = f"{name}/{run.row['id']}"
         for title, digits in record.groups:

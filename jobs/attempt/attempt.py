@@ -60,6 +60,21 @@ def end_left(run: RunDirectory, where: str) -> None:
         run.write_exit(number, Exit(kind="node", message=message, where=where, ended_at=ended_at))
 
 
+def record_unstarted(run: RunDirectory, start: Start, record: Exit) -> None:
+    """Record that an attempt could not even be started, unless another process has started it meanwhile.
+
+    Its number is the next one. ``start``: who would have followed it.
+
+    Raises:
+        FileError: the run's files cannot be read or written.
+    """
+    number = run.last_attempt() + 1
+    folder = run.attempt_dir(number)
+    make_directory(folder)
+    if replace(start, started_at=timestamp()).write(folder, once=True):
+        run.write_exit(number, record)
+
+
 @final
 class Attempt:
     """An attempt that its launcher or its job follows."""
@@ -119,15 +134,18 @@ class Attempt:
     def record_exit(self, ended: Ended, *, was_asked: bool) -> None:
         """Record how the ranks ended, if that adds something to what they have recorded.
 
-        Nothing is recorded of an attempt that ended well, left at a rung of a search, or found another worker at the
-        run. One that stopped as asked (``was_asked``) has not failed. If a signal killed a rank, its node has failed.
+        Nothing is recorded of an attempt that ended well or left at a rung of a search. One that found another worker
+        at the run, or stopped as asked (``was_asked``), has not failed. If a signal killed a rank, its node has failed.
         If no rank has begun, the failure is of kind ``start``.
 
         Raises:
             FileError: the run's files cannot be read or written.
         """
         run, code = self.run, ended.exit_code
-        if code in (0, EXIT_BUSY, EXIT_RUNG) or run.is_done():
+        if code in (0, EXIT_RUNG) or run.is_done():
+            return
+        if code == EXIT_BUSY:
+            self.record(None, "not started: another worker has the run")
             return
         if ended.taken is not None:
             self.record(None, f"not started: {ended.taken}")

@@ -19,7 +19,7 @@ from typing import IO, final
 from jobs.manifests.policy import Policy
 from jobs.spec import Submission
 from seqlm import environment, machine
-from seqlm.errors import EXIT_FAILED, EXPLAINING_EXITS, STOPPED_EXITS, STORAGE_EXITS, FileError
+from seqlm.errors import EXIT_FAILED, EXPLAINING_EXITS, OWN_SIGNALS, STOPPED_EXITS, STORAGE_EXITS, FileError
 from seqlm.files import append_to, make_directory
 from seqlm.gpus import Claim
 from seqlm.machine import own_groups
@@ -348,19 +348,25 @@ class Ended(Record):
 
 def first_cause(ends: Sequence[Ended]) -> Ended:
     """Return how an attempt ended, from how its ranks on each node did."""
-    return min(ends, key=lambda end: (end.taken is None, not end.out_of_memory, *_rank_of_cause(end.exit_code)))
+    return min(ends, key=lambda end: (end.taken is None, not end.out_of_memory, _rank_of_cause(end.exit_code)))
 
 
-def _rank_of_cause(code: int) -> tuple[bool, bool, bool]:
+def _rank_of_cause(code: int) -> int:
     """Return the sort key of an exit code; the lowest explains the others best."""
-    return code == 0, code > 0, code not in EXPLAINING_EXITS
+    if code < 0 and code not in OWN_SIGNALS:
+        return 0
+    if code in EXPLAINING_EXITS:
+        return 1
+    if code in OWN_SIGNALS:
+        return 2
+    return 4 if code == 0 else 3
 
 
 def ended(codes: Mapping[int, int], ranks: int, *, out_of_memory: int | None = None, host: str | None = None) -> Ended:
     """Return how an attempt of ``ranks`` ranks ended, from the exit codes by rank of those on this node.
 
-    A rank that a signal killed explains the others best, then one whose exit code names a cause. A rank with exit code
-    1 may only have lost another rank; on a full disk the one that met it first could not write why.
+    A rank that was killed explains the others best, then one whose exit code names a cause, then one that aborted. A
+    rank with exit code 1 may only have lost another rank; on a full disk the one that met it first could not write why.
 
     ``out_of_memory`` is a rank that the system killed for its memory, which explains all others. The message names
     the node ``host``.
@@ -369,7 +375,7 @@ def ended(codes: Mapping[int, int], ranks: int, *, out_of_memory: int | None = N
         return Ended(exit_code=0, message="ended")
     rank = out_of_memory
     if rank is None:
-        rank = min(codes, key=lambda one: (*_rank_of_cause(codes[one]), one))
+        rank = min(codes, key=lambda one: (_rank_of_cause(codes[one]), one))
     code = codes[rank]
     how = f"ended with exit code {code}"
     if code < 0:

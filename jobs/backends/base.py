@@ -11,6 +11,7 @@ from jobs.attempt.supervisor import Ended
 from jobs.plan.capacity import Capacity
 from jobs.spec import RunSpec, Submission
 from jobs.study.kept_code import Code
+from jobs.study.scheduler import Waiting
 from seqlm import machine
 from seqlm.resources import Resources
 from seqlm.schema import Count, NotNegative, Table, Valid, read, show
@@ -113,29 +114,12 @@ def torch_finding(subject: str, found: Sequence[Any], *, gpus: str | None, advic
     return Finding("ok", subject, f"{version}, sees {sees}")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Waiting:
-    """What a scheduler says of a job that waits."""
-
-    job: str
-    text: str
-    """Why it waits."""
-    action: str
-    """What can be done."""
-    place: str
-    """Its place in the queue, such as ``14th of 62 in gpu``."""
-    starts_at: float | None
-    """When it is expected to start, in seconds since 1970. ``None``: nobody says."""
-    sooner: tuple[int, float] | None = None
-    """A shorter time limit (minutes), and when the run would start with it. ``None``: nothing is gained."""
-
-
 class Backend(ABC):
     """Where runs go: its settings, what it has, and what runs would get there. Its methods start nothing.
 
     A launcher starts the runs of a backend through its :meth:`executor`. A scheduler that queues jobs itself is
     ``is_scheduled``, and has the methods ``check``, ``tidy``, ``submit``, ``submit_last`` and ``cancel`` of
-    :class:`slurm.backend.SlurmBackend` in place of that. :data:`jobs.registry.BACKENDS` names each class.
+    :class:`jobs.scheduled.backend.ScheduledBackend` in place of that. :data:`jobs.registry.BACKENDS` names each class.
     """
 
     name: ClassVar[str]
@@ -230,6 +214,8 @@ class Executor(ABC):
     """The node to name if a run fails. ``None``: not known, or one of several."""
     memory_mb: int | None = None
     """The memory of that job on each node. ``None``: not known."""
+    ends_at: float | None = None
+    """When all that runs there is ended, in seconds since 1970. ``None``: not known."""
 
     @abstractmethod
     def open(self, code: Code) -> None:

@@ -7,14 +7,14 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from jobs import terminal
 from jobs.cli.parser import Command, Parser, above_zero, option, positional, seed, whole
 from jobs.registry import BACKENDS
 from seqlm import __version__
 from seqlm.environment import RUNS
-from seqlm.state import FailureKind
+from seqlm.state import KINDS
 
 EXIT_RUN_FAILED = 1
 """Exit code of a command one of whose runs failed or was cancelled."""
@@ -57,7 +57,7 @@ class Arguments:
     )
     kind: tuple[str, ...] = option(
         "only failures of this kind, or runs that a search stopped; repeat for more kinds",
-        choices=(*get_args(FailureKind), "stopped"),
+        choices=(*KINDS, "stopped"),
     )
     # Where runs go, and how they are launched:
     data: Path | None = option("folder or zip of the corpus (default: SEQLM_DATA)", metavar="PATH")
@@ -179,6 +179,10 @@ COMMANDS = {
         "follow a study", "studies.clean_study", "first --dry-run",
         "delete from a study what no report and no run needs any more, or runs",
         ("study", *FILTERS, "runs", "dry_run", "yes"),
+    ),
+    "upgrade": Command(
+        "follow a study", "studies.upgrade_study", "first",
+        "convert a study of an earlier version, so that this one reads it; its old files are kept", ("study",),
     ),
     "results": Command(
         "results", "results.results", "first --sort test_ppl",

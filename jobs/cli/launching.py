@@ -31,7 +31,7 @@ from jobs.spec import RunSpec
 from jobs.study.budget import Budget
 from jobs.study.folder import find_study, is_behaviour_study, observe_study, study_name
 from jobs.study.launched import trust_study
-from jobs.study.record import StudyRecord
+from jobs.study.record import KeptManifests
 from jobs.terminal import STATE, Column, show
 from seqlm.errors import SeqlmError, printable
 from seqlm.rundir import Observation
@@ -83,7 +83,7 @@ def retry(arguments: Arguments) -> tuple[Any, int]:
         terminal.say(f"nothing to retry: no run that was chosen {what}{hint}")
         return {"study": study_dir.name, "runs": [one.to_dict() for one in runs]}, 0
     specs = [one.to_spec() for one in chosen]
-    record = StudyRecord(study_dir, terminal.tell)
+    record = KeptManifests(study_dir, terminal.tell)
     for line in edited_models(specs, record.manifest):
         terminal.tell(f"warning: {line}")
     specs = [replace(spec, data_path=find_data(arguments.data, spec.data_path)) for spec in specs]
@@ -319,7 +319,7 @@ def compute_missing_behaviour(study_dir: Path, *, asked: bool) -> list[dict[str,
         terminal.tell(f"behaviour is left as it is: {'; '.join(str(error).splitlines())}")
         return []
     if not outcomes:
-        names = ", ".join(dict.fromkeys(StudyRecord(study_dir).behaviour.values()))
+        names = ", ".join(dict.fromkeys(KeptManifests(study_dir).behaviour.values()))
         what = f"none of the runs in [report] behaviour ({names})" if names else "no run"
         terminal.tell(f"{what} is done, so there is no behaviour to compute")
     for found in outcomes:
@@ -330,7 +330,7 @@ def compute_missing_behaviour(study_dir: Path, *, asked: bool) -> list[dict[str,
 
 def _not_launched(study_dir: Path, wanted: BehaviourLaunch) -> str | None:
     """Return what of missing behaviour this user has not launched. ``None``: nothing."""
-    return distrusted(things_of(wanted.specs, whole=True)) or StudyRecord(study_dir).distrusted("behaviour")
+    return distrusted(things_of(wanted.specs, whole=True)) or KeptManifests(study_dir).distrusted("behaviour")
 
 
 def behaviour_line(found: Mapping[str, Any]) -> str:

@@ -36,7 +36,7 @@ from jobs.registry import BACKENDS, backend_class, default_backend
 from jobs.spec import RunSpec
 from jobs.study.budget import UNITS, Budget, hours_of, total
 from jobs.study.folder import ObservedRun, observe_study
-from jobs.study.record import StudyRecord
+from jobs.study.record import KeptManifests
 from jobs.terminal import FINDINGS, Column, show
 from seqlm import machine
 from seqlm.architectures import CLASS_SEPARATOR, CustomConfig
@@ -134,7 +134,7 @@ def choose_again(study_dir: Path, runs: Sequence[ObservedRun], arguments: Argume
     newest = Requests(study_dir).by_run()
     names = {newest[one.run.id].record.backend if one.run.id in newest else None for one in runs}
     last = names.pop() if len(names) == 1 else None
-    return choose(arguments, last=last, kept=StudyRecord(study_dir, terminal.tell).backends)
+    return choose(arguments, last=last, kept=KeptManifests(study_dir, terminal.tell).backends)
 
 
 # -- plan -------------------------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from jobs.plan.proposals import (
     setting_of,
 )
 from jobs.study.folder import ObservedRun, find_study, observe_study
-from jobs.study.record import StudyRecord
+from jobs.study.record import KeptManifests
 from seqlm.errors import DamagedFileError, UsageError
 from seqlm.reading import finite, is_file, is_folder
 from seqlm.rundir import study_record_file
@@ -58,7 +58,7 @@ class _Study:
         is_new = new_folder is not None and not is_folder(new_folder)
         self.folder = new_folder if new_folder is not None and is_new else find_study(argument, runs_dir)
         self.name = self.folder.name
-        self._record = StudyRecord(self.folder, terminal.tell)
+        self._record = KeptManifests(self.folder, terminal.tell)
         self.runs = [] if is_new else [run for run in observe_study(self.folder) if run.config is not None]
         search = self._record.search if self.manifest is None else self.manifest.search
         self.metric = Search.metric if search is None else search.metric
@@ -66,14 +66,14 @@ class _Study:
     def spaces(self) -> list[Space]:
         """Return the space of each ``[[sample]]``."""
         with self._readable():
-            samples = self._record.raw.get("samples", []) if self.manifest is None else self.manifest.samples
+            samples = self._record.file.samples if self.manifest is None else self.manifest.samples
             return [Space.of(sample) for sample in samples]
 
     def planned(self) -> list[tuple[str, dict[str, Any]]]:
         """Return name and values of all runs, also of those that the record or the manifest alone has."""
         with self._readable():
             found = [(run.name, _values(run)) for run in self.runs]
-            found += [(str(one["name"]), dict(one["config"])) for one in self._record.planned if "config" in one]
+            found += [(entry.name, dict(entry.config)) for entry in self._record.planned if entry.config]
             found += [(spec.name, spec.config.by_key()) for spec in self.manifest.runs] if self.manifest else []
             return found
 

@@ -1,4 +1,4 @@
-"""``list`` and ``clean``: the studies in the runs folder, and what may be deleted from one."""
+"""``list``, ``upgrade`` and ``clean``: the studies in the runs folder, their formats, and what may be deleted."""
 
 import contextlib
 import secrets
@@ -13,9 +13,9 @@ from typing import Any, Literal, TypeAlias
 from jobs.cli.arguments import Arguments
 from jobs.cli.naming import chosen_runs, find_trained
 from jobs.cli.view import STATES, STATUS, records_of
-from jobs.study.folder import Observer, launching, observe_study, open_jobs, study_name
-from jobs.study.record import StudyRecord
-from jobs.study.squeue import Claim, Scheduler
+from jobs.study.folder import Observer, find_any_study, launching, observe_study, open_jobs, study_name
+from jobs.study.record import KeptManifests
+from jobs.study.scheduler import Claim, Views
 from jobs.terminal import Column, confirm, memory, perplexity, say, show, tell
 from seqlm.errors import FileError, RunBusyError, SeqlmError, UnfitFileError, UsageError, file_errors, printable
 from seqlm.files import delete, rename
@@ -23,14 +23,21 @@ from seqlm.lease import live_owner
 from seqlm.reading import below, confine, exists, is_file, is_folder, is_link, is_mine, listed, status, timestamp
 from seqlm.records.requests import RequestFile, Wanted
 from seqlm.requests import Requests, file_request
-from seqlm.rundir import BEHAVIOUR_FOLDER, CANARY_FOLDER, RunDirectory, study_record_file
+from seqlm.rundir import (
+    BEHAVIOUR_FOLDER,
+    CANARY_FOLDER,
+    STUDY_FORMAT,
+    RunDirectory,
+    require_format,
+    study_record_file,
+)
 from seqlm.state import State
 
 
 def show_studies(arguments: Arguments) -> tuple[dict[str, Any], int]:
     """Show every folder of the runs folder, the last changed first; folders without a run come last.
 
-    Hidden folders and reports are left out. SLURM is queried once.
+    Hidden folders and reports are left out. Each scheduler is queried once.
     """
     runs_dir = arguments.runs_dir
     if is_file(runs_dir):
@@ -38,9 +45,9 @@ def show_studies(arguments: Arguments) -> tuple[dict[str, Any], int]:
     folders = [path for path in listed(runs_dir, "[!.]*") if is_folder(path) and not is_file(path / "report.md")]
     for folder in folders:
         confine(folder)
-    scheduler = Scheduler()
-    scheduler.states({job for folder in folders for job in _open_jobs(folder)})
-    records = [summary(folder, scheduler) for folder in folders]
+    views = Views()
+    views.of({job for folder in folders for job in _open_jobs(folder)})
+    records = [summary(folder, views) for folder in folders]
     records.sort(key=lambda one: one["changed_at"] or "", reverse=True)
     show(COLUMNS, records)
     if not records:
@@ -54,7 +61,7 @@ def _open_jobs(study_dir: Path) -> Iterable[Claim]:
     return ()
 
 
-def summary(study_dir: Path, scheduler: Scheduler) -> dict[str, Any]:
+def summary(study_dir: Path, views: Views) -> dict[str, Any]:
     """Return what ``list`` has of one folder. A damaged one has a ``problem``.
 
     A run of the manifest that has no folder yet is pending.
@@ -63,7 +70,8 @@ def summary(study_dir: Path, scheduler: Scheduler) -> dict[str, Any]:
     record |= {"changed_at": None, "best_val_ppl": None, "problem": None}
     states: Counter[State] = Counter()
     try:
-        runs, file = observe_study(study_dir, scheduler), study_record_file(study_dir)
+        require_format(study_dir)
+        runs, file = observe_study(study_dir, views), study_record_file(study_dir)
         if not runs and not is_file(file):
             return {**record, "problem": "holds no runs"}
         there = [one.run.path for one in runs if exists(one.run.path)] or [file if is_file(file) else study_dir]
@@ -72,7 +80,7 @@ def summary(study_dir: Path, scheduler: Scheduler) -> dict[str, Any]:
         record |= {"changed_at": changed_at.isoformat(timespec="seconds"), "best_val_ppl": min(best, default=None)}
         states.update(one.observation.state for one in runs)
         problems: list[str] = []
-        states["pending"] += len(StudyRecord(study_dir, problems.append).absent(one.run.id for one in runs))
+        states["pending"] += len(KeptManifests(study_dir, problems.append).absent(one.run.id for one in runs))
         record["problem"] = next((line.removeprefix("warning: ") for line in problems), None)
     except SeqlmError as error:
         record["problem"] = str(error)
@@ -99,6 +107,27 @@ COLUMNS = (
     Column("changed", "changed_at", _local_time),
     Column("best val ppl", "best_val_ppl", perplexity, right=True),
 )
+
+
+# -- upgrade -------------------------------------------------------------------------------------------------------
+
+
+def upgrade_study(arguments: Arguments) -> tuple[dict[str, Any], int]:
+    """Convert a study of an earlier format into one that this version reads."""
+    from jobs.study.upgrade import upgrade  # it reads files of SLURM and of earlier versions
+
+    study_dir = find_any_study(arguments.study, arguments.runs_dir)
+    notes: list[str] = []
+    done = upgrade(study_dir, notes.append)
+    for line in notes:
+        tell(line)
+    name, now = study_name(study_dir), f"format {STUDY_FORMAT}"
+    if done is None:
+        say(f"{name} is of {now} already, which this version reads")
+    else:
+        say(f"{name} is of {now} now; its files of format {done.format} are in {done.earlier}")
+    before, earlier = (None, None) if done is None else (done.format, str(done.earlier))
+    return {"study": name, "format": STUDY_FORMAT, "before": before, "earlier": earlier, "notes": notes}, 0
 
 
 # -- clean ---------------------------------------------------------------------------------------------------------
@@ -195,7 +224,7 @@ def find_leftovers(
     """
     confine(study_dir)
     found: list[Leftover] = []
-    scheduler = Scheduler()
+    views = Views()
 
     @contextlib.contextmanager
     def left_alone() -> Iterator[None]:
@@ -229,7 +258,7 @@ def find_leftovers(
             raise UsageError(f"{study_dir} belongs to another user; clean deletes only in your own studies")
         for folder in (study_dir, study_dir / BEHAVIOUR_FOLDER, study_dir / CANARY_FOLDER):
             with left_alone():
-                observer = Observer(folder, scheduler)
+                observer = Observer(folder, views)
                 chosen = [RunDirectory(folder / run_id) for run_id in run_ids or ()]
                 for run in RunDirectory.unordered_in(folder) if run_ids is None else chosen:
                     with left_alone():

@@ -18,13 +18,23 @@ from jobs.cli.arguments import EXIT_RUN_FAILED, Arguments
 from jobs.cli.naming import chosen_runs, find_trained, named_runs
 from jobs.cli.view import Watcher, say_status, watch
 from jobs.registry import BACKENDS, backend_class
-from jobs.study.folder import ObservedRun, find_study, launcher_dir, observe_study, study_name, this_launcher
+from jobs.study.folder import (
+    ObservedRun,
+    find_study,
+    is_behaviour_study,
+    launcher_dir,
+    launcher_of,
+    observe_study,
+    study_name,
+    this_launcher,
+)
+from jobs.study.stopping import Stopping
 from seqlm.errors import FileError, UnfitFileError, UsageError, printable
-from seqlm.lease import live_owner, wait_until_free
+from seqlm.lease import wait_until_free
 from seqlm.reading import LARGEST_HASHED, open_regular, timestamp
 from seqlm.records.requests import RequestFile, Wanted
 from seqlm.requests import Requests, file_request
-from seqlm.rundir import RunDirectory
+from seqlm.rundir import CANARY_FOLDER, RunDirectory
 
 FOLLOW_SECONDS = 1.0
 """Interval at which a followed log and the state of its run are polled, as with ``tail -f``."""
@@ -214,14 +224,18 @@ def cancel(arguments: Arguments) -> tuple[Any, int]:
             refused="nothing is cancelled; choose runs with --only, or answer y",
         )
     marked = mark(runs)
-    problems: dict[str, str | None] = {}
+    problems: dict[Path, str] = {}
     requests = Requests(study_dir).newest_first() if marked else ()
     for name in BACKENDS.keys() & {request.record.backend for request in requests}:
         if (kind := backend_class(name)).is_scheduled:
             problems |= kind.cancel(study_dir, marked)
-    problems |= wait_until_stopped(one for one in marked if one.run.id not in problems)
+    canaries = cancel_canaries(study_dir) if marked else []
+    problems = wait_until_stopped([*marked, *canaries]) | problems
+    for one in canaries:
+        if one.run.path in problems:
+            terminal.tell(f"error: the canary of {one.name}: {problems[one.run.path]}")
     for one in marked:
-        if (problem := problems.get(one.run.id)) is None:
+        if (problem := problems.get(one.run.path)) is None:
             terminal.say(f"cancelled {one.name}")
         else:
             terminal.tell(f"error: {one.name}: {problem}")
@@ -233,8 +247,8 @@ def cancel(arguments: Arguments) -> tuple[Any, int]:
         # Its launcher is about to exit; a `retry` now must not find it there.
         wait_until_free([launcher_dir(study_dir)], seconds=10)
     ids = {one.run.id for one in marked}
-    records = [{**run.to_dict(), "problem": problems.get(run.run.id)} for run in after if run.run.id in ids]
-    return {"study": study_dir.name, "runs": records}, EXIT_RUN_FAILED if any(problems.values()) else 0
+    records = [{**run.to_dict(), "problem": problems.get(run.run.path)} for run in after if run.run.id in ids]
+    return {"study": study_dir.name, "runs": records}, EXIT_RUN_FAILED if problems else 0
 
 
 def mark(runs: Iterable[ObservedRun]) -> list[ObservedRun]:
@@ -254,16 +268,26 @@ def mark(runs: Iterable[ObservedRun]) -> list[ObservedRun]:
     return found
 
 
-def wait_until_stopped(runs: Iterable[ObservedRun]) -> dict[str, str]:
-    """Wait until no worker is running any of these runs. Return run id -> a line, for each that has not stopped."""
-    runs, found = list(runs), {}
-    wait_until_free([one.run.lease_dir for one in runs], seconds=STOP_SECONDS)
-    for one in runs:
-        if (owner := live_owner(one.run.lease_dir)) is not None:
-            who = f"its worker on {owner.host or 'an unknown host'} (process {owner.pid or 'unknown'})"
-            line = f"marked as cancelled, but {who} has not stopped yet; see status, and end it there if it hangs"
-            found[one.run.id] = line
-    return found
+def cancel_canaries(study_dir: Path) -> list[ObservedRun]:
+    """Mark the canaries of a study as cancelled if no run is left for which they run, and return them."""
+    folder = study_dir / CANARY_FOLDER
+    if is_behaviour_study(study_dir) or not RunDirectory.any_in(folder):
+        return []
+    left = [one for one in observe_study(study_dir) if one.observation.state in ("queued", "running")]
+    if not all(one.run.is_cancelled() for one in left):
+        return []
+    has_launcher = launcher_of(study_dir) is not None
+    canaries = observe_study(folder)
+    return mark(one for one in canaries if has_launcher or one.observation.state in ("queued", "running"))
+
+
+def wait_until_stopped(runs: Iterable[ObservedRun]) -> dict[Path, str]:
+    """Wait until no worker trains any of these runs. Return the folder of each that is trained on, and a line."""
+    stopping = Stopping([one.run for one in runs])
+    return {
+        folder: f"marked as cancelled, but {who} has not stopped yet; see status, and end it there if it hangs"
+        for folder, who in stopping.wait(STOP_SECONDS).items()
+    }
 
 
 # -- schema, data -------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TextIO, final
 from jobs import terminal
 from jobs.study.budget import Budget
 from jobs.study.folder import ObservedRun, Seen, launcher_of, observe_study, study_name
-from jobs.study.record import NOTES, StudyRecord
+from jobs.study.record import NOTES, KeptManifests
 from jobs.terminal import STATE, Column, lines_of, show
 from seqlm import machine
 from seqlm.config import varying_keys
@@ -174,7 +174,7 @@ def _measured(observed: ObservedRun) -> tuple[dict[str, Any], Hashable, float | 
         if seconds is None and rate and tokens:
             seconds = tokens / rate
         if tokens and (step or 0) >= WARM_STEPS:
-            estimate = StudyRecord(run.path.parent).estimate(config.fingerprint())
+            estimate = KeptManifests(run.path.parent, only=("estimates",)).estimate(config.fingerprint())
             expected = tokens / (estimate[0] / estimate[1]) if estimate else None
     other_host = worker.host if worker.host != socket.gethostname() else None
     gpu = None if worker.gpu is None else machine.short_name(worker.gpu)

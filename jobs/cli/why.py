@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from jobs import terminal
-from jobs.backends.base import Waiting
 from jobs.cli.arguments import Arguments
 from jobs.cli.naming import chosen_runs, named_runs
 from jobs.cli.view import played, records_of
@@ -19,7 +18,8 @@ from jobs.plan.capacity import with_noun
 from jobs.plan.limits import alike, used
 from jobs.registry import BACKENDS, backend_class
 from jobs.study.folder import ObservedRun, find_study, launcher_of, observe_study
-from jobs.study.record import StudyRecord
+from jobs.study.record import KeptManifests
+from jobs.study.scheduler import Waiting
 from seqlm.enough import enough
 from seqlm.errors import FileError, SeqlmError
 from seqlm.hang import waiting_ranks
@@ -27,17 +27,10 @@ from seqlm.reading import finite, timestamp
 from seqlm.records.attempts import Start, Worker
 from seqlm.records.batch import Batch
 from seqlm.requests import numbered
+from seqlm.state import KINDS
 
 GO_ON = "`run` starts it, or goes on from its last checkpoint"
-NEXT = {
-    "oom": "more ranks, a GPU with more memory, or more mem_gb; then `retry`",
-    "diverged": "lower optim.lr, which makes it another run; `retry` ends the same",
-    "start": "see its log: its worker ended before it began; then `retry`",
-    "code": "correct what its log says, then `retry`",
-    "cancelled": "`retry` goes on from its last checkpoint",
-    "stopped": "`retry --kind stopped` goes on from its last checkpoint",
-}
-"""Kind of a failure that is final, or state of a run -> what to do, if that is not :data:`GO_ON`."""
+STOPPED = "`retry --kind stopped` goes on from its last checkpoint"
 LEAST_SLOWER, SIBLINGS, TENTHS = 1.25, 3, 9
 """An epoch of a slow run typically takes ``LEAST_SLOWER`` times as long as with at least ``SIBLINGS`` runs like it, and
 longer than ``TENTHS`` tenths of the epochs of each of them: where programs share a machine, all have slow epochs."""
@@ -84,7 +77,10 @@ def details_of(one: ObservedRun, job: Waiting | None, starts_at: float | None) -
             details["sooner"] = f"timeout_min = {limit} would start about {_clock(start)}; runs resume exactly"
         details["do"] = job.action
     elif seen.state in ("pending", "cancelled", "stopped", "failed"):
-        details["do"] = NEXT.get(seen.kind or seen.state, GO_ON) if seen.is_final else GO_ON
+        advice = STOPPED if seen.state == "stopped" else None
+        if seen.kind is not None and seen.is_final:
+            advice = KINDS[seen.kind].advice
+        details["do"] = advice or GO_ON
     if waiting := waiting_ranks(run, attempt):
         details["waiting"] = waiting
     if seen.state == "failed":
@@ -131,7 +127,7 @@ def slow_runs(runs: Iterable[ObservedRun]) -> dict[str, str]:
             others = [other for other in group if other[0] is not one]
             usual = statistics.median(median for _, median, _ in others) if len(others) >= SIBLINGS else math.inf
             if one.config and own >= LEAST_SLOWER * usual and own > max(slowest for _, _, slowest in others):
-                estimate = StudyRecord(one.run.path.parent).estimate(one.config.fingerprint())
+                estimate = KeptManifests(one.run.path.parent, only=("estimates",)).estimate(one.config.fingerprint())
                 plan = f", {own * estimate[1] / estimate[0]:.1f} x plan" if estimate else ""
                 found[one.run.id] = f", {own / usual - 1:.0%} slower than its {len(others)} siblings{plan}"
     return found

@@ -20,7 +20,7 @@ from jobs.manifests.policy import Policy
 from jobs.spec import RunSpec
 from jobs.study.folder import ObservedRun, Observer, observe_study
 from jobs.study.launched import TASK_SETTINGS
-from jobs.study.record import StudyRecord
+from jobs.study.record import KeptManifests
 from seqlm.config import DataConfig, RunConfig
 from seqlm.errors import FileError, UsageError, printable
 from seqlm.files import file_sha256
@@ -171,7 +171,7 @@ class BehaviourLaunch:
             FileError: a file cannot be read.
         """
         self.study_dir = study_dir
-        runs, listed = observe_study(study_dir), StudyRecord(study_dir).behaviour
+        runs, listed = observe_study(study_dir), KeptManifests(study_dir).behaviour
         checksum = functools.cache(file_sha256)  # a judge of several runs is read once
         self.jobs: list[BehaviourJob] = []
         """Every chosen job, whether or not it needs computing."""
@@ -204,7 +204,7 @@ class BehaviourLaunch:
 
     def options(self) -> LaunchOptions:
         """Return the options by which a launch of these jobs differs from a launch of runs."""
-        policy = StudyRecord(self.study_dir, terminal.tell).policy
+        policy = KeptManifests(self.study_dir, terminal.tell).policy
         return LaunchOptions(
             study_dir=self.study_dir / BEHAVIOUR_FOLDER,
             worker=("-m", WORKER),

@@ -78,6 +78,8 @@ def check(todo: Sequence[PlannedRun], executor: Executor, code: Code, options: L
         return
     canaries = found.items
     Dispatcher(executor, code, of_canaries(options), writes_queue=False).dispatch(canaries)
+    if any(item.run.is_cancelled() for item in canaries):
+        return  # with all runs of the launch
     failed: list[str] = []
     kinds = set()
     for item in canaries:

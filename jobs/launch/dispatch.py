@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, final
 
 from jobs import terminal
-from jobs.attempt.attempt import Attempt, end_left
+from jobs.attempt.attempt import Attempt, end_left, record_unstarted
 from jobs.attempt.supervisor import KILL_SECONDS, Ended
 from jobs.backends.base import Executor
 from jobs.launch.background import STOP_SECONDS
@@ -22,7 +22,7 @@ from jobs.study.budget import Budget
 from jobs.study.folder import newest_limit, this_launcher, write_queue
 from jobs.study.kept_code import Code
 from seqlm.ends import End, Verdict, verdict
-from seqlm.errors import EXIT_BUSY, STOPPED_EXITS, FileError, file_errors
+from seqlm.errors import EXIT_BUSY, EXIT_RUNG, STOPPED_EXITS, FileError, file_errors
 from seqlm.gpus import TakenError
 from seqlm.hang import hung_seconds
 from seqlm.records.attempts import Exit, Start
@@ -38,6 +38,9 @@ LOOKS = 3
 """Number of looks at the files of an ended run before an error in reading them becomes its failure."""
 GRACE_SECONDS = 1.0
 """How much later than a worker this process may get a signal that was sent to both."""
+MARGIN_SECONDS = 45.0
+"""How long before all processes are ended from outside a worker is killed that does not stop. Less is left if less than
+twice that is left when it is asked to stop."""
 QUEUE_SECONDS = 1.0
 """Least time between two writings of the queue for ``status``."""
 
@@ -205,7 +208,8 @@ class Dispatcher:
 
     def _start(self, item: PlannedRun) -> None:
         """Start an attempt of a run, unless it was cancelled or another process took it while it waited."""
-        run, attempt = item.run, None
+        run, begun = item.run, 0
+        attempt: Attempt | None = None
         try:
             with file_errors("read or write", item.run.path, within=True):
                 if self._is_ours(item):
@@ -217,29 +221,32 @@ class Dispatcher:
                 run.create_as_launched()
                 submission = next_submission(item, self._options, self._code, self._executor.memory_mb)
             attempt = Attempt(submission, self._host.where)
-            is_first = attempt.number == last + 1 and attempt.record_start(
-                Start(
-                    request=self._options.request,
-                    backend=self._executor.name,
-                    job_id=self._executor.job,
-                    node=self._executor.node,
-                    memory_mb=self._executor.memory_mb,
-                    job_start=self._host.job_start,
-                    launcher=this_launcher(),
-                )
-            )
+            is_first = attempt.number == last + 1 and attempt.record_start(self._start_record())
             if not is_first:  # another job has started it since: look again, since a listing may show that late
                 self._queue.put_back(item, not_before=time.monotonic() + LOOK_SECONDS)
                 return
+            begun = attempt.number
             job_id = self._executor.submit(submission)
         except FileError as error:
-            self._have_trouble(item, error, attempt.number if attempt else 0)
+            self._have_trouble(item, error, begun)
             return
         except TakenError as taken:
             self._give_way(item, attempt, str(taken))
             return
         # Kept before anything else can fail, so that an error stops this worker too.
         self._live.append(_Live(id=job_id, item=item, attempt=attempt))
+
+    def _start_record(self) -> Start:
+        """Return the record of an attempt that this process starts."""
+        return Start(
+            request=self._options.request,
+            backend=self._executor.name,
+            job_id=self._executor.job,
+            node=self._executor.node,
+            memory_mb=self._executor.memory_mb,
+            job_start=self._host.job_start,
+            launcher=this_launcher(),
+        )
 
     def _give_way(self, item: PlannedRun, attempt: Attempt | None, why: str) -> None:
         """Queue a run again whose place somebody else has taken. Its attempt has not failed: no rank has started."""
@@ -345,8 +352,10 @@ class Dispatcher:
         if failures:
             self._messages.failure(run, failures, seen.reason, is_final=found.delay is None)
         self._look_at_budget(run)
-        if is_ours and ended.exit_code == EXIT_BUSY and seen.state not in ("done", "stopped", "cancelled"):
-            # The attempt has written nothing, since the other worker may.
+        found_another = ended.exit_code == EXIT_BUSY and seen.state not in ("done", "stopped", "cancelled")
+        has_failed = ended.exit_code not in (0, EXIT_RUNG) and one.stop_asked is None
+        if is_ours and (found_another or (has_failed and seen.state == "running")):
+            # Another worker has the run. That this attempt has ended says nothing of the run.
             found = self._count_unseen(item, one.attempt.number)
         else:
             self._unseen.pop(run.id, None)
@@ -393,17 +402,22 @@ class Dispatcher:
                 self.left[item.run.id] = message
         if found.delay is not None:
             self._retry(item, self._unseen[item.run.id][-1], found)
+        else:
+            self._not_here.add(item.run.id)  # its files may not say that it is over
 
     def _record(self, item: PlannedRun, attempt: int, kind: FailureKind, message: str, **more: Any) -> bool:
         """Record how an attempt failed (0: it was not even started). Return whether that could be written.
 
-        Of a run that a later request names, nothing is recorded.
+        Of a run that a later request names, nothing is recorded, nor if another process has just started it.
         """
         record = Exit(kind=kind, message=message, where=self._host.where, **more)
         try:
             with file_errors("read or write", item.run.path, within=True):
-                if self._is_ours(item):
-                    item.run.write_exit(attempt or item.run.last_attempt() + 1, record)
+                if self._is_ours(item) and attempt:
+                    item.run.write_exit(attempt, record)
+                elif self._is_ours(item):
+                    # Two such failures in a row do not show that the node is sick: it may have started nothing.
+                    record_unstarted(item.run, replace(self._start_record(), node=None), record)
         except FileError as error:
             self._warn(f"{item.spec.name}: {error}")
             return False
@@ -421,13 +435,24 @@ class Dispatcher:
             terminal.tell(f"stopping {workers} between two steps; once more ends them at once")
             for one in self._alive:
                 self._executor.stop(one.id, force=False)
-            self._wait_for_ends(self._host.stop_seconds, lambda: self._interrupts.kill)
+            self._wait_for_ends(self._stop_seconds(), lambda: self._interrupts.kill)
         finally:
             for one in self._alive:
                 self._executor.stop(one.id, force=True)
             self._wait_for_ends(KILL_SECONDS, lambda: False)
             for one in self._alive:
                 terminal.tell(f"warning: {one.unkillable}")
+
+    def _stop_seconds(self) -> float:
+        """Return how long workers may take to stop, so that their end can still be recorded.
+
+        A time that has passed says nothing: somebody has raised the time limit since, or a clock is wrong.
+        """
+        seconds, ends_at = self._host.stop_seconds, self._executor.ends_at
+        left = -1.0 if ends_at is None else ends_at - time.time()
+        if left < 0:
+            return seconds
+        return min(seconds, max(left - MARGIN_SECONDS, left / 2))
 
     def _wait_for_ends(self, seconds: float, is_enough: Callable[[], bool]) -> None:
         """Wait until no worker lives, at most ``seconds``, and no longer than until ``is_enough``."""

@@ -4,7 +4,6 @@ import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from jobs.attempt.attempt import micro_batches
 from jobs.attempt.supervisor import worker_variables
@@ -16,7 +15,7 @@ from jobs.spec import Submission
 from jobs.study.kept_code import Code
 from seqlm.ends import End, Verdict
 from seqlm.environment import ATTEMPT, DATA, LAUNCHED, MICRO_BATCHES
-from seqlm.records.studies import TaskFile
+from seqlm.records.studies import StudyFile, TaskFile
 from seqlm.rundir import Observation, RunDirectory
 from seqlm.search import Search
 from seqlm.state import FailureKind
@@ -50,7 +49,7 @@ class LaunchOptions:
     """Environment variables for the workers."""
     canary: bool | None = None
     """Whether canaries run before the grid. ``None`` means that the number of runs decides."""
-    record: Mapping[str, Any] | None = None
+    record: StudyFile | None = None
     """What to write about the manifest in ``study.json``. ``None`` means that no manifest is known."""
     request: int | None = None
     """The request that this launch serves. A run that a later one names is left to that. ``None``: there is none."""

@@ -27,7 +27,7 @@ from jobs.study.budget import Budget
 from jobs.study.folder import Observer, launcher_dir, launching, study_name, this_launcher, write_queue
 from jobs.study.kept_code import Code, keep_code, live_code
 from jobs.study.launched import TASK_SETTINGS
-from jobs.study.record import COMMANDING
+from jobs.study.record import COMMANDING, commanding
 from seqlm.architectures import CustomConfig
 from seqlm.config import RunConfig
 from seqlm.data.corpus import CorpusFacts, cached_facts, load_corpus, resolve_data
@@ -301,7 +301,7 @@ def _record_launch(specs: Sequence[RunSpec], options: LaunchOptions) -> None:
     digests = {fingerprint for spec in specs for fingerprint in spec.may_run()}
     digests |= {table_digest(TASK_SETTINGS, task.settings) for task in options.tasks.values()}
     if options.record is not None:
-        digests |= {table_digest(name, options.record.get(name)) for name in COMMANDING}
+        digests |= {table_digest(name, commanding(options.record, name)) for name in COMMANDING}
     launched.record(options.code_dir or options.study_dir, digests, terminal.tell)
 
 

@@ -19,8 +19,8 @@ from jobs.manifests.policy import Notify, Policy
 from jobs.manifests.reader import Problems, check_plain, check_tables
 from jobs.registry import BACKENDS
 from seqlm.config import OPEN_TABLES, Seed, base_key, valid_keys
+from seqlm.records.studies import MAX_RUNS
 from seqlm.resources import Resources
-from seqlm.rundir import MAX_RUNS
 from seqlm.schema import Table, TableT, Valid, fits, show, unknown_key
 from seqlm.search import Search
 

@@ -24,7 +24,7 @@ from seqlm.errors import UsageError, nearest, nearest_key
 from seqlm.notes import Noted, read_notes
 from seqlm.resources import Resources
 from seqlm.rundir import RunDirectory
-from seqlm.state import FailureKind, State
+from seqlm.state import KINDS, State
 
 _Item = TypeVar("_Item")
 
@@ -40,7 +40,7 @@ _KEYS = ("name", "id", "fingerprint", *valid_keys(), *(f"resources.{name}" for n
 _CHOICES = {
     **{key: choices for key in valid_keys() if (choices := choices_of(key))},
     "state": get_args(State),
-    "kind": get_args(FailureKind),
+    "kind": tuple(KINDS),
     "origin": get_args(Origin),
 }
 """Key -> its only valid values."""

@@ -33,8 +33,8 @@ from seqlm.architectures import CustomConfig
 from seqlm.config import LARGEST_SEED, RunConfig, valid_keys
 from seqlm.errors import ConfigError, FileError, ManifestError, ModelError, UsageError, nearest_key
 from seqlm.model_files import ModelFiles, read_model_files
+from seqlm.records.studies import MAX_RUNS
 from seqlm.resources import Resources
-from seqlm.rundir import MAX_RUNS
 from seqlm.schema import Arguments, read, show
 from seqlm.search import Search, group_sizes, never_stops
 

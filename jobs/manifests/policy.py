@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
 from seqlm.schema import Line, NotNegative, Table, Valid
+from seqlm.state import KINDS
 
 UNLIMITED = "unlimited"
 
@@ -25,20 +26,21 @@ class Policy(Table):
     NAME = "policy"
     NO_KEYS: ClassVar[Mapping[str, str]] = {
         kind: f"{{name}}: such a failure is never retried automatically; use `retry --kind {kind}`"
-        for kind in ("code", "diverged")
+        for kind, row in KINDS.items()
+        if row.retries == 0
     } | {"without_progress": "{name}: no such key any more; use policy.max_stalled_retries"}
 
     checkpoint_min: Annotated[float, Valid("a number of minutes above 0", above=0)] = 10
     """Minutes between two checkpoints within an epoch."""
-    oom: _Limit = 3
+    oom: _Limit = KINDS["oom"].retries
     """Retries of a run that ran out of memory, each with micro-batches of half the size."""
-    timeout: _Limit = 20
+    timeout: _Limit = KINDS["timeout"].retries
     """Resumes after a job's time limit."""
-    node: _Limit = "unlimited"
+    node: _Limit = KINDS["node"].retries
     """Retries after a lost node, GPU, disk or rank."""
-    preempted: _Limit = "unlimited"
+    preempted: _Limit = KINDS["preempted"].retries
     """Resumes after a preemption."""
-    start: _Limit = 2
+    start: _Limit = KINDS["start"].retries
     """Retries of a run whose worker ended before it began, on another node if there is one."""
     max_stalled_retries: NotNegative = 10
     """Consecutive retries, of any kind, without progress: no finished epoch and no later checkpoint.

@@ -116,7 +116,8 @@ class Earlier:
 def fitting(
     root: Path,
     todo: Sequence[PlannedRun],
-    partitions: Collection[str],
+    backend: str,
+    is_like: Callable[[Mapping[str, str]], bool],
     most: Limits,
     *,
     save_seconds: float,
@@ -124,9 +125,10 @@ def fitting(
 ) -> dict[str, Limits]:
     """Return the limits that fit, by run id, of those of ``todo`` for which that is known.
 
-    It is known from runs of the same model on the same text, with the same resources. Only attempts on SLURM in one of
-    ``partitions`` count, of all studies of this user below ``root``. What cannot be read is left out. ``save_seconds``
-    is as in :meth:`Earlier.limits`, and ``sharing`` tells ``runs``.
+    It is known from runs of the same model on the same text, with the same resources. Only attempts on this
+    ``backend`` count whose variables say that their nodes were alike (``is_like``), of all studies of this user below
+    ``root``. What cannot be read is left out. ``save_seconds`` is as in :meth:`Earlier.limits`, and ``sharing`` tells
+    ``runs``.
     """
     kinds = {item.run.id: (alike(item.spec.config), replace(item.spec.resources, priority=0)) for item in todo}
     configs, earlier = {config for config, _ in kinds.values()}, defaultdict[Hashable, Earlier](Earlier)
@@ -137,8 +139,7 @@ def fitting(
             for attempt in {number for epoch in epochs if type(number := epoch.get("attempt")) is int}:
                 start = Start.read(run.attempt_dir(attempt)) or Start()
                 worker = run.read_worker(attempt)
-                place = run.read_environment(worker).variables.get("SLURM_JOB_PARTITION")
-                if start.backend == "slurm" and place in partitions:
+                if start.backend == backend and is_like(run.read_environment(worker).variables):
                     resources = replace(start.resources, priority=0)
                     device = worker.device or ""
                     earlier[config, resources].add(run, attempt, resources.ranks, device, epochs)

@@ -7,7 +7,7 @@ from jobs.plan.estimate import Estimate
 from jobs.spec import RunSpec
 from seqlm.data.corpus import CorpusFacts
 from seqlm.rundir import Observation, RunDirectory
-from seqlm.state import FREE
+from seqlm.state import KINDS
 
 Action: TypeAlias = Literal["start", "resume", "extend", "skip"]
 """``extend``: the run is done, and this launch requests more epochs."""
@@ -61,7 +61,7 @@ def plan(
     A run that is running or queued is skipped. A run that is done is extended if more epochs are requested, else
     skipped. A run that a search stopped is skipped unless ``retry`` is set, however many epochs are requested. A run
     that was cancelled or failed is skipped, unless ``retry`` is set, the failure is not final, or it was not the run's
-    own fault (``FREE``). Every other run resumes from its checkpoint, or starts if it has none.
+    own fault. Every other run resumes from its checkpoint, or starts if it has none.
 
     ``before`` is the number of epochs that the latest launch requested; ``None``: there was none. This launch replaces
     it, so a run may also end earlier than planned. A run that has trained more epochs than requested ends where it is.
@@ -71,6 +71,7 @@ def plan(
     action: Action = "skip"
     reason: str | None = None
     has_failed = observation.state in ("failed", "cancelled")
+    is_free = observation.kind is not None and KINDS[observation.kind].is_free
     was_stopped = observation.state == "stopped"
     ends_here = has_checkpoint and epochs <= gone and epochs < before
     if observation.state in ("running", "queued"):
@@ -87,7 +88,7 @@ def plan(
         elif epochs > gone:
             reason += f" after {gone} epochs; it cannot go on to {epochs}, because its last.pt was deleted"
             reason += f"; move {run.path} away to train it again"
-    elif has_failed and observation.is_final and not (retry or ends_here) and observation.kind not in FREE:
+    elif has_failed and observation.is_final and not (retry or ends_here or is_free):
         reason = f"{observation.reason or observation.state}; `retry` starts it again"
     elif was_stopped and not retry:
         reason = f"{observation.reason}; `retry --kind stopped` lets it go on"

@@ -2,14 +2,14 @@
 
 Every launch records the whole manifest as written, whatever ``--only`` selects and ``--set`` changes, so that the
 report can list runs that were never launched. What other manifests planned for the study is kept.
-:class:`jobs.study.record.StudyRecord` reads it.
+:class:`jobs.study.record.KeptManifests` reads it.
 """
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from jobs.manifests.load import Manifest
 from jobs.manifests.secrets import looks_secret
@@ -18,14 +18,19 @@ from jobs.spec import RunSpec
 from seqlm.config import RunConfig
 from seqlm.data.corpus import resolve_data
 from seqlm.errors import FileError, SeqlmError
-from seqlm.files import read_json, write_json
+from seqlm.records.studies import AuthorNote, Claim, Entry, Estimate, Excluded, Group, StudyFile
 from seqlm.rundir import STUDY_FORMAT, study_record_file
 
-PLAN = ("planned", "excluded", "expectations", "groups", "notes", "samples")
-"""Sections whose entries belong to a manifest each."""
+
+class _OfManifest(Protocol):
+    @property
+    def manifest(self) -> str | None: ...
 
 
-def record_of(manifest: Manifest, chosen: Sequence[RunSpec], data_path: Path | None) -> dict[str, Any]:
+_PartT = TypeVar("_PartT", bound=_OfManifest)
+
+
+def record_of(manifest: Manifest, chosen: Sequence[RunSpec], data_path: Path | None) -> StudyFile:
     """Return what ``study.json`` records of a manifest. Runs are identified by their fingerprints, as folders are.
 
     ``chosen`` are the runs to launch, with the digest of their corpus filled in. For the other runs it is filled in if
@@ -49,61 +54,52 @@ def record_of(manifest: Manifest, chosen: Sequence[RunSpec], data_path: Path | N
         name: epochs[name] | {key: value for key, value in found.to_dict().items() if value is not None}
         for name, found in manifest.published.items()
     }
-    named = {"manifest": manifest.path.name}
-    return {
-        "version": STUDY_FORMAT,
-        "study": manifest.study,
-        **named,
-        "folder": str(manifest.path.parent.absolute()),
-        "planned": [
-            {
-                "number": spec.order + 1,
-                "name": spec.name,
-                "fingerprint": prints[spec.name],
-                "arch": spec.config.model.kind,
-                "optimizer": spec.config.optim.kind,
-                "config": written[spec.name].by_key(),
-                "published": published.get(spec.name, {}),
-                **_after(replace(spec, config=written[spec.name])),
-                **named,
-            }
-            for spec in manifest.written
-        ],
-        "excluded": [{**run, **named} for run in manifest.excluded],
-        "expectations": [
-            {
-                **claim,
-                "lower": [prints[name] for name in claim["lower"]],
-                "higher": [prints[name] for name in claim["higher"]],
-                **named,
-            }
-            for claim in manifest.expectations
-        ],
-        "groups": [
-            {"title": title, "runs": [prints[name] for name in names], **named}
-            for title, names in manifest.groups.items()
-        ],
-        "notes": [{"part": part, "text": text, **named} for part, text in manifest.notes.items()],
-        "samples": [{**sample, **named} for sample in manifest.samples],
-        "behaviour": list(
-            dict.fromkeys(
-                fingerprint
-                for spec in manifest.runs
-                if spec.entry in manifest.behaviour
-                for fingerprint in (prints[spec.entry], resolve(spec).fingerprint())
+    name = manifest.path.name
+    asked = [spec for spec in manifest.runs if spec.entry in manifest.behaviour]
+    asked_prints = (fingerprint for spec in asked for fingerprint in (prints[spec.entry], resolve(spec).fingerprint()))
+    return StudyFile(
+        version=STUDY_FORMAT,
+        study=manifest.study,
+        manifest=name,
+        folder=str(manifest.path.parent.absolute()),
+        planned=tuple(
+            Entry(
+                number=spec.order + 1,
+                name=spec.name,
+                fingerprint=prints[spec.name],
+                arch=spec.config.model.kind,
+                optimizer=spec.config.optim.kind,
+                config=written[spec.name].by_key(),
+                published=published.get(spec.name, {}),
+                after=replace(spec, config=written[spec.name]).first_fingerprint(),
+                manifest=name,
             )
+            for spec in manifest.written
         ),
-        "policy": manifest.policy.to_dict(),
-        "notify": None if manifest.notify is None else manifest.notify.to_dict(),
-        "search": None if manifest.search is None else manifest.search.to_dict(),
-        "backend": {name: _without_secrets(table) for name, table in manifest.backend.items()},
-    }
-
-
-def _after(spec: RunSpec) -> dict[str, str]:
-    """Return the fingerprint of the run that a final seed follows, as ``after``; nothing of another run."""
-    fingerprint = spec.first_fingerprint()
-    return {} if fingerprint is None else {"after": fingerprint}
+        excluded=tuple(Excluded(**run, manifest=name) for run in manifest.excluded),
+        expectations=tuple(
+            Claim(
+                **{
+                    **claim,
+                    "lower": tuple(prints[run] for run in claim["lower"]),
+                    "higher": tuple(prints[run] for run in claim["higher"]),
+                },
+                manifest=name,
+            )
+            for claim in manifest.expectations
+        ),
+        groups=tuple(
+            Group(title=title, runs=tuple(prints[run] for run in runs), manifest=name)
+            for title, runs in manifest.groups.items()
+        ),
+        notes=tuple(AuthorNote(part=part, text=text, manifest=name) for part, text in manifest.notes.items()),
+        samples=tuple({**sample, "manifest": name} for sample in manifest.samples),
+        behaviour=tuple(dict.fromkeys(asked_prints)),
+        policy=manifest.policy.to_dict(),
+        notify=None if manifest.notify is None else manifest.notify.to_dict(),
+        search=None if manifest.search is None else manifest.search.to_dict(),
+        backend={backend: _without_secrets(table) for backend, table in manifest.backend.items()},
+    )
 
 
 def _without_secrets(table: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,66 +111,61 @@ def _without_secrets(table: Mapping[str, Any]) -> dict[str, Any]:
     return {**table, "env": env, "env_pass": list(dict.fromkeys([*table.get("env_pass", ()), *names]))}
 
 
-def _with_other_manifests(record: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+def _with_other_manifests(record: StudyFile, before: StudyFile) -> StudyFile:
     """Return a record with what ``before`` has of other manifests, the manifests in the order of their first launches.
 
     A run that several manifests plan is an entry of the first. The runs are numbered consecutively.
     """
+    manifests = [*(entry.manifest for entry in before.planned if entry.manifest is not None), record.manifest]
+    place: dict[str | None, int] = {name: number for number, name in enumerate(dict.fromkeys(manifests))}
 
-    def earlier(section: str) -> list[Mapping[str, Any]]:
-        found = before.get(section)
-        entries = found if isinstance(found, list) else []
-        return [entry for entry in entries if isinstance(entry, dict) and isinstance(entry.get("manifest"), str)]
+    def together(earlier: Sequence[_PartT], now: Sequence[_PartT]) -> tuple[_PartT, ...]:
+        others = [part for part in earlier if part.manifest in place and part.manifest != record.manifest]
+        return tuple(sorted([*others, *now], key=lambda part: place.get(part.manifest, 0)))
 
-    this = record.get("manifest")
-    manifests = [*(entry["manifest"] for entry in earlier("planned")), this]
-    place = {name: number for number, name in enumerate(dict.fromkeys(manifests))}
-    found = dict(record)
-    for section in PLAN:
-        others = [entry for entry in earlier(section) if entry["manifest"] in place.keys() - {this}]
-        found[section] = sorted([*others, *record.get(section, [])], key=lambda entry: place[entry["manifest"]])
-    firsts: dict[str, Mapping[str, Any]] = {}
-    for entry in found["planned"]:
-        firsts.setdefault(str(entry.get("fingerprint")), entry)
-    found["planned"] = [{**entry, "number": number} for number, entry in enumerate(firsts.values(), start=1)]
-    return found
+    firsts: dict[str, Entry] = {}
+    for entry in together(before.planned, record.planned):
+        firsts.setdefault(entry.fingerprint, entry)
+    earlier = [one for one in before.samples if one.get("manifest") in place]
+    others = [one for one in earlier if one.get("manifest") != record.manifest]
+    samples = sorted([*others, *record.samples], key=lambda sample: place.get(sample.get("manifest"), 0))
+    return replace(
+        record,
+        planned=tuple(replace(entry, number=number) for number, entry in enumerate(firsts.values(), start=1)),
+        excluded=together(before.excluded, record.excluded),
+        expectations=together(before.expectations, record.expectations),
+        groups=together(before.groups, record.groups),
+        notes=together(before.notes, record.notes),
+        samples=tuple(samples),
+    )
 
 
-def write_record(
-    study_dir: Path, record: Mapping[str, Any], todo: Sequence[PlannedRun], tell: Callable[[str], None]
-) -> None:
+def write_record(study_dir: Path, record: StudyFile, todo: Sequence[PlannedRun], tell: Callable[[str], None]) -> None:
     """Write ``study.json`` with the estimate of each run in ``todo``, if anything has changed.
 
     The caller owns the study. Problems with the file are reported through ``tell`` and never stop a launch,
     since only the report needs it.
     """
-    path = study_record_file(study_dir)
-    before: Mapping[str, Any] = {}
-    try:
-        before = read_json(path) or {}
-    except FileError as error:
-        tell(f"warning: {error}; it is replaced, and the estimates and plans of earlier launches are lost")
-    kept = before.get("estimates")
-    estimates = dict(kept) if isinstance(kept, dict) else {}
+    before = StudyFile.read_parts(study_record_file(study_dir), lambda line: tell(f"warning: {line}; it is replaced"))
+    estimates = dict(before.estimates)
     for item in todo:
         if item.estimate is not None:
             estimates[item.spec.fingerprint] = _estimate(item, estimates.get(item.spec.fingerprint))
-    after = {**_with_other_manifests(record, before), "estimates": estimates}
+    after = replace(_with_other_manifests(record, before), estimates=estimates)
     if after == before:
         return
     try:
-        write_json(path, after)
+        after.write(study_dir)
     except FileError as error:
         tell(f"warning: {error}; the report will lack the facts of the manifest")
 
 
-def _estimate(item: PlannedRun, earlier: Any) -> dict[str, Any]:
+def _estimate(item: PlannedRun, earlier: Estimate | None) -> Estimate:
     """Return the seconds that a run takes for all its epochs, by an epoch as it was estimated before the run began."""
     epochs = item.spec.config.train.epochs
     each = None if item.seconds is None else item.seconds / max(1, epochs - item.epochs_done)
-    match earlier:
-        case {"seconds": int() | float() as seconds, "epochs": int(covered)} if covered > 0:
-            each = seconds / covered
-        case {"seconds": None} if item.action != "start":  # the run itself has shown its speed since
-            each = None
-    return {"seconds": None if each is None else each * epochs, "epochs": epochs}
+    if earlier is not None and earlier.seconds is not None and earlier.epochs is not None:
+        each = earlier.seconds / earlier.epochs
+    elif earlier is not None and earlier.seconds is None and item.action != "start":
+        each = None  # the run itself has shown its speed since
+    return Estimate(seconds=None if each is None else each * epochs, epochs=epochs)

@@ -4,18 +4,19 @@ All attempts of runs and canaries count, those that failed too. Behaviour jobs d
 attempt are those that its workers recorded, so that the clocks of other nodes do not matter.
 
 A dispatcher keeps the totals. When one of its runs ends it reads the attempts of that run alone. What live runs and
-those of other launchers and jobs have used, it learns from a reading of all attempts every :data:`READ_SECONDS`.
+those of other launchers and jobs have used, it learns from a reading of all attempts every :data:`READ_SECONDS`. That
+is done in pieces, so that it does not keep the dispatcher from its workers.
 """
 
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Self, TypeAlias, TypeVar, final
 
 from jobs.manifests.policy import Policy
-from jobs.study.record import StudyRecord
+from jobs.study.record import KeptManifests
 from seqlm.errors import DamagedFileError, UnfitFileError
 from seqlm.lease import last_sign_of
 from seqlm.reading import listed, moment
@@ -32,6 +33,8 @@ READ_SECONDS = 5.0
 """Least time between two readings of the attempts while runs are live."""
 READ_SHARE = 0.05
 """Largest share of the time that reading may take: a shared disk needs seconds to list a large study."""
+LONGEST_PIECE_SECONDS = 0.1
+"""Time after which a reading is left to the next call."""
 
 Hours: TypeAlias = Mapping[str, float]
 """An amount of computing: hours of each of :data:`UNITS`."""
@@ -79,38 +82,69 @@ class Budget:
         """Their total."""
         self._ended: set[_Attempt] = set()
         """The attempts that have ended, which are not read again."""
+        self._reading: Iterator[None] | None = None
+        """The reading that is not complete yet."""
+        self._found: dict[_Attempt, Hours] = {}
+        """What that has found so far."""
+        self._took = 0.0
+        """How many seconds it has taken so far."""
         self._next = -math.inf
+        """When the next reading begins, on the monotonic clock."""
 
     @classmethod
     def kept(cls, study_dir: Path, default: Policy | None = None) -> Self:
         """Return the budget that ``study.json`` has now. ``default`` counts if that has no policy."""
-        return cls(study_dir, StudyRecord(study_dir).policy or default or Policy())
+        return cls(study_dir, KeptManifests(study_dir, only=("policy",)).policy or default or Policy())
 
     def renew(self) -> None:
         """Take the limits that ``study.json`` has now. What the attempts have used is kept."""
-        self.limits = _limits(StudyRecord(self._study_dir).policy or Policy())
+        self.limits = _limits(KeptManifests(self._study_dir, only=("policy",)).policy or Policy())
 
     def spent(self, *, at_once: bool = False) -> Hours:
-        """Return what all attempts have used so far. They are read, unless that was done ``READ_SECONDS`` ago.
+        """Return what all attempts have used so far, as last read.
 
-        ``at_once``: read them in any case.
+        The first call reads all of them. A later one reads a piece, or nothing if they were read ``READ_SECONDS`` ago.
+        ``at_once``: read all of them in any case.
 
         Raises:
             FileError: a file cannot be read. A damaged one counts as missing.
         """
-        started = time.monotonic()
-        if at_once or started >= self._next:
-            runs = (*listed(self._study_dir), *_unless_linked(lambda: listed(self._study_dir / CANARY_FOLDER)))
-            self._used = {key: hours for run in map(RunDirectory, runs) for key, hours in self._used_by(run).items()}
-            self._spent = total(self._used.values())
-            took = time.monotonic() - started
-            self._next = started + max(READ_SECONDS, took / READ_SHARE)
+        now = time.monotonic()
+        is_whole = at_once or self._next == -math.inf
+        if is_whole or (self._reading is None and now >= self._next):
+            self._reading, self._found, self._took = self._read_all(), {}, 0.0
+        if self._reading is not None:
+            self._read_on(self._reading, until=math.inf if is_whole else now + LONGEST_PIECE_SECONDS)
         return self._spent
+
+    def _read_on(self, reading: Iterator[None], until: float) -> None:
+        """Go on with a reading until it is complete, or the monotonic clock has reached ``until``."""
+        began = time.monotonic()
+        self._reading = None  # a reading that fails begins again at the next call
+        for _ in reading:
+            if time.monotonic() >= until:
+                self._took += time.monotonic() - began
+                self._reading = reading
+                return
+        now = time.monotonic()
+        self._took += now - began
+        self._used, self._found = self._found, {}
+        self._spent = total(self._used.values())
+        self._next = now + max(READ_SECONDS, self._took / READ_SHARE)
+
+    def _read_all(self) -> Iterator[None]:
+        """Read what all attempts have used, one run at a time."""
+        runs = (*listed(self._study_dir), *_unless_linked(lambda: listed(self._study_dir / CANARY_FOLDER)))
+        for run in map(RunDirectory, runs):
+            self._found |= self._used_by(run)
+            yield
 
     def count(self, run: RunDirectory) -> None:
         """Read what the attempts of one run have used, and nothing of other runs. Errors as of :meth:`spent`."""
         if self.limits:
-            self._used |= self._used_by(run)
+            used = self._used_by(run)
+            self._used |= used
+            self._found |= used  # a reading may have passed this run already
             self._spent = total(self._used.values())
 
     def _used_by(self, run: RunDirectory) -> dict[_Attempt, Hours]:

@@ -3,8 +3,10 @@
 import contextlib
 import functools
 import os
+import re
 import socket
 import statistics
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,26 +16,37 @@ from jobs import terminal
 from jobs.manifests.filters import RESULTS, Origin, facts_of
 from jobs.manifests.load import load_manifest
 from jobs.manifests.policy import Policy
+from jobs.registry import SCHEDULERS
 from jobs.spec import RunSpec
 from jobs.study.budget import Budget
-from jobs.study.record import StudyRecord
-from jobs.study.squeue import Claim, Scheduler
+from jobs.study.record import KeptManifests
+from jobs.study.scheduler import Claim, Views
 from seqlm.architectures import CustomConfig
 from seqlm.config import RunConfig
 from seqlm.errors import FileError, SeqlmError, UnfitFileError, UsageError
 from seqlm.files import remove
 from seqlm.lease import claim, kept, live_owner
 from seqlm.model_files import read_model_files
-from seqlm.reading import confine, exists, finite, is_file, is_folder, listed, one_look, timestamp
+from seqlm.reading import confine, exists, finite, is_file, is_folder, listed, one_look, status, timestamp
 from seqlm.records.attempts import LauncherProcess, Start
 from seqlm.records.batch import Batch, Submitted, Withdrawn
 from seqlm.records.requests import RequestFile
 from seqlm.records.runs import Provenance
 from seqlm.records.studies import QueueFile
 from seqlm.requests import Request, Requests, file_request
-from seqlm.rundir import BEHAVIOUR_FOLDER, CANARY_FOLDER, Observation, RunDirectory, require_format, study_record_file
+from seqlm.rundir import (
+    BEHAVIOUR_FOLDER,
+    CANARY_FOLDER,
+    UPGRADE_FOLDER,
+    Observation,
+    RunDirectory,
+    require_format,
+    study_record_file,
+)
 from seqlm.state import View
 
+OLD_SECONDS = 3600.0
+"""Age of a temporary file whose writer is not known to be gone, from which on it is."""
 LAST = ("train_ppl", "val_ppl", "train_tokens_per_second")
 """Numbers of a run's last epoch that are shown while it trains."""
 
@@ -132,6 +145,18 @@ class ObservedRun:
 
 
 def find_study(argument: str, runs_dir: Path) -> Path:
+    """Return the folder of a study that this version reads, given as for :func:`find_any_study`.
+
+    Raises:
+        UsageError: there is no such study, or it is of another format.
+        FileError: the folder cannot be read.
+    """
+    found = find_any_study(argument, runs_dir)
+    require_format(found)
+    return found
+
+
+def find_any_study(argument: str, runs_dir: Path) -> Path:
     """Return the folder of a study given by its folder, by its manifest, or by its name below ``runs_dir``.
 
     From then on, no link below it is followed (:func:`seqlm.reading.confine`).
@@ -144,16 +169,15 @@ def find_study(argument: str, runs_dir: Path) -> Path:
     folders = [folder for folder in (path, runs_dir / argument) if is_folder(folder)]
     for folder in folders:
         confine(folder)
+        is_study = is_file(study_record_file(folder)) or exists(folder / UPGRADE_FOLDER)
         # A launcher that has just started makes these files in a moment.
-        if RunDirectory.any_in(folder) or is_file(study_record_file(folder)) or launcher_of(folder) is not None:
-            require_format(folder)
+        if is_study or RunDirectory.any_in(folder) or launcher_of(folder) is not None:
             return folder
     if is_file(path):
         folder = runs_dir / load_manifest(path).study
         confine(folder)
         if not is_folder(folder):
             raise UsageError(f"{path}: this study has not been launched yet (no folder {folder}); use run {path}")
-        require_format(folder)
         return folder
     if folders:
         raise UsageError(f"{folders[0]}: expected a study's folder, found no runs in it")
@@ -181,7 +205,7 @@ class Seen:
 
     def __init__(self, study_dir: Path) -> None:
         """Nothing is read yet."""
-        self.scheduler = Scheduler()
+        self.views = Views()
         self.budget = Budget(study_dir, Policy())
         self._study_dir = study_dir
         self._over: dict[str, tuple[Request | None, ObservedRun]] = {}
@@ -208,7 +232,7 @@ class Seen:
 @one_look()
 def observe_study(
     study_dir: Path,
-    scheduler: Scheduler | None = None,
+    views: Views | None = None,
     ids: Collection[str] | None = None,
     *,
     seen: Seen | None = None,
@@ -217,7 +241,7 @@ def observe_study(
 
     The arguments are as in :class:`Observer`.
     """
-    observer, plan = Observer(study_dir, scheduler, ids, seen=seen), StudyRecord(study_dir)
+    observer, plan = Observer(study_dir, views, ids, seen=seen), KeptManifests(study_dir)
     why_not_started = functools.cache(lambda: _failed_canary(study_dir))
     observed = []
     for run in RunDirectory.unordered_in(study_dir, observer.over):
@@ -243,7 +267,8 @@ def _failed_canary(study_dir: Path) -> str | None:
         return str(error)
     canaries = map(observer.look_at, runs)
     for one in canaries:
-        if one.observation.state in ("failed", "cancelled") and one.config is not None:
+        is_told = one.observation.state == "cancelled" and one.run.is_cancelled()  # with all runs, by its user
+        if one.observation.state in ("failed", "cancelled") and one.config is not None and not is_told:
             log = one.run.stderr_log(max(1, one.run.last_attempt()))
             why = f"canary {pair_of(one.config)} failed: {one.observation.reason}"
             return f"held back: {why}; run again after the fix (see {log})"
@@ -262,22 +287,22 @@ class Observer:
     def __init__(
         self,
         study_dir: Path,
-        scheduler: Scheduler | None = None,
+        views: Views | None = None,
         ids: Collection[str] | None = None,
         *,
         seen: Seen | None = None,
     ) -> None:
-        """Query SLURM about the jobs of these runs. ``ids`` ``None``: of all runs.
+        """Query schedulers about the jobs of these runs. ``ids`` ``None``: of all runs.
 
-        Callers that look at several studies keep one ``scheduler``, which queries SLURM less often. Callers that poll
-        a study keep what they have ``seen``.
+        Callers that look at several studies keep one ``views``, so that schedulers are asked less often. Callers that
+        poll a study keep what they have ``seen``.
         """
         self._requests = Requests(study_dir)
         self.over: Mapping[str, ObservedRun] = {} if seen is None else seen.over(self._requests)
         """The runs that a caller has seen to be over, by id. They are not read again."""
-        scheduler = scheduler or (Scheduler() if seen is None else seen.scheduler)
+        views = views or (Views() if seen is None else seen.views)
         jobs = open_jobs(study_dir, ids, self.over)
-        states = scheduler.states(job for job, _ in jobs.values() if job is not None)
+        states = views.of(job for job, _ in jobs.values() if job is not None)
         self.jobs: Mapping[str, View] = {
             run_id: View(reason=why) if job is None else states[job] for run_id, (job, why) in jobs.items()
         }
@@ -338,7 +363,24 @@ def launching(study_dir: Path) -> Iterator[None]:
         remove(listed(study_dir, ".*.json.*.tmp"))  # of dead launchers
         with contextlib.suppress(UnfitFileError):  # a link, in whose place nothing is kept
             remove(listed(study_dir / "code", ".*.tmp"))
+        for folder in (study_dir, study_dir / CANARY_FOLDER):
+            with contextlib.suppress(UnfitFileError):
+                remove(_dead_files(folder / "launches"))
         yield
+
+
+def _dead_files(launches: Path) -> Iterator[Path]:
+    """Yield the temporary files next to requests whose writers are gone. The caller owns the study.
+
+    Only owners write plans and scripts. Other commands and jobs write further files there: theirs are dead once they
+    are old.
+    """
+    for folder in listed(launches, "[0-9]*"):
+        for path in listed(folder, ".*.tmp"):
+            is_owners = re.match(r"[.](plan|submitted)[.]json[.]|[.][^.]+[.]sh[.]", path.name) is not None
+            with contextlib.suppress(FileNotFoundError):
+                if is_owners or abs(time.time() - status(path).st_mtime) > OLD_SECONDS:
+                    yield path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -431,7 +473,7 @@ def open_jobs(
 
 def _submitted(study_dir: Path) -> dict[str, tuple[Claim | None, str]]:
     newest = Requests(study_dir).by_run()
-    requests = {request.number: request for request in newest.values() if request.record.backend == "slurm"}
+    requests = {request.number: request for request in newest.values() if request.record.backend in SCHEDULERS}
     jobs = ((request, *found) for request in requests.values() for found in _jobs_of(request))
     return {run_id: (job, why) for request, run_id, job, why in jobs if newest.get(run_id) is request}
 
@@ -444,11 +486,11 @@ def _jobs_of(request: Request) -> Iterator[tuple[str, Claim | None, str]]:
     for array in batch.arrays:
         for place, run_id in enumerate(array.runs):
             if array.job is None:
-                why = f"SLURM takes no more jobs of yours now ({array.why}); the next `run` submits it"
+                why = f"no more jobs of yours are taken now ({array.why}); the next `run` submits it"
                 yield run_id, None, why
             else:
                 task = f"{array.job}_{place % max(1, array.jobs)}"
-                yield run_id, Claim(array.job if array.is_pool else task, request.folder), ""
+                yield run_id, Claim(array.job if array.is_pool else task, request.folder, batch.scheduler), ""
 
 
 def write_queue(study_dir: Path, waiting: Mapping[str, str], request: int | None = None) -> None:

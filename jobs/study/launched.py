@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from jobs.study.record import COMMANDING, StudyRecord
+from jobs.study.record import COMMANDING, KeptManifests, commanding
 from seqlm.errors import FileError
 from seqlm.records.studies import TaskFile
 from seqlm.rundir import BEHAVIOUR_FOLDER, RunDirectory
@@ -24,8 +24,8 @@ def record(study_dir: Path, digests: Collection[str], tell: Callable[[str], None
 
 def trust_study(study_dir: Path, tell: Callable[[str], None]) -> None:
     """Record all that a study keeps and could run: runs, settings of behaviour, tables with commands."""
-    raw = StudyRecord(study_dir).raw
-    digests = {table_digest(name, raw[name]) for name in COMMANDING if name in raw}
+    kept = KeptManifests(study_dir).file
+    digests = {table_digest(name, commanding(kept, name)) for name in COMMANDING}
     for run in RunDirectory.unordered_in(study_dir):
         with contextlib.suppress(FileError):
             digests.add(run.read_config().fingerprint())

@@ -1,10 +1,10 @@
-"""``study.json`` as launches from manifests have written it: the plan, the policy, the search and the backends.
+"""What launches have kept of their manifests in ``study.json``: the plan, the policy, the search and the backends.
 
 :mod:`jobs.plan.record` writes it. No command needs it: what is damaged counts as not kept.
 """
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, final
 
@@ -12,9 +12,9 @@ from jobs.manifests.filters import Origin
 from jobs.manifests.policy import Notify, Policy
 from jobs.manifests.reader import Problems, check_tables
 from seqlm.config import RunConfig
-from seqlm.errors import FileError, UsageError, printable
-from seqlm.files import read_json
+from seqlm.errors import UsageError, printable
 from seqlm.records.runs import Provenance
+from seqlm.records.studies import Entry, StudyFile
 from seqlm.requests import Requests
 from seqlm.rundir import FINGERPRINT_DIGITS, slugify, study_record_file
 from seqlm.schema import TableT
@@ -35,22 +35,34 @@ NOTES: Mapping[Origin | None, str] = {
 }
 
 
-@final
-class StudyRecord:
-    """The record of a study, read once. Empty if there is none."""
+def commanding(file: StudyFile, name: str) -> Any:
+    """Return a table of ``COMMANDING`` as plain data, of which a launch records the digest."""
+    table = getattr(file, name)
+    return list(table) if isinstance(table, tuple) else table
 
-    def __init__(self, study_dir: Path, tell: Callable[[str], None] = lambda line: None) -> None:
-        """``tell`` is called with a warning for a damaged file, and for a damaged part of it when that is read."""
+
+@final
+class KeptManifests:
+    """What a study's folder keeps of its manifests, read once. Empty if there is nothing."""
+
+    def __init__(
+        self,
+        study_dir: Path,
+        tell: Callable[[str], None] = lambda line: None,
+        *,
+        only: Collection[str] | None = None,
+    ) -> None:
+        """``tell`` is called with a warning for each damaged part of the file.
+
+        ``only``: the parts that the caller needs. ``None``: all, of which the plan takes most time.
+        """
         self._study_dir, self._tell = study_dir, tell
-        self.raw: Mapping[str, Any] = {}
-        try:
-            self.raw = read_json(study_record_file(study_dir)) or {}
-        except FileError as error:
-            tell(f"warning: {error}; what it says of the manifest is left out")
+        path = study_record_file(study_dir)
+        self.file = StudyFile.read_parts(path, lambda line: tell(f"warning: {line}"), only=only)
 
     def distrusted(self, name: str) -> str | None:
         """Return why a table of ``COMMANDING`` is not used; ``None``: this user has launched it, or it is empty."""
-        table = self.raw.get(name)
+        table = commanding(self.file, name)
         what = f"{COMMANDING[name]} in {printable(str(self._study_dir))}"
         return distrusted({table_digest(name, table): what}) if table else None
 
@@ -59,7 +71,7 @@ class StudyRecord:
     @property
     def policy(self) -> Policy | None:
         """The policy of the last launch from a manifest. ``None``: it was not kept."""
-        return self._table(Policy)
+        return self._table(Policy, self.file.policy)
 
     @property
     def notify(self) -> Notify | None:
@@ -67,12 +79,12 @@ class StudyRecord:
         if why := self.distrusted("notify"):
             self._tell(f"warning: no messages are sent: {why}; --trust sends them")
             return None
-        return self._table(Notify)
+        return self._table(Notify, self.file.notify)
 
     @property
     def search(self) -> Search | None:
         """The search of the last launch from a manifest. ``None``: it was no search."""
-        return self._table(Search)
+        return self._table(Search, self.file.search)
 
     @property
     def backends(self) -> Mapping[str, Mapping[str, Any]]:
@@ -82,7 +94,7 @@ class StudyRecord:
             UsageError: this user has not launched them. They have lines of shell, and variables for programs.
         """
         problems = Problems()
-        found = check_tables(self.raw.get("backend", {}), str(study_record_file(self._study_dir)), problems)
+        found = check_tables(self.file.backend, str(study_record_file(self._study_dir)), problems)
         if self._warn(problems, "backend"):
             return {}
         if why := self.distrusted("backend"):
@@ -92,10 +104,10 @@ class StudyRecord:
     @property
     def manifest(self) -> Path:
         """Where the manifest of the last launch was: beside this process if that was not kept."""
-        return Path(str(self.raw.get("folder", "")), str(self.raw.get("manifest", "")))
+        return Path(self.file.folder or "", self.file.manifest or "")
 
-    def _table(self, kind: type[TableT]) -> TableT | None:
-        problems, raw = Problems(), self.raw.get(kind.NAME)
+    def _table(self, kind: type[TableT], raw: Mapping[str, Any] | None) -> TableT | None:
+        problems = Problems()
         found = problems.read(kind, raw, str(study_record_file(self._study_dir))) if raw else None
         self._warn(problems, kind.NAME)
         return found
@@ -108,48 +120,44 @@ class StudyRecord:
     # -- runs ------------------------------------------------------------------------------------------------------
 
     @functools.cached_property
-    def planned(self) -> list[Mapping[str, Any]]:
+    def planned(self) -> list[Entry]:
         """The entries of all manifests, those of the latest launch last."""
-        planned, latest = self.raw.get("planned"), self.raw.get("manifest")
-        entries = [entry for entry in planned if isinstance(entry, dict)] if isinstance(planned, list) else []
-        return sorted(entries, key=lambda entry: entry.get("manifest") == latest)
+        return sorted(self.file.planned, key=lambda entry: entry.manifest == self.file.manifest)
 
     @functools.cached_property
-    def _by_digits(self) -> Mapping[str, Mapping[str, Any]]:
-        return {str(entry.get("fingerprint"))[:FINGERPRINT_DIGITS]: entry for entry in self.planned}
+    def _by_digits(self) -> Mapping[str, Entry]:
+        return {entry.fingerprint[:FINGERPRINT_DIGITS]: entry for entry in self.planned}
 
     @functools.cached_property
-    def _by_name(self) -> Mapping[str, Mapping[str, Any]]:
-        return {str(entry.get("name")): entry for entry in self.planned}
+    def _by_name(self) -> Mapping[str, Entry]:
+        return {entry.name: entry for entry in self.planned}
 
     @property
     def behaviour(self) -> dict[str, str]:
         """Fingerprint -> name, of each run whose behaviour the manifest asks for."""
-        listed = self.raw.get("behaviour")
-        prints = [text for text in listed if isinstance(text, str)] if isinstance(listed, list) else []
-        names = {str(entry.get("fingerprint")): str(entry.get("name")) for entry in self.planned}
-        return {text: names.get(text, text) for text in prints}
+        names = {entry.fingerprint: entry.name for entry in self.planned}
+        return {text: names.get(text, text) for text in self.file.behaviour}
 
     def estimate(self, fingerprint: str) -> tuple[float, int] | None:
         """Return the estimated seconds of a run, and for how many epochs. ``None``: nothing was estimated."""
-        estimates = self.raw.get("estimates")
-        match estimates.get(fingerprint) if isinstance(estimates, dict) else None:
-            case {"seconds": int() | float() as seconds, "epochs": int(epochs)} if seconds > 0 < epochs:
-                return seconds, epochs
-        return None
+        found = self.file.estimates.get(fingerprint)
+        if found is None or found.epochs is None or found.seconds is None or found.seconds <= 0:
+            return None
+        return found.seconds, found.epochs
 
     def origin(self, run_id: str, config: RunConfig | None, provenance: Provenance) -> Origin | None:
         """Return how a run belongs to the plan. ``None``: unknown."""
         entry = self._by_digits.get(run_id.rpartition("-")[2])
         if entry is not None:
-            latest = self.raw.get("manifest")
-            has_own = self.planned[-1].get("manifest") == latest  # else it plans what others do
-            return "manifest" if has_own and entry.get("manifest") != latest else "planned"
+            latest = self.file.manifest
+            has_own = self.planned[-1].manifest == latest  # else it plans what others do
+            return "manifest" if has_own and entry.manifest != latest else "planned"
         if config is None or not self.planned:
             return None
-        plan = self._by_name.get(str(provenance.entry or provenance.name), {}).get("config")
-        if not isinstance(plan, dict):
+        named = self._by_name.get(str(provenance.entry or provenance.name))
+        if named is None or not named.config:
             return "orphaned"
+        plan = named.config
         differs = {key for key, value in config.by_key().items() if plan.get(key, value) != value} - {"train.epochs"}
         if plan.get("data.sha256") is None:  # the launch did not find the text of this entry
             differs -= {"data.sha256"}
@@ -159,7 +167,7 @@ class StudyRecord:
             return "model"
         return "orphaned" if differs and "--set" not in provenance.command else "planned"
 
-    def absent(self, run_ids: Iterable[str]) -> dict[str, Mapping[str, Any]]:
+    def absent(self, run_ids: Iterable[str]) -> dict[str, Entry]:
         """Return the entries without a folder, by digits. One of which only variants (``--set``) ran is not absent.
 
         Raises:
@@ -170,5 +178,5 @@ class StudyRecord:
         return {
             digits: entry
             for digits, entry in self._by_digits.items()
-            if digits not in known and (digits in launched or slugify(str(entry.get("name"))) not in known)
+            if digits not in known and (digits in launched or slugify(entry.name) not in known)
         }

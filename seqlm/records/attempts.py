@@ -35,7 +35,7 @@ class Start(Record):
     memory_mb: int | None = None
     """Memory of each node of the job, in MiB. ``None``: unknown."""
     job_start: str | None = None
-    """The start of that job, such as ``0-3/2``: the second one of job 3 of array 0 (:mod:`slurm.slot`)."""
+    """The start of that job, such as ``0-3/2``: the second one of job 3 of array 0 (:mod:`jobs.scheduled.slot`)."""
     launcher: LauncherProcess | None = None
     resources: Resources = field(default_factory=Resources)
     micro_batches: Count = 1

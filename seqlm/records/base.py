@@ -10,7 +10,7 @@ import contextlib
 import functools
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self, TypeAlias
@@ -74,6 +74,29 @@ class Record:
                 raise
             tell(str(error))
             return None
+
+    @classmethod
+    def read_parts(cls, path: Path, tell: Tell, *, only: Collection[str] | None = None) -> Self:
+        """Return the record in a file, of which each field is read on its own. Each field needs a default.
+
+        A field that is damaged has its default, and is one line for ``tell``. If there is no file, or it cannot be read
+        at all, all fields have their defaults. Likewise those that are not in ``only``. ``None``: all are read.
+        """
+        try:
+            raw = read_json(path) or {}
+        except FileError as error:
+            tell(str(error))
+            raw = {}
+        found = made(cls, "", {})
+        for field in fields(cls):
+            if field.name in raw and (only is None or field.name in only):
+                try:
+                    part = made(cls, "", {field.name: raw[field.name]})
+                except WrongFieldError as error:
+                    tell(f"{path} is damaged ({error}); {field.name} is as if it were not given")
+                else:
+                    vars(found)[field.name] = getattr(part, field.name)
+        return found
 
     @classmethod
     def from_plain(cls, raw: Mapping[str, Any], path: Path) -> Self:

@@ -20,7 +20,7 @@ class Limits(Record):
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class ArrayPlan(Record):
-    """An array: equal jobs, and their runs (:mod:`slurm.share`)."""
+    """An array: equal jobs, and their runs (:mod:`jobs.scheduled.share`)."""
 
     runs: Mapping[str, Resources]
     """Run id -> its resources, in the order in which the runs start."""
@@ -32,7 +32,7 @@ class ArrayPlan(Record):
     """Cores of each node. Likewise ``gpus``."""
     gpus: int
     accelerator_type: str | None = None
-    """The type of the GPUs, as SLURM has it. ``None``: any."""
+    """The type of the GPUs, as the scheduler has it. ``None``: any."""
     at_once: int | None
     """Maximum number of runs of a job at once. ``None``: as many as there is room for."""
     timeout_min: int
@@ -54,9 +54,9 @@ class ArrayPlan(Record):
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Batch(Record):
-    """``plan.json``: what the jobs of a submission do. The arrays are as the scheduler has taken them."""
+    """``batch.json``: what the jobs of a submission do. The arrays are as the scheduler has taken them."""
 
-    FILE: ClassVar[str] = "plan.json"
+    FILE: ClassVar[str] = "batch.json"
 
     options: Mapping[str, Any] = field(default_factory=dict)
     """Those of the launch (:class:`jobs.launch.job.LaunchOptions`), as plain data."""
@@ -71,6 +71,8 @@ class Batch(Record):
     """How long before its time limit a job gets a signal."""
     must_have_nodes: bool = False
     """Whether the settings name the nodes of the jobs, so that none can be excluded."""
+    scheduler: str = "slurm"
+    """The name of the scheduler."""
     grid: str | None = None
     """The folder of the request whose jobs wait for these, which are canaries. ``None``: they are none."""
 

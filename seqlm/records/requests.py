@@ -68,9 +68,9 @@ class Folder(Record):
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Folders(Record):
-    """``runs.json``: what the folders of the runs of a request get."""
+    """``folders.json``: what the folders of the runs of a request get."""
 
-    FILE: ClassVar[str] = "runs.json"
+    FILE: ClassVar[str] = "folders.json"
 
     provenance: Provenance = field(default_factory=Provenance)
     """The part that is common to all."""

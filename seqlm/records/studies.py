@@ -1,11 +1,136 @@
-"""The files of a study besides its runs and requests: the queue of its launcher, notes, and the code that it keeps."""
+"""The files of a study besides runs and requests: what its manifests say, the queue of its launcher, notes, code."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeAlias
 
 from seqlm.records.attempts import LauncherProcess
 from seqlm.records.base import Record
+from seqlm.schema import Count, Valid
+
+_NAME = "[a-z0-9_][a-z0-9_.-]*"
+_Inside: TypeAlias = Annotated[str, Valid("a path in the study", pattern=f"^{_NAME}(/{_NAME})?$")]
+MAX_RUNS = 10_000
+"""Most runs of a study."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Entry(Record):
+    """A run that a manifest plans, as written there. Likewise the records below, up to :class:`StudyFile`.
+
+    Each has the name of the file of its manifest, so that a launch of one manifest keeps what others have planned.
+    """
+
+    OPTIONAL: ClassVar[frozenset[str]] = frozenset({"after", "manifest"})
+
+    number: Annotated[int, Valid(f"a whole number from 1 to {MAX_RUNS:,}", least=1, most=MAX_RUNS)]
+    """Place in the plan of the study, from 1."""
+    name: str = ""
+    fingerprint: str = ""
+    arch: str | None = None
+    optimizer: str | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """Dotted key -> value, before ``--set``."""
+    published: Mapping[str, Any] = field(default_factory=dict)
+    """What has been published of the run. Empty: nothing."""
+    after: str | None = None
+    """Fingerprint of the run that a final seed of a search follows. ``None``: it follows none."""
+    manifest: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Excluded(Record):
+    """A run that the manifest leaves out on purpose."""
+
+    OPTIONAL: ClassVar[frozenset[str]] = frozenset({"manifest"})
+
+    name: str | None = None
+    arch: str | None = None
+    optimizer: str | None = None
+    manifest: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Claim(Record):
+    """What is expected before the study: the lowest ``metric`` of some runs is below that of some others."""
+
+    OPTIONAL: ClassVar[frozenset[str]] = frozenset({"manifest"})
+
+    text: str
+    metric: str
+    lower: tuple[str, ...] = ()
+    """Fingerprints. Likewise ``higher``."""
+    higher: tuple[str, ...] = ()
+    why: str | None = None
+    """The reason. ``None``: none is given."""
+    manifest: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Group(Record):
+    """Runs with curves and a table of their own in the report."""
+
+    OPTIONAL: ClassVar[frozenset[str]] = frozenset({"manifest"})
+
+    title: str
+    runs: tuple[str, ...] = ()
+    """Fingerprints."""
+    manifest: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class AuthorNote(Record):
+    """An author's text for a part of the report, in Markdown."""
+
+    OPTIONAL: ClassVar[frozenset[str]] = frozenset({"manifest"})
+
+    part: str
+    text: str
+    manifest: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Estimate(Record):
+    """What ``plan`` would have said of a run when it was first launched."""
+
+    seconds: float | None = None
+    """``None``: unknown."""
+    epochs: Count | None = None
+    """Epochs that take so long."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class StudyFile(Record):
+    """``study.json``: what the manifests of a study say, for readers that have only its folder.
+
+    It is read part by part (:meth:`read_parts`): a mistake in a group of the report must not hide the policy.
+    """
+
+    FILE: ClassVar[str] = "study.json"
+
+    version: int | None = None
+    """Format of the study's files (:data:`seqlm.rundir.STUDY_FORMAT`)."""
+    study: str | None = None
+    manifest: str | None = None
+    """Name of the file of the manifest of the last launch. Likewise what follows ``samples``."""
+    folder: str | None = None
+    """Where that file was."""
+    planned: tuple[Entry, ...] = ()
+    excluded: tuple[Excluded, ...] = ()
+    expectations: tuple[Claim, ...] = ()
+    groups: tuple[Group, ...] = ()
+    notes: tuple[AuthorNote, ...] = ()
+    samples: tuple[Mapping[str, Any], ...] = ()
+    """The ``[[sample]]`` entries as written, each with the manifest's ``defaults``."""
+    behaviour: tuple[str, ...] = ()
+    """Fingerprints of the runs whose trained models the manifest asks about."""
+    policy: Mapping[str, Any] | None = None
+    notify: Mapping[str, Any] | None = None
+    search: Mapping[str, Any] | None = None
+    backend: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """The ``[backend.*]`` tables, without values that look like secrets."""
+    estimates: Mapping[str, Estimate] = field(default_factory=dict)
+    """By fingerprint."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -20,6 +145,20 @@ class QueueFile(Record):
     """Number of the request that the launcher serves."""
     waiting: Mapping[str, str] = field(default_factory=dict)
     """Run id -> why the run has not started, in queue order."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Upgrade(Record):
+    """``upgrade/upgrade.json``: how far ``seqlm upgrade`` is, which deletes the folder at its end."""
+
+    FILE: ClassVar[str] = "upgrade.json"
+
+    format: int = 0
+    """Format from which the study is converted."""
+    replaced: tuple[_Inside, ...] = ()
+    """Paths in the study of the old files and folders, which make room for those in ``upgrade/new``."""
+    are_moved: bool = False
+    """Whether all of them have moved away."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)

@@ -87,6 +87,7 @@ class Saving:
     def close(self) -> None:
         """End the thread once all is written."""
         self._thread.shutdown(wait=True)
+        self._trace.close()
 
 
 def _be_nice() -> None:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from jobs.scheduled.site import FAKE_GPU
 from seqlm.errors import UsageError
-from slurm.site import FAKE_GPU
 from slurm.testcluster.slots import MOST_NODES, Slot
 
 CLUSTER_NAME = "lab"

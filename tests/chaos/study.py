@@ -182,7 +182,7 @@ class Process:
     @property
     def is_job(self) -> bool:
         """Whether it is a job of SLURM that follows workers."""
-        return "slurm.job" in self.words and "srun" not in Path(self.words[0]).name
+        return "jobs.scheduled.job" in self.words and "srun" not in Path(self.words[0]).name
 
     @property
     def run_dir(self) -> Path:

@@ -217,7 +217,7 @@ def test_a_report_without_the_runs_that_the_manifest_asks_for_names_them(study: 
     study.runs["gru"].result_file.unlink()
     wanted = study.runs["gru"].read_config().fingerprint()
     record = {"planned": [{"number": 3, "name": "gru", "fingerprint": wanted}], "behaviour": [wanted]}
-    write_json(study.path / "study.json", {"version": 2, "study": "small", **record})
+    write_json(study.path / "study.json", {"version": 3, "study": "small", **record})
     code, _, err = study("report", "small")
     assert code == 0
     assert "none of the runs in [report] behaviour (gru) is done" in err

@@ -8,14 +8,16 @@ import pytest
 
 from jobs.launch.prepare import record_what_scheduler_knows
 from jobs.manifests.policy import Policy
-from jobs.plan.planned import PlannedRun
+from jobs.plan.planned import PlannedRun, plan
 from jobs.spec import RunSpec
 from seqlm.ends import End, Verdict, end_of, verdict
 from seqlm.errors import FileError
 from seqlm.files import write_json, write_json_lines
 from seqlm.records.attempts import Exit, RankEnd, Start
+from seqlm.resources import Resources
 from seqlm.rundir import Observation, RunDirectory
-from seqlm.state import FailureKind, State, View
+from seqlm.state import KINDS, FailureKind, Kind, State, View
+from tests.commands import ask
 from tests.facts import fail, launch_again
 from tests.seqlm.training.studies import make_config, make_run
 
@@ -44,10 +46,11 @@ RANKS = [
 EXITS = [
     Exit(kind="oom", message="killed for its memory", exit_code=-9),
     Exit(kind="node", message="killed", exit_code=-9),
+    Exit(kind="node", message="aborted", exit_code=-6),
     Exit(kind="timeout", message="the time limit"),
     Exit(kind=None, message="ended", exit_code=143),
 ]
-STRENGTH = ["killed for its memory", "too large", "killed", "a bug", "lost rank 1", "the time limit", ""]
+STRENGTH = ["killed for its memory", "too large", "killed", "a bug", "aborted", "lost rank 1", "the time limit", ""]
 """The strongest first."""
 
 
@@ -142,6 +145,26 @@ def test_a_node_that_failed_twice_in_a_row_is_sick() -> None:
 def test_a_policy_that_is_missing_or_damaged_allows_no_retry(policy: dict[str, Any]) -> None:
     for kind in ("oom", "node", "code"):
         assert verdict(policy, [failed(kind)], most_micro_batches=64).delay is None  # type: ignore[arg-type]
+
+
+def test_a_new_kind_of_failure_is_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The requests of the launch are older than the kind, so that their policy does not name it."""
+    monkeypatch.setitem(KINDS, "disk", Kind(retries=2, is_free=True, advice="free some space"))  # type: ignore[misc]
+    run = make_run(tmp_path / "study" / "run-00000001", make_config())
+    launch_again(run, Policy().to_dict())
+    for attempt in (1, 2, 3):
+        run.attempt_dir(attempt).mkdir(parents=True)
+        fail(run, {"kind": "disk", "message": "no space"})
+        seen = run.observe()
+        assert (seen.state, seen.kind, seen.is_final) == ("failed", "disk", attempt == 3)
+    assert run.observe().reason == "disk: no space, after 2 retries of this kind"
+    spec = RunSpec(name="run", config=run.read_config(), resources=Resources())
+    assert plan(spec, run, run.observe(), has_checkpoint=True, retry=False).action == "resume", "it is no fault of it"
+    run_view = View(stage="ended", reason="its job found no space", kind="disk")  # type: ignore[arg-type]
+    other = make_run(tmp_path / "study" / "run-00000002", make_config())
+    assert not other.observe(run_view).is_final
+    (shown,) = (ask(["why", "study", "run-00000001", "--runs-dir", "."], folder=tmp_path, env={}))["runs"]
+    assert shown["details"]["do"] == "free some space"
 
 
 # -- what files tell -----------------------------------------------------------------------------------------------

@@ -75,6 +75,19 @@ def test_a_live_lease_of_another_host_says_running_until_it_is_stale_released_or
     assert run.observe().state == "done"
 
 
+def test_a_live_run_is_running_however_a_newer_attempt_that_never_got_it_has_ended(run: RunDirectory) -> None:
+    run.attempt_dir(1).mkdir(parents=True)
+    owner = lease.claim(run.lease_dir, attempt=1, busy="busy")
+    run.write_exit(2, Exit(kind="code", message="it found no device"))
+    assert run.observe().state == "running"
+    assert not run.has_ended()
+    owner.release()
+    assert run.observe().state == "failed"
+    lease.claim(run.lease_dir, attempt=1, busy="busy")
+    run.write_exit(1, Exit(kind="node", message="its machine is gone"))
+    assert run.observe().state == "failed", "its end is recorded"
+
+
 SWEEPS = {
     "a new owner": (
         (2,),

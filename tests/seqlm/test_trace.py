@@ -3,19 +3,23 @@
 import math
 import os
 import struct
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeAlias
 from unittest.mock import Mock
 
 import pytest
 
 from seqlm.data.corpus import Corpus, load_corpus
 from seqlm.errors import DivergedError, LeaseLostError
-from seqlm.files import unguarded, write_json, write_json_lines
+from seqlm.files import Guard, unguarded, write_json, write_json_lines
 from seqlm.rundir import RunDirectory
 from seqlm.trace import ROW_BYTES, StepRow, TraceWriter, read_trace
 from seqlm.training.attempt import StopRequested
 from tests.outcome import outcome
 from tests.seqlm.training.studies import Attempt, make_config, make_run, write_text
+
+Made: TypeAlias = Callable[..., TraceWriter]
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +32,20 @@ def run(tmp_path: Path) -> RunDirectory:
     made = make_run(tmp_path / "run", make_config())
     write_json_lines(made.metrics_file, [{"epoch": 0, "steps": 4, "val_ppl": 1.0}])
     return made
+
+
+@pytest.fixture
+def made() -> Iterator[Made]:
+    """Make a writer, which is closed after the test."""
+    writers: list[TraceWriter] = []
+
+    def make(run: RunDirectory, guard: Guard = unguarded) -> TraceWriter:
+        writers.append(TraceWriter(run, guard))
+        return writers[-1]
+
+    yield make
+    for writer in writers:
+        writer.close()
 
 
 def rows_of(run: RunDirectory) -> list[StepRow]:
@@ -85,8 +103,8 @@ def test_a_run_that_goes_back_to_its_previous_checkpoint_forgets_what_came_after
     assert outcome(disturbed).differences(outcome(quiet)) == []
 
 
-def test_what_is_kept_is_on_disk_when_asked_and_nowhere_before(run: RunDirectory) -> None:
-    writer = TraceWriter(run, unguarded)
+def test_what_is_kept_is_on_disk_when_asked_and_nowhere_before(run: RunDirectory, made: Made) -> None:
+    writer = made(run)
     writer.begin(0)
     writer.add([(1.0, 2.0, 0.5), (3.0, 4.0, 0.5)])
     write = writer.take()
@@ -96,24 +114,59 @@ def test_what_is_kept_is_on_disk_when_asked_and_nowhere_before(run: RunDirectory
     assert rows_of(run) == [(1.0, 2.0, 0.5), (3.0, 4.0, 0.5)]
     writer.take()()
     assert rows_of(run)[2:] == [(5.0, 6.0, 0.5)]
-    again = TraceWriter(run, unguarded)
+    again = made(run)
     again.begin(1)
     assert rows_of(run) == [(1.0, 2.0, 0.5)]
 
 
-def test_a_worker_that_has_lost_the_run_writes_nothing(run: RunDirectory) -> None:
-    TraceWriter(run, unguarded).begin(3)
+def test_a_worker_that_has_lost_the_run_writes_nothing(run: RunDirectory, made: Made) -> None:
+    made(run).begin(3)
 
     def lost() -> None:
         raise LeaseLostError("another worker's")
 
     with pytest.raises(LeaseLostError):
-        TraceWriter(run, lost).begin(0)
+        made(run, lost).begin(0)
     assert len(rows_of(run)) == 3
 
 
-def test_a_trace_with_holes_or_a_cut_row_shows_what_it_has(run: RunDirectory) -> None:
-    writer = TraceWriter(run, unguarded)
+FIRST, SECOND = (1.0, 2.0, 0.5), (3.0, 4.0, 0.5)
+
+
+def test_a_worker_that_learns_late_that_it_has_lost_the_run_changes_nothing(run: RunDirectory, made: Made) -> None:
+    """Its last look at the lease was just before another worker took the run over."""
+    late, new = made(run), made(run)
+    late.begin(0)
+    late.add([FIRST])
+    write = late.take()
+    new.begin(0)
+    new.add([FIRST, SECOND])
+    new.take()()
+    write()
+    assert rows_of(run) == [FIRST, SECOND]
+
+
+def test_a_worker_that_begins_the_trace_while_it_loses_the_run_changes_nothing(run: RunDirectory, made: Made) -> None:
+    new, has_begun = made(run), False
+
+    def taken_over() -> None:
+        nonlocal has_begun
+        if has_begun:
+            raise LeaseLostError("another worker's")
+        has_begun = True
+        run.sweep(2)
+        new.begin(0)
+        new.add([FIRST, SECOND])
+        new.take()()
+
+    late = made(run, taken_over)
+    with pytest.raises(LeaseLostError):
+        late.begin(0)
+    assert rows_of(run) == [FIRST, SECOND]
+
+
+def test_a_trace_with_holes_or_a_cut_row_shows_what_it_has(run: RunDirectory, made: Made) -> None:
+    writer = made(run)
     writer.begin(1)  # of a run that an earlier version has begun
     writer.add([(1.0, 2.0, 0.5), (7.0, 8.0, 0.5)])
     writer.take()()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar, final
 from tests.simulation.kernel import Host, Process
 
 if TYPE_CHECKING:
+    from tests.simulation.slurm import Job
     from tests.simulation.story import Story
 
 
@@ -83,12 +84,16 @@ class Harm:
     """Name of a run -> how often its worker was disturbed, or its job came to an end."""
     errors: Counter[tuple[str, str]] = field(default_factory=Counter)
     """Name of a run and kind -> how often its worker has raised an error."""
-    failed: set[tuple[str, int]] = field(default_factory=set)
-    """Name of a run and number of an attempt whose worker has raised an error."""
+    failed: dict[tuple[str, int], str] = field(default_factory=dict)
+    """Name of a run and number of an attempt whose worker has raised an error -> its kind."""
+    still_seconds: float = 0.0
+    """For how long launchers stood still, which then watch nothing."""
     crashes: dict[str, tuple[float, str]] = field(default_factory=dict)
     """Name of a run -> until when its worker raises an error, and the kind of that."""
     hangs: dict[str, float] = field(default_factory=dict)
     """Name of a run -> how many seconds its worker hangs at the next epoch."""
+    aborts_until: float = 0.0
+    """Until when a rank that loses another one is ended by SIGABRT, as PyTorch does it with NCCL."""
     slow_start_until: float = 0.0
     """Until when a worker needs minutes to begin."""
     unreadable: dict[str, float] = field(default_factory=dict)
@@ -261,12 +266,20 @@ def requeue(story: Story, given: Accident) -> None:
         story.cluster.requeue(job)
 
 
+def ended_for_good(story: Story, *jobs: Job) -> None:
+    """Note that jobs are ended which nobody puts back. Without its canaries no run of a grid begins."""
+    story.harm.scancelled.update(job.array for job in jobs)
+    if any("/canary/" in job.folder for job in jobs):
+        for name in story.study.names:
+            story.harm.causes[name].add("canary")
+
+
 @accident
 def scancel(story: Story, given: Accident) -> None:
     jobs = [job for job in story.study_jobs if job.is_live]
     if (job := pick(jobs, given)) is not None:
         story.kernel.tell(f"a user types `scancel {job.id}`")
-        story.harm.scancelled.add(job.array)
+        ended_for_good(story, job)
         story.cluster.cancel(job)
 
 
@@ -275,7 +288,7 @@ def operator_cancels(story: Story, given: Accident) -> None:
     """An operator ends all jobs of the user, as one does before a maintenance."""
     if jobs := [job for job in story.study_jobs if job.is_live]:
         story.kernel.tell("an operator types `scancel -u user`")
-        story.harm.scancelled.update(job.array for job in jobs)
+        ended_for_good(story, *jobs)
         story.cluster.cancel(*jobs)
 
 
@@ -285,7 +298,7 @@ def memory_of_job_used_up(story: Story, given: Accident) -> None:
     if (job := pick(story.cluster.running(), given)) is not None:
         story.kernel.tell(f"job {job.id} uses more memory than it has")
         story.harm.hit_all(story.cluster.members(job))
-        story.harm.scancelled.add(job.array)
+        ended_for_good(story, job)
         story.cluster.end_for_memory(job)
 
 
@@ -348,6 +361,13 @@ def out_of_memory(story: Story, given: Accident) -> None:
 @accident
 def device_error(story: Story, given: Accident) -> None:
     raise_errors(story, given, "node")
+
+
+@accident
+def ranks_abort(story: Story, given: Accident) -> None:
+    if story.study.ranks > 1:
+        story.kernel.tell(f"a rank that loses another one aborts, for {given.seconds:g} s")
+        story.harm.aborts_until = story.kernel.now + given.seconds
 
 
 @accident
@@ -476,6 +496,7 @@ def interrupt_launcher(story: Story, given: Accident) -> None:
 def stop_launcher(story: Story, given: Accident) -> None:
     if (process := pick(launchers(story), given)) is not None:
         story.kernel.tell(f"{process} stands still for {given.seconds:g} s")
+        story.harm.still_seconds += given.seconds
         story.kernel.send(process, signal.SIGSTOP)
         story.kernel.after(given.seconds, lambda: story.kernel.send(process, signal.SIGCONT))
 

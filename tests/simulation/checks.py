@@ -15,17 +15,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, final
 
 from jobs.manifests.policy import Policy
+from jobs.scheduled.slot import NEWS
 from jobs.study.budget import Budget
 from seqlm import reading
 from seqlm.errors import SeqlmError
 from seqlm.rundir import RunDirectory
-from slurm.slot import NEWS
 from tests.simulation.accidents import name_of, rank_of, run_of
 from tests.simulation.files import Inode
 from tests.simulation.kernel import Process, ViolationError
 from tests.simulation.study import EPOCHS
 
 if TYPE_CHECKING:
+    from tests.simulation.slurm import Job
     from tests.simulation.story import Story
 
 STUDY = "/sim/runs/s"
@@ -88,6 +89,44 @@ def only_owners_write(story: Story, process: Process, path: str) -> None:
         story.kernel.violate(f"CANCELLED: {process} writes {name} of a run that was cancelled long ago")
     if (owner.get("host"), owner.get("pid")) != (process.host.name, process.pid):
         story.kernel.violate(f"OWNER: {process} has written {name} of a run that {owner.get('pid')} owns")
+
+
+UNSURE_LEASES = frozenset(
+    {
+        *("clock_wrong", "files_hang", "files_slow", "files_late", "disk_full", "quota_used_up", "writes_broken"),
+        *("reads_broken", "replies_lost", "power_cut", "config_unreadable"),
+    }
+)
+"""Accidents after which nobody can say at once whether a worker lives."""
+
+
+def cancelled_means_that_no_worker_lives(story: Story, command: Process) -> None:
+    """Check at the end of `cancel`: of a run that it has cancelled, or was to cancel if it ends with 0, none lives.
+
+    Workers that were stopped by a signal give no sign of life. Ranks but the first end with it a moment later.
+    """
+    if story.harm.happened & UNSURE_LEASES:
+        return
+    asked = command.argv[command.argv.index("--only") + 1].removeprefix("name=").split(",")
+    said = re.findall("^cancelled (.*)$", command.output.text(), re.MULTILINE)
+    cancelled = {name for name in story.study.names if (wishes := story.requests_of(name)) and wishes[-1].is_cancel}
+    over = cancelled.intersection(said if command.exit_code else asked)
+    others = [user for user in story.users if user.lives and user.argv[1] == "cancel"]
+    is_all = cancelled == set(story.study.names) and not others
+    for worker in story.workers():
+        run, is_old = run_of(worker), worker.began_at < command.began_at and not worker.is_stopped
+        is_over = is_all and not command.exit_code if run is None else name_of(run) in over
+        if is_old and is_over and rank_of(worker) == 0:
+            story.kernel.violate(f"CANCELLED: `seqlm cancel` has ended with {command.exit_code}, and {worker} lives")
+
+
+def nothing_is_trained_at_the_limit(story: Story, job: Job) -> None:
+    """Check at the time limit of a job: its workers have ended, whatever they do at a signal."""
+    if story.harm.happened & (UNSURE_LEASES | {"silence", "controller_gone", "cut_off_node"}):
+        return
+    for worker in story.cluster.members(job):
+        if run_of(worker) is not None:
+            raise ViolationError(f"LIMIT: {worker} lives at the time limit of job {job.id}")
 
 
 def attempts_of(story: Story) -> Counter[str]:
@@ -254,7 +293,7 @@ COUNTED = {
     *("kill_worker", "terminate_worker", "kill_program", "stop_worker", "lose_node", "preempt", "requeue", "scancel"),
     *("operator_cancels", "memory_of_job_used_up"),
     *("cancel", "cancel_and_retry", "retry", "run", "reuse_id", "hang_worker", "slow_start"),
-    *("code_error", "diverges", "out_of_memory", "device_error"),
+    *("code_error", "diverges", "out_of_memory", "device_error", "ranks_abort"),
 }
 """Accidents each of which is counted where it disturbs a run. After others an attempt may fail without that."""
 
@@ -277,7 +316,8 @@ def costs_are_what_was_spent(story: Story) -> None:
         return
     lived, number = lived_of(story)
     spent = 3600 * counted_hours(story)
-    if abs(spent - lived) > COST_SECONDS * number:
+    found_late = story.harm.still_seconds * story.study.runs  # the end of a worker, by a launcher that stood still
+    if abs(spent - lived) > COST_SECONDS * number + found_late:
         raise ViolationError(f"COSTS: {number} workers lived {lived:.0f} s, of which {spent:.0f} s are counted")
 
 
@@ -293,7 +333,7 @@ def a_budget_is_kept(story: Story) -> None:
     if limit is None or story.harm.happened & UNSURE_HOURS:
         return
     over = lived_of(story)[0] - 3600 * limit
-    if over > (STOP_SECONDS + TAKEOVER_SECONDS) * story.study.runs:
+    if over > (STOP_SECONDS + TAKEOVER_SECONDS + story.harm.still_seconds) * story.study.runs:
         raise ViolationError(f"BUDGET: the workers have lived for {over:.0f} s more than the budget of {limit:g} hours")
 
 
@@ -310,11 +350,12 @@ def a_search_does_not_stop_the_best(story: Story) -> None:
 
 
 def lived_of(story: Story) -> tuple[float, int]:
-    """Return how many seconds workers have lived, and how many there were.
+    """Return how many seconds workers and canaries have lived, and how many there were.
 
     One that was ended before its first call is left out: it had no chance to record anything.
     """
-    workers = [one for one in story.kernel.processes if run_of(one) is not None and one.calls]
+    kinds = ("worker of ", "canary of ")
+    workers = [one for one in story.kernel.processes if str(one.tag).startswith(kinds) and one.calls]
     return sum(one.ended_at - one.began_at for one in workers if one.ended_at is not None), len(workers)
 
 

@@ -9,11 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jobs.attempt import supervisor
+from jobs.cli import studying
 from jobs.launch import dispatch
 from jobs.launch.dispatch import Dispatcher
+from jobs.scheduled import job, share
+from jobs.scheduled.slot import OVER
+from jobs.study.stopping import Stopping
+from seqlm import ends
 from seqlm.rundir import RunDirectory
-from slurm import job, share
-from slurm.slot import OVER
+from slurm.backend import SlurmBackend
 from tests.simulation import script
 from tests.simulation.accidents import Accident
 from tests.simulation.study import Study
@@ -125,6 +130,37 @@ def _lost_workers_leave_no_word() -> None:
     dispatch.end_left = lambda run, where: None
 
 
+def _a_run_that_was_given_up_is_offered_again() -> None:
+    before = Dispatcher._have_trouble
+
+    def have_trouble(self: Dispatcher, *arguments: Any) -> None:
+        known = {*self._not_here}
+        before(self, *arguments)
+        self._not_here = known
+
+    Dispatcher._have_trouble = have_trouble  # type: ignore[method-assign]
+
+
+def _cancel_waits_for_nothing() -> None:
+    Stopping.wait = lambda self, seconds: {}  # type: ignore[method-assign]
+
+
+def _cancel_leaves_canaries() -> None:
+    studying.cancel_canaries = lambda study_dir: []
+
+
+def _workers_have_the_time_of_the_signal() -> None:
+    Dispatcher._stop_seconds = lambda self: self._host.stop_seconds  # type: ignore[method-assign]
+
+
+def _nothing_follows_canaries() -> None:
+    SlurmBackend._submit_follower = lambda self, canaries, grid, code: None  # type: ignore[method-assign]
+
+
+def _an_aborted_rank_explains_all_others() -> None:
+    ends.OWN_SIGNALS = supervisor.OWN_SIGNALS = ()
+
+
 KEPT = (
     Kept(
         name="busy-preemption",
@@ -228,5 +264,67 @@ KEPT = (
             Accident(at=1500.0, kind="lose_node", target=0.0, seconds=30.0),
         ],
         undo=_lost_workers_leave_no_word,
+    ),
+    Kept(
+        name="aborted-rank",
+        fault="an error of the code was tried again: another rank, which had lost the one with the error, had aborted",
+        check="RETRIES",
+        study=Study(runs=6, jobs=1, epoch_seconds=60.0, minutes=240, is_pool=False, ranks=2),
+        accidents=[
+            Accident(at=42.0, kind="ranks_abort", target=0.36, seconds=4000.0),
+            Accident(at=95.7, kind="code_error", target=0.995, seconds=400.0),
+        ],
+        undo=_an_aborted_rank_explains_all_others,
+    ),
+    Kept(
+        name="no-quota-for-canaries",
+        fault="a job of canaries looked again and again at a run that it had given up, which it could not record",
+        check="SPIN",
+        study=Study(runs=5, jobs=2, epoch_seconds=60.0, minutes=240, has_canaries=True, most_jobs=5),
+        accidents=[Accident(at=6.85, kind="quota_used_up", target=0.28, seconds=4000.0)],
+        undo=_a_run_that_was_given_up_is_offered_again,
+    ),
+    Kept(
+        name="cancelled-at-its-start",
+        fault="`cancel` said that a run was cancelled whose worker had just been started, and lived",
+        check="CANCELLED",
+        study=Study(runs=2, jobs=1, epoch_seconds=60.0, minutes=240),
+        accidents=[
+            Accident(at=1.0, kind="slow_start", target=0.0, seconds=400.0),
+            Accident(at=20.0, kind="cancel", target=0.0, seconds=5.0),
+        ],
+        undo=_cancel_waits_for_nothing,
+    ),
+    Kept(
+        name="canaries-of-nothing",
+        fault="`cancel` of all runs of a launch left its canaries alone",
+        check="CANCELLED",
+        study=Study(runs=2, jobs=1, epoch_seconds=60.0, minutes=240, backend="local", has_canaries=True),
+        accidents=[
+            Accident(at=0.0, kind="slow_start", target=0.0, seconds=400.0),
+            Accident(at=10.0, kind="cancel", target=0.5, seconds=5.0),
+            Accident(at=11.0, kind="cancel", target=0.0, seconds=5.0),
+        ],
+        undo=_cancel_leaves_canaries,
+    ),
+    Kept(
+        name="deaf-at-the-limit",
+        fault="a worker that looked at no signal lived until SLURM killed it, with its job",
+        check="LIMIT",
+        study=Study(runs=2, jobs=1, epoch_seconds=300.0, minutes=20, is_pool=False, signal_before_s=30),
+        accidents=[Accident(at=800.0, kind="hang_worker", target=0.0, seconds=1500.0)],
+        undo=_workers_have_the_time_of_the_signal,
+        orders=(2, 3),
+    ),
+    Kept(
+        name="canary-without-memory",
+        fault="a grid waited for ever: SLURM had ended its canary before that said anything",
+        check="LEFT",
+        study=Study(runs=2, jobs=1, epoch_seconds=60.0, minutes=240, has_canaries=True),
+        accidents=[
+            Accident(at=0.0, kind="slow_start", target=0.0, seconds=400.0),
+            Accident(at=30.0, kind="memory_of_job_used_up", target=0.0, seconds=5.0),
+        ],
+        undo=_nothing_follows_canaries,
     ),
 )

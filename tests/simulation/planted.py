@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from jobs.attempt.supervisor import Ended
-from jobs.study import budget, squeue
+from jobs.scheduled import allocation, job, share, slot
+from jobs.study import budget
 from seqlm import files, lease, rundir, search
 from seqlm.ends import Verdict
 from seqlm.rundir import RunDirectory
-from slurm import allocation, job, share, slot
+from slurm import scheduler
 from tests.tools import stub_worker
 
 
@@ -46,7 +47,7 @@ def _jobs_ask_all_the_time() -> None:
     before = job.JobHost.saw
 
     def saw(self: job.JobHost, run: RunDirectory, attempt: int) -> None:
-        job.has_other_jobs(self.context.job)
+        self.scheduler.has_other_jobs(self.context)
         before(self, run, attempt)
 
     job.JobHost.saw = saw  # type: ignore[method-assign]
@@ -77,7 +78,7 @@ def _workers_go_on() -> None:
 
 def _any_job_is_ours() -> None:
     """A job of the number that a request has noted is taken for that of the study."""
-    squeue.works_in = lambda directory, folder: True
+    scheduler.works_in = lambda directory, folder: True
 
 
 def _from_the_beginning() -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import final
 
-from slurm.script import NOT_STARTED
+from jobs.scheduled.script import NOT_STARTED
 from slurm.testcluster import ClusterOptions, LoopbackCluster
 from tests.simulation.files import Files
 from tests.simulation.kernel import Kernel, Process
@@ -304,7 +304,7 @@ class Player(ABC):
         options, command, srun, first = options_of(words, is_array=kind == "sbatch")
         own = " ".join(shlex.quote(one) for one in statements(program))
         if kind == "plain":
-            body = f"exec slurm.job {own} ."
+            body = f"exec jobs.scheduled.job {own} ."
         else:
             words = [
                 "env",
@@ -314,7 +314,7 @@ class Player(ABC):
                 "--wait=10",
                 *srun,
             ]
-            command_line = f"{' '.join(words)} slurm.job {own} $SLURMD_NODENAME"
+            command_line = f"{' '.join(words)} jobs.scheduled.job {own} $SLURMD_NODENAME"
             lines = [f"{first}code=0", f"{command_line} || code=$?"]
             if options["nodes"] != "1":
                 lines.append('echo "> srun returns $code"')
@@ -651,8 +651,8 @@ class RealCluster:
     def play(self) -> dict[str, list[str]]:
         """Play all scenarios; return by name what was seen."""
         with self.cluster as cluster:
-            (self.folder / "slurm.job").write_text(PROGRAM, "utf-8")
-            (self.folder / "slurm.job").chmod(0o755)
+            (self.folder / "jobs.scheduled.job").write_text(PROGRAM, "utf-8")
+            (self.folder / "jobs.scheduled.job").chmod(0o755)
             for places in self.places.values() if len(self.places) > 1 else ():
                 nodes = ",".join(cluster.node_names[place] for place in places)
                 feature = f"f{places[0]}"

@@ -1,4 +1,4 @@
-"""The script of a job in a simulation: what bash does with the lines of :mod:`slurm.script`.
+"""The script of a job in a simulation: what bash does with :mod:`jobs.scheduled.script` and :mod:`slurm.shell`.
 
 :mod:`tests.simulation.test_script` compares the two.
 """
@@ -12,9 +12,13 @@ import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from slurm.script import CHANGE, MOST_STARTS, NODE, NOT_STARTED, REFUSALS, USABLE
-from slurm.slot import AGAIN, BEGUN, MOST_IDLE, NEWS, OVER, SICK
+from jobs.scheduled.script import CHANGE, MOST_STARTS, NODE, NOT_STARTED, REFUSALS
+from jobs.scheduled.slot import AGAIN, BEGUN, MOST_IDLE, NEWS, OVER, SICK
+from slurm.shell import USABLE
 from tests.simulation.slurm import Script
+
+WORDS = {"memory_mb": "MinMemoryNode=", "minutes": "TimeLimit=", "wait_s": "StartTime=now+"}
+"""Name of a change -> how scontrol has it."""
 
 
 class JobScript(Script):
@@ -30,12 +34,12 @@ class JobScript(Script):
 
     def _at_signal(self, *_: object) -> None:
         """Put the job back if it is at its time limit. The script waits for a child, so no file holds it up."""
-        if not self.is_back and self._standing()[1].startswith("COMPLETING|TimeLimit|"):
+        if not self.is_back and self._standing() == "limit":
             failed, _ = self._ask("scontrol", "requeue", self.job.id)
             self.is_back = not failed
 
     def play(self, launch: Callable[[Path], int]) -> int:
-        """Do what the script does (:func:`slurm.script.job_lines`), statement by statement; return its exit code."""
+        """Do what the script does, statement by statement; return its exit code."""
         job, kernel = self.job, self.kernel
         if (over := self._text(self.slot / OVER)) is not None:
             return int(over)
@@ -63,27 +67,27 @@ class JobScript(Script):
             sick += [line for line in (self._text(start / SICK) or "").splitlines() if re.fullmatch(NODE, line)]
         refused, pause = 0, 1
         while True:
-            failed, answer = self._standing()
-            if not failed and not answer.startswith(("SIGNALING|", "SUSPENDED|", "STOPPED|", "RESIZING|")):
-                if not answer.startswith(("RUNNING|", "COMPLETING|TimeLimit|")):
-                    if refused:
-                        break
-                    return code
+            standing = self._standing()
+            if standing == "over":
+                if refused:
+                    break
+                return code
+            if standing in ("running", "limit"):
                 failed, _ = self._ask("scontrol", "requeue", job.id)
-                if not failed or answer.startswith("COMPLETING"):
+                if not failed or standing == "limit":
                     break
                 refused += 1
                 if refused == REFUSALS:
                     return 137
             kernel.sleep(pause)
             pause = min(2 * pause, 4)
-        self._change(start, idle, sick, answer.rpartition("|")[2])
+        self._change(start, idle, sick)
         return 0
 
     @property
     def slot(self) -> Path:
         """The folder of the job."""
-        found = re.search(r"^job=.* slot=(.*)-[$]SLURM_ARRAY_TASK_ID$", self.job.script, re.M)
+        found = re.search(r"^slot=(.*)-[$]index$", self.job.script, re.M)
         assert found is not None
         return Path(f"{shlex.split(found[1])[0]}-{self.job.index}")
 
@@ -103,8 +107,17 @@ class JobScript(Script):
                 return number
         return 0
 
-    def _standing(self) -> tuple[int, str]:
-        return self._ask("squeue", "-h", "-j", self.job.id, "-o", "%T|%r|%x")
+    def _standing(self) -> str | None:
+        """Return what ``standing`` prints. ``None``: it fails."""
+        failed, answer = self._ask("squeue", "-h", "-j", self.job.id, "-o", "%T|%r")
+        state, _, reason = answer.partition("|")
+        if failed:
+            return None
+        if state == "RUNNING":
+            return "running"
+        if (state, reason) == ("COMPLETING", "TimeLimit"):
+            return "limit"
+        return "soon" if state in ("SIGNALING", "SUSPENDED", "STOPPED", "RESIZING") else "over"
 
     def _hostnames(self, names: str) -> list[str]:
         return self._ask("scontrol", "show", "hostnames", names)[1].split()
@@ -115,16 +128,18 @@ class JobScript(Script):
             return path.read_text("utf-8") or None
         return None
 
-    def _change(self, start: Path, idle: int, sick: Sequence[str], excluded: str) -> None:
+    def _change(self, start: Path, idle: int, sick: Sequence[str]) -> None:
         """Change the job, which is back in the queue."""
         job = self.job
-        for line in (self._text(start / AGAIN) or "").splitlines():
-            if re.fullmatch(CHANGE, line):
-                self._ask("scontrol", "update", f"JobId={job.id}", line)
+        lines = (self._text(start / AGAIN) or "").splitlines()
+        changes = [line for line in lines if re.fullmatch(CHANGE, line)]
         if idle >= 3:
-            seconds = 15 << (idle - 1) if idle < 8 else 1800
-            self._ask("scontrol", "update", f"JobId={job.id}", f"StartTime=now+{seconds}")
+            changes.append(f"wait_s={15 << (idle - 1) if idle < 8 else 1800}")
+        for line in changes:
+            name, _, amount = line.partition("=")
+            self._ask("scontrol", "update", f"JobId={job.id}", f"{WORDS[name]}{amount}")
         if sick and "&& true; then" in job.script:
+            excluded = self._ask("squeue", "-h", "-j", job.id, "-o", "%x")[1]
             avoided = [*self._hostnames(excluded), *sick]
             rows = self._ask("sinfo", "-N", "-h", "-p", "main", "-o", "%N|%t|%c|%m|%G|%f")[1].splitlines()
             nodes = [(*row.split("|", 2),) for row in rows]

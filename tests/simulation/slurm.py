@@ -179,9 +179,10 @@ class Cluster:
         self.is_gone = self._has_gone = False
         """Whether nobody hears it meanwhile. Else it hangs: what it was asked to do, it does later."""
         self.on_end: Callable[[Sequence[Process]], None] = lambda processes: None
+        self.on_limit: Callable[[Job], None] = lambda job: None
         """Told of the processes of a job that is warned or ended."""
         self.program: Callable[[Sequence[str]], int | None] = lambda words: 0
-        """Runs ``python -m slurm.job`` with these words, in the process that calls."""
+        """Runs ``python -m jobs.scheduled.job`` with these words, in the process that calls."""
         self.new_script: Callable[[Cluster, Job], Script] = Script
         """What scripts of jobs do."""
         self.kernel.on_exit.append(self._look_at_exit)
@@ -351,6 +352,7 @@ class Cluster:
 
     def _stop_at_limit(self, job: Job, end: float) -> None:
         if job.end == end and job.state == "RUNNING":
+            self.on_limit(job)
             self.stop(job, "TIMEOUT", ended_by="TimeLimit")
 
     def warn(self, job: Job) -> None:
@@ -827,7 +829,7 @@ class Script:
 
     def __init__(self, cluster: Cluster, job: Job) -> None:
         self.cluster, self.job, self.kernel = cluster, job, cluster.kernel
-        found = [line for line in job.script.splitlines() if " slurm.job " in line]
+        found = [line for line in job.script.splitlines() if re.search(" jobs[.]scheduled[.](job|canary) ", line)]
         self.commands = [shlex.split(line.removesuffix(" || code=$?")) for line in found]
         pauses = [line.split()[1] for line in job.script.splitlines() if line.startswith("sleep ")]
         self.pause = sum(map(float, pauses))
@@ -858,7 +860,10 @@ class Script:
         assert me is not None
         code = 0
         for words in self.commands:
-            me.process.argv[:] = words[words.index("slurm.job") :]
+            (place,) = (
+                place for place, word in enumerate(words) if word in ("jobs.scheduled.job", "jobs.scheduled.canary")
+            )
+            me.process.argv[:] = words[place:]
             code = self.cluster.program(me.process.argv) or 0
         return code
 
@@ -878,8 +883,8 @@ class Script:
         (words,), kernel, job = self.commands, self.kernel, self.job
         me = kernel.current
         assert me is not None
-        place, first = words.index("slurm.job"), job.nodes[0].host.name
-        given_by_bash = {"$SLURMD_NODENAME": first, "$1": start}
+        place, first = words.index("jobs.scheduled.job"), job.nodes[0].host.name
+        given_by_bash = {"$SLURMD_NODENAME": first, "$2": first, "$1": start}
         program = [given_by_bash.get(word, word) for word in words[place:]]
         given = [word for word in words[:place] if word.startswith("--")]
         options = dict(word.removeprefix("--").partition("=")[::2] for word in given)

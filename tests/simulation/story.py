@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import re
+import signal
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,13 +20,14 @@ import launch
 from jobs import terminal
 from jobs.cli import view
 from jobs.launch import dispatch
+from jobs.scheduled import canary as slurm_canary
+from jobs.scheduled import job as slurm_job
 from seqlm import lease, reading
 from seqlm.environment import ATTEMPT, COLLECTIVE_MINUTES
 from seqlm.errors import EXIT_STOPPED, SeqlmError
 from seqlm.requests import Requests
 from seqlm.rundir import RunDirectory
 from seqlm.training import attempt
-from slurm import job as slurm_job
 from tests.simulation import checks, ray_cluster, seam
 from tests.simulation.accidents import ACTS, Accident, Harm, draw_accidents, name_of, rank_of, ranks_of, run_of
 from tests.simulation.checks import HOURS_AFTER, STUDY
@@ -104,6 +106,7 @@ class Story:
         self.cluster.program = self.job_program
         self.cluster.new_script = JobScript
         self.cluster.on_end = self.harm.excuse
+        self.cluster.on_limit = lambda job: checks.nothing_is_trained_at_the_limit(self, job)
         self.world.programs, self.world.workers = self.run_program, self.start_worker
         self.others = [self.cluster.add_other(), self.cluster.add_other(is_held=True)]
         """Jobs that have nothing to do with the study."""
@@ -153,7 +156,7 @@ class Story:
         return stub_worker.main()
 
     def job_program(self, words: Sequence[str]) -> int:
-        return slurm_job.main()
+        return slurm_canary.main() if words[0] == "jobs.scheduled.canary" else slurm_job.main()
 
     def user(self, *words: str) -> Process:
         """A user types a command on the login node."""
@@ -230,7 +233,7 @@ class Story:
         found: dict[int, int] = {}
         launches = self.files.look(f"{STUDY}/launches")
         for number, folder in (launches.names if launches is not None else {}).items():
-            if number.isdigit() and (plan := folder.names.get("plan.json")) is not None:
+            if number.isdigit() and (plan := folder.names.get("batch.json")) is not None:
                 for array in json.loads(plan.content)["arrays"]:
                     if array["job"] is not None and any(name_of(run) == name for run in array["runs"]):
                         found[int(number)] = int(array["job"])
@@ -277,8 +280,10 @@ class Story:
         if until > self.kernel.now:
             self.harm.causes[name].add(kind)
             if (name, number) not in self.harm.failed:  # the ranks of an attempt raise one error
-                self.harm.failed.add((name, number))
+                self.harm.failed[name, number] = kind
                 self.harm.errors[name, kind] += 1
+            else:
+                self._abort()
             checks.errors_are_tried_again_as_the_policy_says(self, name, kind)
             raise ERRORS[kind]
 
@@ -290,8 +295,16 @@ class Story:
         """
         ended = [one.exit_code for one in self._ranks_of_attempt()]
         if any(code not in (None, 0, EXIT_STOPPED) for code in ended):
+            self._abort()
             raise ConnectionError("the connection to another rank is lost")
         return None if not is_first and 0 in ended else EXIT_STOPPED in ended
+
+    def _abort(self) -> None:
+        """End the rank that calls, which has lost another one, if such a rank aborts now."""
+        me = self.kernel.current
+        if me is not None and self.harm.aborts_until > self.kernel.now:
+            self.kernel.send(me.process, signal.SIGABRT)
+            self.kernel.sleep(0.0)  # it makes no further call
 
     def meet(self) -> None:
         """Have a worker wait for the other ranks of its attempt. It looks at no signal meanwhile.
@@ -354,12 +367,24 @@ class Story:
         opened = [one.inode for one in self.files.open_files.values() if one.process is process]
         return "/" not in path and bool(opened) and opened[-1] is folder
 
+    def _forget_error(self, worker: Process, run: str) -> None:
+        """Do not count the error of a worker that was killed before it could record it. Nobody else has seen it."""
+        name, number = name_of(run), int(worker.environ[ATTEMPT.name.encode()])
+        attempt = self.files.look(f"{STUDY}/{run}/attempts/{number:04d}")
+        has_told = attempt is not None and any(re.fullmatch(r"end(-\d+)?\.json", file) for file in attempt.names)
+        if (name, number) in self.harm.failed and not has_told:
+            self.harm.errors[name, self.harm.failed.pop((name, number))] -= 1
+
     def look_at_exit(self, process: Process) -> None:
         """Tell how a command of a user has ended."""
+        if process.exit_code == -signal.SIGKILL and (run := run_of(process)) is not None:
+            self._forget_error(process, run)
         if process in self.users:
             lines = process.output.text().splitlines()
             said = f": {lines[-1]}" if process.exit_code and lines else ""
             self.kernel.tell(f"`seqlm {process.argv[1]}` ends with {process.exit_code}{said}")
+            if process.argv[1] == "cancel":
+                checks.cancelled_means_that_no_worker_lives(self, process)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -72,6 +72,8 @@ class Study:
     """``None``: all ranks of a run are on one node."""
     at_once: int | None = None
     """How many runs may be running. ``None``: any number."""
+    signal_before_s: int | None = None
+    """How many seconds before its time limit a job is warned. ``None``: the default."""
     mem_gb: float | None = None
     """What each job asks for. ``None``: nothing."""
     has_canaries: bool = False
@@ -93,7 +95,7 @@ class Study:
             if (now := getattr(self, name)) > number:
                 yield replace(self, **{name: now - 1})
         usual = {"is_search": False, "core_hours": None, "has_canaries": False, "mem_gb": None, "most_jobs": None}
-        usual |= {"at_once": None}
+        usual |= {"at_once": None, "signal_before_s": None}
         for name, value in usual.items():
             if getattr(self, name) != value:
                 yield replace(self, **{name: value})
@@ -125,7 +127,7 @@ class Study:
     def manifest(self) -> str:
         pool = f"{{ jobs = {self.jobs}, cpus = 2, gpus = 2 }}" if self.is_pool else None
         keys = {"pool": pool, "timeout_min": self.minutes, "ranks_per_node": self.ranks_per_node}
-        keys |= {"mem_gb": self.mem_gb}
+        keys |= {"mem_gb": self.mem_gb, "signal_before_s": self.signal_before_s}
         backend = "\n".join(f"{key} = {value}" for key, value in keys.items() if value is not None)
         gpus = 1 if self.backend == "slurm" else 0
         rates = ", ".join(self.rates)

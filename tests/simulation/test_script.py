@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from slurm.script import MOST_STARTS, NOT_STARTED, job_lines
-from slurm.slot import AGAIN, BEGUN, MOST_IDLE, NEWS, OVER, SICK
+from jobs.scheduled.script import MOST_STARTS, NOT_STARTED, job_lines
+from jobs.scheduled.slot import AGAIN, BEGUN, MOST_IDLE, NEWS, OVER, SICK
+from slurm.shell import SHELL
 from tests import commands
 from tests.simulation import script
 from tests.simulation.kernel import Host
@@ -25,6 +26,7 @@ FAKES = r"""
 sleep() { echo "sleep $1" >&3; }
 squeue() {
     echo "squeue $*" >&3
+    if [[ $* == *%x* ]]; then cat excluded; return; fi
     local line; read -r line < answers; command sed -i 1d answers
     [ "$line" != fails ] || return 1
     echo "$line"
@@ -46,7 +48,7 @@ NODES = (
     "n4|idle|8|8|gpu:2|a",
     "n5|idle*|4|8|gpu:2|a",
 )
-RUNNING, AT_LIMIT, ENDING = "RUNNING|None|", "COMPLETING|TimeLimit|", "COMPLETING|None|"
+RUNNING, AT_LIMIT, ENDING = "RUNNING|None", "COMPLETING|TimeLimit", "COMPLETING|None"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +68,10 @@ class Case:
     restarts: int | None = None
     is_at_limit: bool = False
     """Whether SIGTERM comes while the program runs."""
-    answers: Sequence[str] = ("RUNNING|None|",)
-    """Those of squeue. "fails": there is none."""
+    answers: Sequence[str] = (RUNNING,)
+    """Those of squeue about the state of the job. "fails": there is none."""
+    excluded: str = ""
+    """The nodes that the job avoids already."""
     requeues: Sequence[str] = ("works",)
     """Likewise of ``scontrol requeue``."""
     nodes: Sequence[str] = NODES
@@ -88,7 +92,7 @@ def cases() -> list[Case]:
         makes |= (
             {f"START/{SICK}": dice.choice(("n1\n", "n1\nn2\n", "", "$(date)\nn 1\n"))} if dice.random() < 0.5 else {}
         )
-        changes = ("MinMemoryNode=200\n", "TimeLimit=7\nrm -rf x\nTimeLimit=7 Nice=3\n", "StartTime=now+9\n", "")
+        changes = ("memory_mb=200\n", "minutes=7\nrm -rf x\nminutes=7 Nice=3\n", "wait_s=9\n", "")
         makes |= {f"START/{AGAIN}": dice.choice(changes)} if dice.random() < 0.5 else {}
         makes |= {OVER: dice.choice(("0\n", "1\n"))} if dice.random() < 0.15 else {}
         before = {f"{number}/{NEWS}": "" for number in range(1, starts + 1) if dice.random() < 0.2}
@@ -99,10 +103,8 @@ def cases() -> list[Case]:
             RUNNING,
             AT_LIMIT,
             ENDING,
-            "PENDING|BeginTime|",
-            f"{RUNNING}n2",
-            "SIGNALING|None|",
-            f"{RUNNING}n3,n4",
+            "PENDING|BeginTime",
+            "SIGNALING|None",
             "",
             "fails",
         )
@@ -119,6 +121,7 @@ def cases() -> list[Case]:
                 is_at_limit=is_at_limit,
                 answers=[*answers, RUNNING, ENDING, ENDING, ENDING, ENDING],
                 requeues=[dice.choice(("works", "works", "fails")) for _ in range(6)],
+                excluded=dice.choice(("", "", "n2", "n3,n4")),
                 nodes=dice.choice((NODES, NODES[:1], [])),
                 own=own,
                 may_avoid=dice.random() < 0.8,
@@ -140,7 +143,12 @@ def prepare(folder: Path, case: Case) -> None:
 def in_bash(folder: Path, case: Case) -> list[str]:
     """Return what bash does: the commands in their order, and how it ends."""
     prepare(folder, case)
-    for name, lines in (("answers", case.answers), ("requeues", case.requeues), ("nodes", case.nodes)):
+    for name, lines in (
+        ("answers", case.answers),
+        ("requeues", case.requeues),
+        ("excluded", [case.excluded]),
+        ("nodes", case.nodes),
+    ):
         (folder / name).write_text("".join(f"{line}\n" for line in lines), "utf-8")
     if case.is_full:
         (folder / "full").touch()
@@ -152,7 +160,7 @@ def in_bash(folder: Path, case: Case) -> list[str]:
     if case.is_at_limit:
         launch.append("kill -TERM $$; command sleep 0.3")
     launch.append(f"exit {case.code}")
-    lines = job_lines(folder / "job-0", launch, may_avoid=case.may_avoid)
+    lines = job_lines(SHELL, folder / "job-0", launch, may_avoid=case.may_avoid)
     (folder / "script.sh").write_text(f"{FAKES}\n{lines}\n", "utf-8")
     env = {**os.environ, "SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "3", "SLURM_JOB_ID": "15"}
     env |= {"SLURMD_NODENAME": "n1", "SLURM_JOB_NODELIST": case.own, "SLURM_JOB_PARTITION": "main"}
@@ -175,7 +183,7 @@ class Asking(JobScript):
             index=3,
             tasks=4,
             at_once=None,
-            script=job_lines(folder / "job-0", ["srun slurm.job PLAN"], may_avoid=case.may_avoid),
+            script=job_lines(SHELL, folder / "job-0", ["srun jobs.scheduled.job PLAN"], may_avoid=case.may_avoid),
             options={},
             env={},
             restarts=case.restarts or 0,
@@ -186,6 +194,8 @@ class Asking(JobScript):
     def _ask(self, *words: str) -> tuple[int, str]:
         self.said.append(" ".join(words))
         match words:
+            case ("squeue", *_, "%x"):
+                return 0, self.case.excluded
             case ("squeue", *_):
                 answer = next(self.answers)
                 return (1, "") if answer == "fails" else (0, answer)

@@ -6,16 +6,16 @@ from pathlib import Path
 import pytest
 
 import launch
+from jobs.scheduled.job import Signals, run_job
+from jobs.scheduled.slot import OVER, Start
+from jobs.scheduled.submission import JobPlan
 from jobs.study.kept_code import live_code
 from seqlm.files import write_json
 from seqlm.rundir import RunDirectory, study_record_file
 from seqlm.trust import record_launch, table_digest
-from slurm.allocation import SlurmContext
 from slurm.backend import SlurmBackend
-from slurm.job import Signals, run_job
+from slurm.scheduler import Slurm
 from slurm.settings import SlurmSettings
-from slurm.slot import OVER, Start
-from slurm.submission import JobPlan
 from tests.end_to_end.test_launch_behaviour import STAND_IN, finished_runs
 from tests.fake_slurm import FakeSlurm
 
@@ -48,7 +48,7 @@ def test_an_array_of_behaviour_jobs_runs_their_module_and_is_submitted_once(
     assert f"{study_dir}/code/" in first.script
 
     jobs = [RunDirectory(study_dir / "behaviour" / runs[name].id) for name in ("rnn-b", "gru")]
-    plan = JobPlan.read(study_dir / "behaviour/launches/000001/plan.json")
+    plan = JobPlan.read(study_dir / "behaviour/launches/000001/batch.json")
     assert plan.options.worker == ("-m", STAND_IN)
     assert sorted(plan.arrays[0].runs) == sorted(job.id for job in jobs)
     assert launch.main(words) == 0
@@ -57,7 +57,7 @@ def test_an_array_of_behaviour_jobs_runs_their_module_and_is_submitted_once(
 
     for index in range(2):
         env = {"SLURM_JOB_ID": "1", "SLURM_ARRAY_JOB_ID": "1", "SLURM_ARRAY_TASK_ID": str(index)}
-        place = SlurmContext.from_environment({**env, "CUDA_VISIBLE_DEVICES": "0"})
+        place = Slurm().allocation({**env, "CUDA_VISIBLE_DEVICES": "0"})
         start = Start(plan.folder / f"job-0-{index}" / "1")
         start.folder.mkdir(parents=True)
         run_job(plan, 0, place, Signals(), start)

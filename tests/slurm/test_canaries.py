@@ -7,15 +7,17 @@ from pathlib import Path
 import pytest
 
 import launch
+from jobs.scheduled import canary, job
+from jobs.scheduled.slot import OVER
+from jobs.scheduled.submission import plan_sha256
 from seqlm.reading import listed
 from seqlm.records.batch import Batch, Withdrawn
-from seqlm.requests import numbered
+from seqlm.records.runs import CanaryResult
+from seqlm.requests import Requests, numbered
 from seqlm.rundir import RunDirectory
-from slurm import job
-from slurm.slot import OVER
-from slurm.submission import plan_sha256
 from slurm.testcluster import LoopbackCluster
 from tests import commands
+from tests.facts import launch_again
 from tests.fake_slurm import FakeSlurm
 from tests.small_study import SlurmStudy, Study
 from tests.waiting import wait_for
@@ -51,11 +53,12 @@ def test_the_grid_depends_on_held_canaries_which_are_released_last(fake: FakeSlu
     assert first.options["job-name"] == "seqlm-small-canary"
     assert second.options["dependency"] == "afterok:1"
     steps = [call[:2] for call in fake.calls("sbatch", "scontrol") if "show" not in call]
-    assert [step[0] for step in steps] == ["sbatch", "sbatch", "scontrol"]
+    assert [step[0] for step in steps] == ["sbatch", "sbatch", "scontrol", "sbatch"]
     assert fake.calls("scontrol")[-1] == ["scontrol", "release", "1"]
-    assert len(fake.jobs()) == 3, "one canary, since both runs are one pair, and two runs"
+    assert len(fake.jobs()) == 4, "one canary, since both runs are one pair, two runs, and what follows the canary"
+    assert fake.jobs()["3"].options["dependency"] == "afterany:1"
     assert run("--canary") == 0
-    assert len(fake.jobs()) == 3, "nothing of it is replaced"
+    assert len(fake.jobs()) == 4, "nothing of it is replaced"
 
 
 def test_a_grid_that_sbatch_refuses_leaves_no_canary(fake: FakeSlurm, tmp_path: Path) -> None:
@@ -66,7 +69,7 @@ def test_a_grid_that_sbatch_refuses_leaves_no_canary(fake: FakeSlurm, tmp_path: 
     with fake.opened() as room:
         room.most_jobs = 100
     assert run("--canary") == 0
-    assert [one.state for one in fake.jobs().values()].count("PENDING") == 3
+    assert [one.state for one in fake.jobs().values()].count("PENDING") == 4
 
 
 def test_a_cancelled_grid_needs_no_canary(fake: FakeSlurm, tmp_path: Path) -> None:
@@ -74,7 +77,45 @@ def test_a_cancelled_grid_needs_no_canary(fake: FakeSlurm, tmp_path: Path) -> No
     assert launch.main(["cancel", "small", "--only", "name=*0.01*"]) == 0
     assert fake.jobs()["1_0"].state == "PENDING"
     assert launch.main(["cancel", "small", "--all"]) == 0
-    assert {one.state for one in fake.jobs().values()} == {"CANCELLED"}
+    assert {one.state for name, one in fake.jobs().items() if "_" in name} == {"CANCELLED"}
+
+
+def follow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Do what the job does that follows the canaries of the first launch; return the folder of its request."""
+    study_dir = tmp_path / "runs" / "small"
+    grid = numbered(study_dir, 1)
+    monkeypatch.setattr("sys.argv", ["canary", "slurm", str(numbered(study_dir / "canary", 1)), str(grid)])
+    assert canary.main() == 0
+    return grid
+
+
+def test_a_grid_is_withdrawn_if_slurm_ends_its_canary_before_that_says_anything(
+    fake: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--canary") == 0
+    fake.end("1_0", "OUT_OF_MEMORY")
+    grid = follow(tmp_path, monkeypatch)
+    assert Withdrawn.read(grid) is not None
+    assert {fake.jobs()[f"2_{index}"].state for index in (0, 1)} == {"CANCELLED"}
+    launch.main(["status", "small"])
+    assert "held back" in capsys.readouterr().out
+    assert run("--no-canary") == 0
+    assert fake.jobs()["4_0"].state == "PENDING"
+
+
+def test_a_grid_whose_canaries_have_passed_or_were_launched_again_goes_on(
+    fake: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("--canary") == 0
+    study_dir = tmp_path / "runs" / "small"
+    (folder,) = Requests(study_dir / "canary").by_run()
+    tried = RunDirectory.canary(study_dir, folder)
+    tried.attempt_dir(1).mkdir(parents=True)
+    CanaryResult(attempt=1).write(tried.path)
+    assert Withdrawn.read(follow(tmp_path, monkeypatch)) is None
+    launch_again(tried)
+    assert tried.observe().state != "done"
+    assert Withdrawn.read(follow(tmp_path, monkeypatch)) is None, "its canaries are those of a later launch"
 
 
 def start(plan: Path, monkeypatch: pytest.MonkeyPatch, job_id: str) -> str | None:
@@ -84,7 +125,7 @@ def start(plan: Path, monkeypatch: pytest.MonkeyPatch, job_id: str) -> str | Non
     for name, value in {"SLURM_ARRAY_JOB_ID": job_id, "SLURM_ARRAY_TASK_ID": "0", "SLURM_JOB_ID": job_id}.items():
         monkeypatch.setenv(name, value)
     digest = plan_sha256(Batch.read_file(plan) or Batch())
-    monkeypatch.setattr("sys.argv", ["job", str(plan), digest, "0", str(folder), "n1"])
+    monkeypatch.setattr("sys.argv", ["job", "slurm", str(plan), digest, "0", str(folder), "n1"])
     assert job.main() == 0
     over = folder.with_name(OVER)
     return over.read_text().strip() if over.exists() else None
@@ -97,7 +138,7 @@ def test_a_job_whose_launch_is_withdrawn_starts_nothing(
     folder = numbered(tmp_path / "runs" / "small", 1)
     Withdrawn().write(folder)
     monkeypatch.setattr(job, "run_job", lambda *_: pytest.fail("it starts"))
-    assert start(folder / "plan.json", monkeypatch, "1") == "2"
+    assert start(folder / "batch.json", monkeypatch, "1") == "2"
 
 
 @pytest.mark.parametrize(("job_id", "code"), [("1", None), ("2", "2")])
@@ -105,7 +146,7 @@ def test_a_job_of_a_deleted_study_does_not_take_the_runs_of_the_one_in_its_place
     fake: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job_id: str, code: str | None
 ) -> None:
     assert run("--no-canary") == 0
-    plan = numbered(tmp_path / "runs" / "small", 1) / "plan.json"
+    plan = numbered(tmp_path / "runs" / "small", 1) / "batch.json"
     monkeypatch.setattr(job, "run_job", lambda *_: None)
     assert start(plan, monkeypatch, job_id) == code
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from jobs.scheduled import job
+from jobs.scheduled.environment import program_of
+from jobs.scheduled.slot import OVER
+from jobs.scheduled.submission import JobPlan, plan_sha256
 from jobs.study.kept_code import keep_code
 from seqlm.files import read_json, write_json
-from slurm import job
-from slurm.environment import program_of
 from slurm.settings import SlurmSettings
-from slurm.slot import OVER
-from slurm.submission import JobPlan, plan_sha256
 from tests import commands
 from tests.slurm.test_submission import jobs, planned
 
@@ -39,7 +39,7 @@ def test_a_plan_that_was_changed_starts_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan = jobs(planned(tmp_path / "study", 2), SlurmSettings(env={"A": "1"}))
-    path = tmp_path / "plan.json"
+    path = tmp_path / "batch.json"
     batch = plan.to_batch()
     batch.write(tmp_path)
     digest = plan_sha256(batch)
@@ -62,7 +62,7 @@ def test_a_plan_that_was_changed_starts_nothing(
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
     for key, value in changes.items():
         write_json(path, {**raw, key: value})
-        monkeypatch.setattr(sys, "argv", ["job", str(path), digest, "0", str(start), "node"])
+        monkeypatch.setattr(sys, "argv", ["job", "slurm", str(path), digest, "0", str(start), "node"])
         assert job.main() == 0
         assert start.with_name(OVER).read_text() == "2\n", "its script does not put it back"
         assert capsys.readouterr().err == f"error: {path} has changed since its launch; launch again\n"

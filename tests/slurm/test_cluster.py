@@ -114,7 +114,7 @@ def test_a_copied_study_leaves_the_jobs_of_the_original_alone_and_the_job_that_i
     copy = SlurmStudy(cluster, tmp_path, rates=[0.01, 0.02], epochs=1)
     shutil.copytree(folder / "runs", tmp_path / "runs")
     assert (study.each(), copy.each()) == (["queued"] * 2, ["pending"] * 2)
-    plan_file = tmp_path / "runs/small/launches/000001/plan.json"
+    plan_file = tmp_path / "runs/small/launches/000001/batch.json"
     plan = read_json(plan_file) or {}
     write_json(plan_file, {**plan, "arrays": [{**plan["arrays"][0], "job": other, "is_pool": True}]})
     assert copy.each() == ["pending"] * 2

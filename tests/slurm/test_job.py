@@ -21,8 +21,13 @@ from jobs.launch import dispatch
 from jobs.launch.dispatch import Dispatcher
 from jobs.launch.job import LaunchOptions
 from jobs.manifests.policy import Policy
+from jobs.scheduled import again, allocation, job, share
+from jobs.scheduled.job import Signals, run_job, serve
+from jobs.scheduled.slot import MOST_IDLE, OVER, Start
+from jobs.scheduled.submission import JobPlan
 from jobs.study import budget
 from jobs.study.folder import observe_study
+from jobs.study.scheduler import Allocation
 from seqlm import ends
 from seqlm.errors import FileError
 from seqlm.files import write_json
@@ -32,11 +37,7 @@ from seqlm.records.runs import Result
 from seqlm.requests import Request, Requests, file_request
 from seqlm.resources import Resources
 from seqlm.rundir import RunDirectory
-from slurm import allocation, control, job, share
-from slurm.allocation import SlurmContext
-from slurm.job import Signals, run_job, serve
-from slurm.slot import MOST_IDLE, OVER, Start
-from slurm.submission import JobPlan
+from slurm.scheduler import Slurm
 from tests.analysis.attempt_files import write_attempt
 from tests.jobs.launch.test_notify import MESSAGES, numbers
 from tests.seqlm.training.studies import make_config, make_run
@@ -89,7 +90,7 @@ esac""",
     monkeypatch.setattr(dispatch, "POLL_SECONDS", 0.02)
     monkeypatch.setattr(dispatch, "LOOK_SECONDS", 0.05)
     monkeypatch.setattr(dispatch, "GRACE_SECONDS", 0.05)
-    monkeypatch.setattr(control, "TRIES", 1)
+    monkeypatch.setattr(again, "TRIES", 1)
     monkeypatch.setattr(share, "SOON_SECONDS", math.inf)  # nobody keeps the waits that a job asks for
     return folder
 
@@ -109,9 +110,9 @@ def asked(told: JobPlan) -> list[list[str]]:
 
 
 def _with_whole_wait(change: str) -> str:
-    name, _, seconds = change.partition("=now+")
+    name, _, seconds = change.partition("=") if change.startswith("wait_s=") else (change, "", "")
     whole = next((one for one in (5, 25, 120, 125) if seconds and one >= int(seconds)), seconds)
-    return f"{name}=now+{whole}" if seconds else change
+    return f"{name}={whole}" if seconds else change
 
 
 def make(folder: Path, name: str = "run") -> RunDirectory:
@@ -138,12 +139,13 @@ def plan(*runs: RunDirectory, program: str = TELL, **changes: object) -> JobPlan
         "launched": {run.id: () for run in runs},
         "signal_before_s": 60,
         "must_have_nodes": False,
+        "scheduler": "slurm",
     }
     return JobPlan(**{**known, **changes})  # type: ignore[arg-type]
 
 
-def place(**env: str) -> SlurmContext:
-    return SlurmContext.from_environment({**ENV, **env})
+def place(**env: str) -> Allocation:
+    return Slurm().allocation({**ENV, **env})
 
 
 def next_start(told: JobPlan) -> Start:
@@ -156,7 +158,7 @@ def next_start(told: JobPlan) -> Start:
 
 
 def work(
-    told: JobPlan, where: SlurmContext | None = None, signals: Signals | None = None, start: Start | None = None
+    told: JobPlan, where: Allocation | None = None, signals: Signals | None = None, start: Start | None = None
 ) -> bool:
     """Let a job run. Return whether all is well, or it is to be put back."""
     start = start or next_start(told)
@@ -218,7 +220,7 @@ def test_a_job_without_the_gpus_it_asked_for_goes_on_elsewhere(
     run = make(tmp_path)
     told = plan(run, resources=Resources(cpus=1, gpus=1))
     assert work(told)
-    assert asked(told) == [["-n1", "StartTime=now+120"]]
+    assert asked(told) == [["-n1", "wait_s=120"]]
     assert "SLURM gave this job no GPU" in capsys.readouterr().out
     assert run.observe().state == "pending"
     for _ in range(MOST_IDLE - 2):
@@ -248,7 +250,7 @@ def test_limits_without_an_epoch_in_between_come_to_an_end(tmp_path: Path, room:
         well = work(told, place(**env), signals)
         thread.join()
         assert well == (restarts < 2)
-    assert asked(told) == [[], ["StartTime=now+5"]]
+    assert asked(told) == [[], ["wait_s=5"]]
     reason = "timeout: the job's time limit, after 2 retries in a row without progress"
     assert run.observe().reason == reason
 
@@ -261,7 +263,7 @@ def test_a_time_that_was_too_short_and_memory_that_was_too_little_are_raised_in_
     told = plan(run, program=STOPPABLE, most=Limits(timeout_min=120))
     assert work(told, place(SLURM_JOB_END_TIME=str(int(time.time()) + 60)), signals)
     thread.join()
-    assert asked(told) == [["TimeLimit=120"]]
+    assert asked(told) == [["minutes=120"]]
 
     monkeypatch.setattr("jobs.attempt.supervisor.MemoryKills.explain_one", lambda *_: True)
     killed, told_parts = make(tmp_path, "large"), []
@@ -347,11 +349,11 @@ PEER_LOST = f"{SAY}say(kind='node', message='lost another rank', peer_lost=True)
 @pytest.mark.parametrize(
     ("nodes", "changes"),
     [
-        (["n1", "n1"], ["-n1", "StartTime=now+5"]),
-        (["n1", "n1", "n1"], ["-n1", "StartTime=now+25"]),
-        (["n1", "n2"], ["StartTime=now+5"]),
-        (["n1", "n2", "n1"], ["StartTime=now+25"]),
-        (["n1", "n2", "n2", "n1"], ["-n2", "StartTime=now+125"]),
+        (["n1", "n1"], ["-n1", "wait_s=5"]),
+        (["n1", "n1", "n1"], ["-n1", "wait_s=25"]),
+        (["n1", "n2"], ["wait_s=5"]),
+        (["n1", "n2", "n1"], ["wait_s=25"]),
+        (["n1", "n2", "n2", "n1"], ["-n2", "wait_s=125"]),
     ],
 )
 def test_a_node_that_fails_twice_in_a_row_is_avoided(tmp_path: Path, nodes: list[str], changes: list[str]) -> None:
@@ -366,7 +368,7 @@ def test_a_node_on_which_no_worker_begins_is_avoided_at_once_and_the_run_has_two
     told = plan(run, program="import sys; sys.exit('no such file')", policy=Policy())
     for restarts, node in enumerate(["n1", "n2"]):
         assert start_again(told, restarts, SLURMD_NODENAME=node)
-    assert asked(told) == [["-n1"], ["-n1", "-n2", "StartTime=now+5"]]
+    assert asked(told) == [["-n1"], ["-n1", "-n2", "wait_s=5"]]
     assert not start_again(told, 2, SLURMD_NODENAME="n3")
     seen = run.observe()
     assert (seen.kind, seen.is_final) == ("start", True)
@@ -384,8 +386,8 @@ def test_a_file_that_another_host_replaces_is_looked_at_again(
     tmp_path: Path, room: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """NFS answers ESTALE for a moment: at the start, while the worker trains, and when the run is settled."""
-    monkeypatch.setattr(control, "TRIES", 3)
-    monkeypatch.setattr(control, "AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr(again, "TRIES", 3)
+    monkeypatch.setattr(again, "AGAIN_SECONDS", 0.01)
     calls_of_newest: list[None] = []
     newest = Requests.newest
 
@@ -448,7 +450,7 @@ def test_a_fault_of_the_job_ends_its_workers(tmp_path: Path, room: Path, monkeyp
     told = plan(run, program=program)
     assert work(told)
     assert (run.path / "asked").exists()
-    assert asked(told) == [["-n1", "StartTime=now+120"]], "this node may be to blame"
+    assert asked(told) == [["-n1", "wait_s=120"]], "this node may be to blame"
 
 
 BUSY = (
@@ -461,7 +463,7 @@ BUSY = (
 
 @pytest.mark.parametrize(
     ("busy", "before", "starts", "told"),
-    [(2, 0, 3, []), (100, 0, 4, [["StartTime=now+120"]]), (100, MOST_IDLE - 1, 4, [])],
+    [(2, 0, 3, []), (100, 0, 4, [["wait_s=120"]]), (100, MOST_IDLE - 1, 4, [])],
 )
 def test_a_run_that_another_worker_holds_is_tried_a_few_times_then_it_holds_no_allocation(
     tmp_path: Path,
@@ -567,7 +569,7 @@ def test_of_several_nodes_only_one_that_lost_a_rank_is_to_blame(tmp_path: Path, 
     for restarts in range(2):
         assert work_on_two(told, room, restarts=restarts)
     assert [failed.node for failed in run.failures()] == ["n2", "n2"]
-    assert asked(told)[-1] == ["-n2", "StartTime=now+5"]
+    assert asked(told)[-1] == ["-n2", "wait_s=5"]
     end = run.end(1)
     assert end.message.startswith("rank 1 was killed by SIGKILL on n2")
 

@@ -7,14 +7,14 @@ import pytest
 
 from jobs.manifests.policy import Policy
 from jobs.plan.capacity import Capacity, Node
+from jobs.scheduled import share as shares
+from jobs.scheduled.share import Share
+from jobs.scheduled.slot import SLOT, Start
+from jobs.scheduled.submission import JobPlan
 from seqlm import ends
 from seqlm.records import attempts
 from seqlm.records.attempts import Exit
 from seqlm.rundir import Observation, RunDirectory
-from slurm import share as shares
-from slurm.share import Share
-from slurm.slot import SLOT, Start
-from slurm.submission import JobPlan
 from tests.slurm.test_job import KILLED, TELL, asked, make, place, plan, room, work
 
 __all__ = ["room"]

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 
 from jobs.spec import RunSpec
-from jobs.study import squeue
-from jobs.study.squeue import ask
 from seqlm.errors import BackendError
 from seqlm.resources import Resources
+from slurm import scheduler
 from slurm.backend import SlurmBackend
+from slurm.scheduler import ask
 from slurm.settings import SlurmSettings, read_settings
 from slurm.site import (
     NodeKind,
-    PartitionFacts,
+    Site,
     count_gpus,
     max_array_size,
     partition_facts,
@@ -73,7 +73,7 @@ def test_partitions_are_read_with_the_kinds_of_their_nodes() -> None:
     partitions, default = read_partitions(SINFO)
     assert default == "main"
     assert list(partitions) == ["main", "gpu", "cpu", "old", "empty"]
-    assert partitions["gpu"] == PartitionFacts(
+    assert partitions["gpu"] == Site(
         name="gpu",
         time_limit_min=2880,
         max_nodes=None,
@@ -205,7 +205,7 @@ def test_a_controller_that_does_not_answer_is_one_clear_line(on_path: Path, monk
     assert str(caught.value) == f"sinfo: {refusal.strip()}"
     assert caught.value.exit_code == 3
     program(on_path, "scontrol", "exec sleep 30")
-    monkeypatch.setattr(squeue, "CALL_SECONDS", 0.2)
+    monkeypatch.setattr(scheduler, "CALL_SECONDS", 0.2)
     with pytest.raises(BackendError, match=r"^scontrol did not answer within 0\.2 s; is slurmctld up\?$"):
         ask("scontrol", "ping")
     (on_path / "slurm-broken").write_bytes(b"\0")
@@ -234,9 +234,7 @@ GPU, CPU, MAIN = (read_partitions(SINFO)[0][name] for name in ("gpu", "cpu", "ma
         (MAIN, Resources(gpus=0, ranks=8), 0, 1),
     ],
 )
-def test_open_choices_are_made_by_what_the_nodes_have(
-    facts: PartitionFacts, asked: Resources, gpus: float, cpus: int
-) -> None:
+def test_open_choices_are_made_by_what_the_nodes_have(facts: Site, asked: Resources, gpus: float, cpus: int) -> None:
     made = facts.resolve(asked, SlurmSettings(timeout_min=30))
     assert (made.gpus, made.cpus, made.ranks, made.priority) == (gpus, cpus, asked.ranks, asked.priority)
 
@@ -246,7 +244,7 @@ def test_cores_left_open_are_shared_by_the_nodes_that_hold_the_run_alone() -> No
 
 
 EMPTY = read_partitions(SINFO)[0]["empty"]
-NEVER: list[tuple[PartitionFacts, dict[str, Any], dict[str, Any], str]] = [
+NEVER: list[tuple[Site, dict[str, Any], dict[str, Any], str]] = [
     (MAIN, {"ranks": 8}, {}, "never fits: needs 1 node with 8 GPUs and 8 cores, partition main has 0 of these"),
     (CPU, {"gpus": 0.5}, {}, "needs 1 node with 1 GPU and 2 cores, partition cpu has 0 of these"),
     (MAIN, {"gpus": 0.1, "cpus": 1}, {}, "needs 1 node with 1 GPU and 10 cores, partition main has 0 of these"),
@@ -262,7 +260,7 @@ NEVER: list[tuple[PartitionFacts, dict[str, Any], dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("facts", "asked", "settings", "line"), NEVER)
 def test_a_run_that_can_never_start_is_refused(
-    facts: PartitionFacts, asked: dict[str, Any], settings: dict[str, Any], line: str
+    facts: Site, asked: dict[str, Any], settings: dict[str, Any], line: str
 ) -> None:
     with pytest.raises(BackendError, match=re.escape(line)):
         facts.resolve(Resources(**asked), SlurmSettings(**{"timeout_min": 30, **settings}))

@@ -15,6 +15,7 @@ import pytest
 from jobs.launch.job import LaunchOptions
 from jobs.manifests.policy import Policy
 from jobs.plan.planned import PlannedRun
+from jobs.scheduled.submission import JobPlan, plan_jobs, script, submit
 from jobs.spec import RunSpec
 from jobs.study.folder import read_jobs
 from jobs.study.kept_code import Code
@@ -23,9 +24,9 @@ from seqlm.records.batch import Limits
 from seqlm.records.requests import RequestFile, Wanted
 from seqlm.requests import Request, file_request
 from seqlm.resources import Resources
-from slurm.environment import batch_script, submit_script
+from slurm.backend import SlurmBackend
 from slurm.settings import SlurmSettings, read_settings
-from slurm.submission import JobPlan, plan_jobs, script, submit
+from slurm.shell import SHELL
 from tests.fake_slurm import FakeSlurm
 from tests.fakes import make_fresh
 from tests.seqlm.training.studies import make_config
@@ -44,11 +45,11 @@ def planned(folder: Path, count: int, resources: Resources = WHOLE) -> list[Plan
 
 def jobs(items: list[PlannedRun], settings: SlurmSettings, policy: Policy | None = None, request: int = 1) -> JobPlan:
     options = LaunchOptions(study_dir=items[0].run.path.parent, policy=policy or Policy())
-    return plan_jobs(items, options, settings, CODE, request=request)
+    return plan_jobs(items, options, settings, CODE, scheduler="slurm", request=request)
 
 
-def text(items: list[PlannedRun], settings: SlurmSettings, dependency: str = "") -> str:
-    return script(jobs(items, settings), 0, settings, dependency)
+def text(items: list[PlannedRun], settings: SlurmSettings, *after: str) -> str:
+    return script(jobs(items, settings), 0, SlurmBackend(settings), after=after)
 
 
 def request(items: list[PlannedRun]) -> Request:
@@ -63,9 +64,9 @@ def test_runs_with_other_limits_are_another_array(tmp_path: Path) -> None:
     asked = [Limits(timeout_min=30, mem_gb=number % 2 + 1) for number in range(3)]
     fits = {item.run.id: (limits, settings.limits) for item, limits in zip(items, asked, strict=False)}
     options = LaunchOptions(study_dir=tmp_path)
-    made = plan_jobs(items, options, settings, CODE, request=1, limits=fits)
+    made = plan_jobs(items, options, settings, CODE, scheduler="slurm", request=1, limits=fits)
     found = [
-        re.findall(r"--(array|mem|time|signal)=(\S*)$", script(made, number, settings), re.M)
+        re.findall(r"--(array|mem|time|signal)=(\S*)$", script(made, number, SlurmBackend(settings)), re.M)
         for number in range(len(made.arrays))
     ]
     assert [dict(one) for one in found] == [
@@ -121,7 +122,7 @@ CASES: dict[str, tuple[Resources, dict[str, Any], str]] = {
     "GPUs of the type of a run": (Resources(cpus=4, gpus=1, accelerator_type="a100"), {}, ""),
     "runs that share a GPU": (Resources(cpus=2, gpus=0.25), {}, ""),
     "no GPUs": (Resources(cpus=2, gpus=0), {}, ""),
-    "a second array with a limit": (WHOLE, {"max_parallel": 3}, "afterany:7"),
+    "a second array with a limit": (WHOLE, {"max_parallel": 3}, "7"),
     "a workload key": (WHOLE, {"sbatch": {"wckey": "paper"}}, ""),
 }
 """Case -> resources of four runs, settings, and what the array depends on."""
@@ -130,9 +131,11 @@ CASES: dict[str, tuple[Resources, dict[str, Any], str]] = {
 def case(folder: Path, name: str) -> str:
     """A block of ``scripts.txt``: the script of a case."""
     resources, settings, dependency = CASES[name]
-    found = text(planned(folder / "study", 4, resources), read_settings(settings, where="m", environ={}), dependency)
+    after = [dependency] if dependency else []
+    found = text(planned(folder / "study", 4, resources), read_settings(settings, where="m", environ={}), *after)
     found = re.sub("[0-9a-f]{64}", "DIGEST", found.replace(str(folder), "/FOLDER").replace(sys.executable, "PYTHON"))
-    found = found.partition("\nstanding()")[0]  # what follows is the same in all scripts
+    # What follows is the same in all scripts, as are the functions of the scheduler.
+    found = found.partition("\nattend()")[0].replace(SHELL.strip(), "FUNCTIONS")
     lines = [line for line in found.splitlines() if "SUBMITIT" not in line]  # of this version of submitit
     return "\n".join([f"== {name}", *lines, "", ""])
 
@@ -152,9 +155,7 @@ def test_an_option_that_sbatch_does_not_know_is_refused_by_it_in_one_line(
     settings = SlurmSettings(sbatch={"licences": "a"})
     items = planned(tmp_path / "s", 1)
     with pytest.raises(BackendError, match=r"^sbatch rejected the job: .*unrecognized option '--licences=a'$"):
-        submit(jobs(items, settings, request=request(items).number), settings)
-    with pytest.raises(BackendError, match=r"^sbatch: unrecognized option '--licences=a'$"):
-        submit_script(tmp_path / "report.sh", batch_script(settings, {}, "true"), settings)
+        submit(jobs(items, settings, request=request(items).number), SlurmBackend(settings))
 
 
 @pytest.mark.process
@@ -166,11 +167,11 @@ def test_a_submission_writes_as_many_files_for_many_runs_as_for_few(
     items = planned(tmp_path / "s", number)
     policy = Policy(oom=1, timeout=None, checkpoint_min=2.5, keep_last=False)
     asked = request(items)
-    assert submit(jobs(items, SlurmSettings(), policy, request=asked.number), SlurmSettings()) == ["1"]
+    assert submit(jobs(items, SlurmSettings(), policy, request=asked.number), SlurmBackend()) == ["1"]
     assert [call[0] for call in fake.calls()] == ["sbatch", "scontrol"]
     files = {path.name for path in asked.folder.iterdir()}
-    assert files == {"request.json", "plan.json", "array-0.sh", "submitted.json"}
-    told = JobPlan.read(asked.folder / "plan.json")
+    assert files == {"request.json", "batch.json", "array-0.sh", "submitted.json"}
+    told = JobPlan.read(asked.folder / "batch.json")
     assert list(told.arrays[0].runs) == [item.run.id for item in items]
     assert (told.options.worker, told.options.policy, told.options.request, told.code) == (
         ("-m", "seqlm.training.worker"),

@@ -18,13 +18,13 @@ from jobs.attempt.attempt import micro_batches
 from jobs.cli.arguments import EXIT_RUN_FAILED
 from jobs.cli.view import Watcher
 from jobs.manifests.policy import Policy
+from jobs.scheduled.submission import JobPlan
 from jobs.study.budget import Budget
 from jobs.study.folder import read_jobs
 from seqlm.files import write_json
 from seqlm.reading import listed
 from seqlm.resources import Resources
 from seqlm.rundir import RunDirectory
-from slurm.submission import JobPlan
 from tests.analysis.attempt_files import ORIGIN, at, write_attempt, write_job
 from tests.analysis.contents import said
 from tests.facts import fail, stop
@@ -98,7 +98,7 @@ def test_retry_goes_by_the_policy_of_the_manifest_and_by_what_the_run_needed(fak
     assert list(fake.jobs()) == ["1_0"]
     assert launch.main([*retry, "--kind", "code", "--kind", "oom", "--max-stalled-retries", "4"]) == 0
     assert list(fake.jobs()) == ["1_0", "2_0"]
-    told = JobPlan.read(tmp_path / "s" / "launches" / "000002" / "plan.json")
+    told = JobPlan.read(tmp_path / "s" / "launches" / "000002" / "batch.json")
     assert told.options.policy == Policy(oom=1, checkpoint_min=3, timeout=2, max_stalled_retries=4)
     assert micro_batches(run, batch_size=20, ranks=1) == 2
     (run,) = runs_in(tmp_path / "s")
@@ -133,7 +133,7 @@ def told_of(capsys: pytest.CaptureFixture[str], folder: Path) -> list[tuple[str,
 
 def name_job(study_dir: Path, job: str) -> None:
     """Have the newest plan of a study name another job."""
-    file = listed(study_dir / "launches")[-1] / "plan.json"
+    file = listed(study_dir / "launches")[-1] / "batch.json"
     plan = json.loads(file.read_text())
     plan["arrays"][0]["job"] = job
     write_json(file, plan)
@@ -172,7 +172,8 @@ def test_a_copy_of_a_study_whose_jobs_run_leaves_them_alone_and_has_jobs_of_its_
     assert launch.main(["run", str(tmp_path / "m.toml"), *words, "--no-canary"]) == 0
     assert launch.main(["cancel", "s", "--all", "--runs-dir", str(tmp_path / "copy")]) == 0
     states = {job.parent: job.state for job in fake.jobs().values()}
-    assert states == {1: "RUNNING", 2: "RUNNING", 3: "CANCELLED"}
+    follows_canary = 3
+    assert states == {1: "RUNNING", 2: "RUNNING", follows_canary: "PENDING", 4: "CANCELLED"}
     assert launch.main(["retry", "s", *words]) == 0
     assert [state for state, _ in told_of(capsys, tmp_path / "copy")] == ["queued"] * 2
     assert [state for state, _ in told_of(capsys, tmp_path)] == ["running"] * 2
@@ -286,7 +287,7 @@ def test_runs_share_the_jobs_that_an_array_of_the_cluster_may_have(fake: FakeSlu
     several = f"{RUN}resources.cpus = 1\nresources.ranks = 2\nseeds = [6, 7, 8]\n[backend.slurm]\nranks_per_node = 1\n"
     assert submit(tmp_path, f"{RUN}seeds = [1, 2, 3, 4, 5]\n{several}") == 0
     assert [job.options["array"] for job in fake.jobs().values()] == ["0-1"] * 2 + ["0-0"] + ["0-1"] * 2
-    told = JobPlan.read(tmp_path / "s" / "launches" / "000001" / "plan.json")
+    told = JobPlan.read(tmp_path / "s" / "launches" / "000001" / "batch.json")
     assert [(array.is_pool, len(array.runs)) for array in told.arrays] == [(True, 5), (False, 1), (False, 2)]
 
 
@@ -397,7 +398,7 @@ def test_plan_prints_the_scripts_that_run_submits(
     asked = [re.sub(r"ARRAY_(\d+)", r"\1", script).replace("REQUEST", "000001") for script in planned]
     assert asked == [re.sub("[0-9a-f]{64}", "DIGEST", job.script) for job in submitted.values()]
     assert [job.options["nice"] for job in submitted.values()] == ["7", "12"], "the urgent run goes first"
-    told = JobPlan.read(tmp_path / "runs/s/launches/000001/plan.json")
+    told = JobPlan.read(tmp_path / "runs/s/launches/000001/batch.json")
     assert RunDirectory(told.options.study_dir / next(iter(told.arrays[1].runs))).read_provenance().name == "long"
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from jobs.backends.base import Waiting
-from jobs.study.squeue import REASONS, meaning
+from jobs.study.folder import read_jobs
+from slurm.scheduler import REASONS, meaning
 from slurm.testcluster import LoopbackCluster
 from slurm.waiting import waiting_jobs
 from tests import commands
@@ -40,11 +41,11 @@ def test_a_waiting_job_has_its_reason_its_place_its_start_and_a_limit_that_start
     program(folder, "sbatch", f'case "$*" in *"--time=30 /a|b.sh") echo "{said}" >&2;; *) exit 1;; esac')
     monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
     write_jobs(tmp_path / "study", {f"run-{number}": f"7_{number}" for number in range(4)})
-    (found,) = waiting_jobs(tmp_path / "study", {"run-0"}).values()
+    (found,) = waiting_jobs({"run-0": read_jobs(tmp_path / "study")["run-0"]}).values()
     text, action = REASONS["Priority"]
     known = {"job": "7_0", "text": text, "action": action, "place": "3rd of 5 in gpu", "starts_at": now + 7200}
     assert found == Waiting(**known, sooner=(30, now + 600))
-    _, resources, held, drained = waiting_jobs(tmp_path / "study", {"run-0", "run-1", "run-2", "run-3"}).values()
+    _, resources, held, drained = waiting_jobs(read_jobs(tmp_path / "study")).values()
     assert (resources.place, resources.starts_at, resources.sooner) == ("1st of 5 in gpu", None, None)
     assert (held.starts_at, "7_2" in held.action) == (None, True)
     assert drained.text == REASONS["ReqNodeNotAvail"][0]

@@ -109,7 +109,7 @@ def other_kind(path: Path, outside: Path) -> None:
 
 @functools.cache
 def _dense() -> bytes:
-    return b'{"version": 2, "runs": [' + b"[]," * 5_000_000 + b"[]]}"
+    return b'{"version": 3, "runs": [' + b"[]," * 5_000_000 + b"[]]}"
 
 
 @functools.cache
@@ -162,7 +162,7 @@ def add_records(study_dir: Path, runs: Sequence[RunDirectory]) -> None:
     request = RequestFile(kind="run", backend="local", runs={run.id: Wanted() for run in runs})
     file_request(study_dir, request, Folders(runs=folders))
     files: Mapping[str, object] = {
-        "study.json": {"version": 2, "name": "small", "planned": [], "policy": {"gpu_hours": 100.0}},
+        "study.json": {"version": 3, "name": "small", "planned": [], "policy": {"gpu_hours": 100.0}},
         "queue.json": {"launcher": {"pid": 1, "host": "x"}, "waiting": {}},
         "launcher/000001.json": {"pid": 1, "host": "x", "released": True},
         "notes/000001/note.json": {"at": "x", "runs": [runs[0].id], "tags": ["good"], "text": "t"},

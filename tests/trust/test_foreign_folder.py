@@ -18,7 +18,8 @@ from seqlm.errors import FileError, UsageError
 from seqlm.files import file_sha256, read_json, write_json
 from seqlm.reading import LARGEST_HASHED, LARGEST_RECORD, LARGEST_TEXT, LISTS
 from seqlm.records.attempts import LauncherProcess
-from seqlm.rundir import MAX_RUNS, RunDirectory
+from seqlm.records.studies import MAX_RUNS
+from seqlm.rundir import RunDirectory
 from seqlm.training.checkpoint import load_checkpoint
 from tests.analysis.attempt_files import write_attempt
 from tests.analysis.behaviour_made_up import add_behaviour, add_samples, raw_sample

@@ -14,7 +14,7 @@ from analysis.run import Run
 from jobs.launch.prepare import require_trusted
 from jobs.spec import RunSpec
 from jobs.study.launched import trust_study
-from jobs.study.record import COMMANDING, StudyRecord
+from jobs.study.record import COMMANDING, KeptManifests
 from seqlm.architectures import CustomConfig
 from seqlm.config import RunConfig
 from seqlm.environment import LAUNCHED
@@ -106,7 +106,7 @@ def test_what_is_confirmed_once_stays_confirmed(run: RunDirectory, user: Callabl
     tables = {"notify": {"command": "true"}, "backend": {"slurm": {"setup": ["true"]}}, "behaviour": ["f" * 64]}
     write_json(study_record_file(study), tables)
     user("eve")
-    record = StudyRecord(study)
+    record = KeptManifests(study)
     assert all(record.distrusted(name) for name in COMMANDING)
     assert record.notify is None
     with pytest.raises(UsageError, match="add --trust"):
@@ -118,12 +118,12 @@ def test_what_is_confirmed_once_stays_confirmed(run: RunDirectory, user: Callabl
     require_trusted([RunSpec(name="m", config=make_config(), judge=make_config("gru"))])
     trust_study(study, pytest.fail)
     require_trusted([RunSpec(name="m", config=run.read_config())])
-    record = StudyRecord(study)
+    record = KeptManifests(study)
     assert not any(record.distrusted(name) for name in COMMANDING)
     assert record.notify is not None
     assert "slurm" in record.backends
     write_json(study_record_file(study), {**tables, "notify": {"command": "false"}})
-    assert StudyRecord(study).notify is None, "it is another command"
+    assert KeptManifests(study).notify is None, "it is another command"
 
 
 def test_the_digest_of_a_table_is_that_of_its_values_in_the_file(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import launch
 from benchmarks.toml_text import toml_text
 from seqlm.errors import UsageError
-from slurm.environment import require_plain_path
+from slurm.backend import SlurmBackend
 from slurm.testcluster import LoopbackCluster
 from tests import commands
 from tests.crawl import blank_figures
@@ -122,7 +122,7 @@ def test_bash_reads_the_scripts_for_sbatch_as_they_are_meant(
         done = commands.run(["bash", script], cwd=tmp_path)
         assert (done.returncode, done.stderr) == (0, "")
     words = record.read_bytes().decode().split("\0")
-    assert str(folder / "launches" / "000001" / "plan.json") in words
+    assert str(folder / "launches" / "000001" / "batch.json") in words
     assert words.count(str(folder)) == 2  # of the report, without and with behaviour
     assert slurm.jobs()["1_0"].options["chdir"].startswith(f"{folder}/launches/")
     assert marks(tmp_path, tmp_path / name, folder) == []
@@ -152,9 +152,9 @@ def test_a_folder_that_jobs_would_look_for_under_another_name_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "fsencode", lambda path: str(path).encode("latin-1"))
-    require_plain_path(tmp_path)
+    SlurmBackend().require_path(tmp_path)
     with pytest.raises(UsageError, match=r"set LC_ALL=C\.UTF-8"):
-        require_plain_path(tmp_path / "é")
+        SlurmBackend().require_path(tmp_path / "é")
 
 
 def test_a_real_slurm_runs_a_study_in_a_folder_with_a_name_like_a_program(

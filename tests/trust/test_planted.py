@@ -85,7 +85,7 @@ def study(tmp_path: Path, marker: Path) -> Path:
             (run.model_dir / place).write_text(f"open({str(marker)!r}, 'a').close()\n")
     shell = f"touch {marker}"
     record = {
-        "version": 2,
+        "version": 3,
         "study": "small",
         "notify": {"command": shell},
         "backend": {"local": {"env": {"PYTHONPATH": str(tmp_path / "planted")}}, "slurm": {"setup": [shell]}},

@@ -9,12 +9,13 @@ import pytest
 
 import launch
 from jobs.manifests.secrets import advice_on_command, looks_secret, passed
+from jobs.scheduled.environment import inherited
+from jobs.scheduled.submission import JobPlan
 from seqlm.errors import UsageError
 from seqlm.training.failure import describe_failure, failure_text
 from slurm import doctor
-from slurm.environment import job_environment
+from slurm.scheduler import Slurm
 from slurm.settings import read_settings
-from slurm.submission import JobPlan
 from slurm.testcluster import LoopbackCluster
 from tests import commands
 from tests.crawl import Crawl, blank_figures
@@ -83,12 +84,12 @@ ORDINARY = (
 def test_jobs_get_what_ordinary_sites_need_and_nothing_that_is_unknown() -> None:
     ordinary = ORDINARY.split()
     environ = {**dict.fromkeys(ordinary, "x"), **SHELL, "HTTPS_PROXY": "http://me:pass@proxy", "CONDA_TOKEN": "x"}
-    assert sorted(job_environment(environ)) == sorted(ordinary)
-    assert sorted(job_environment(environ, ["HF_TOKEN"])) == sorted([*ordinary, "HF_TOKEN"])
+    assert sorted(inherited(environ, Slurm())) == sorted(ordinary)
+    assert sorted(inherited(environ, Slurm(), ["HF_TOKEN"])) == sorted([*ordinary, "HF_TOKEN"])
 
 
 def test_sbatch_keeps_the_token_without_which_it_cannot_submit() -> None:
-    assert job_environment({"SLURM_JWT": "x"}) == {"SLURM_JWT": "x"}
+    assert inherited({"SLURM_JWT": "x"}, Slurm()) == {"SLURM_JWT": "x"}
 
 
 @pytest.mark.parametrize("backend", ["local", "slurm"])
@@ -168,7 +169,7 @@ def test_the_token_with_which_sbatch_submits_reaches_no_command_of_a_job(
     monkeypatch.chdir(tmp_path)
     assert launch.main(["run", "small.toml", "--backend", "slurm", "--no-wait", "--then-report"]) == 0
     (slurm.bin / "srun").write_text("#!/bin/sh\nprintenv SLURM_JWT\n")
-    (slurm.bin / "squeue").write_text("#!/bin/sh\necho 'COMPLETING|None|'\n")
+    (slurm.bin / "squeue").write_text("#!/bin/sh\necho 'COMPLETING|None'\n")
     settings = read_settings({"python": "printenv SLURM_JWT #"}, where="", environ={})
     scripts = {name: job.script for name, job in slurm.jobs().items()}
     scripts |= {} if more else {"doctor": doctor.script(settings, tmp_path, has_gpus=False, wait_s=60)}
@@ -196,7 +197,7 @@ def test_a_secret_in_env_gets_a_line_of_advice_stands_in_no_file_of_the_study_an
     assert told_in([line]) == []
     assert files_with(tmp_path / "runs") == []
     assert slurm.environment(1)["HF_TOKEN"] == PASSED["HF_TOKEN"]
-    told = JobPlan.read(tmp_path / "runs/small/launches/000001/plan.json")
+    told = JobPlan.read(tmp_path / "runs/small/launches/000001/batch.json")
     assert told.options.env["NCCL_DEBUG"] == "INFO"
 
 

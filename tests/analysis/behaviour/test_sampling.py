@@ -7,12 +7,12 @@ from scipy.stats import chisquare
 
 from analysis.behaviour import sampling
 from analysis.behaviour.sampling import draw_samples, inverse_cumulative, prompt_ids
-from analysis.study.behaviour import Settings
 from seqlm.errors import DataError, DivergedError
+from seqlm.records.behaviour import BehaviourSettings
 from tests.analysis.behaviour.models import ARCHS, SEQ_LEN, VOCAB_SIZE, make_models, next_logits
 
 LENGTHS = [2, SEQ_LEN, SEQ_LEN + 1, 2 * SEQ_LEN]
-SETTINGS = Settings(window=5, samples=4, lengths=LENGTHS, temperature=0.7, seed=5)
+SETTINGS = BehaviourSettings(window=5, samples=4, lengths=LENGTHS, temperature=0.7, seed=5)
 
 
 @pytest.mark.parametrize("prompt", [None, [3], [1, 2, 3, 4, 5, 6, 0, 1]], ids=str)
@@ -56,7 +56,7 @@ def test_the_seed_decides_the_samples_however_many_are_drawn_at_a_time(
 
 
 def test_the_first_tokens_are_uniform() -> None:
-    settings = Settings(window=5, samples=3000, lengths=[2], seed=1)
+    settings = BehaviourSettings(window=5, samples=3000, lengths=(2,), seed=1)
     counts = Counter(sample.prompt[0] for sample in draw_samples(make_models("rnn")[0], settings, None))
     assert chisquare([counts[token] for token in range(VOCAB_SIZE)]).pvalue > 1e-3
 

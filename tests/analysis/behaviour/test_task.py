@@ -4,9 +4,9 @@ from typing import Any
 import pytest
 
 from analysis.behaviour.task import Task, settings_from
-from analysis.study.behaviour import Settings
 from seqlm.errors import ConfigError, DamagedFileError, FileError
 from seqlm.files import write_json
+from seqlm.records.behaviour import BehaviourSettings
 from seqlm.rundir import RunDirectory
 from tests.seqlm.training.studies import make_config
 
@@ -14,7 +14,7 @@ CONFIG = make_config(seq_len=5, seed=7)
 
 
 def test_what_is_absent_follows_from_the_run() -> None:
-    assert settings_from({}, CONFIG) == Settings(window=10, lengths=[5, 10], seed=7)
+    assert settings_from({}, CONFIG) == BehaviourSettings(window=10, lengths=(5, 10), seed=7)
     assert settings_from({"window": 3, "lengths": [1, 9], "temperature": 2}, CONFIG).temperature == 2.0
 
 

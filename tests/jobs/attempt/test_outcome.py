@@ -24,6 +24,9 @@ from tests.seqlm.training.studies import make_config, make_run
         ((143, 1), 143),
         ((74, -9), -9),
         ((1, 1), 1),
+        ((1, -6), -6),
+        ((-6, 74), 74),
+        ((-11, -9), -9),
     ],
 )
 def test_a_rank_that_only_lost_another_does_not_hide_why(codes: tuple[int, int], explains: int) -> None:

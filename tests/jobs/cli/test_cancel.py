@@ -10,16 +10,19 @@ import pytest
 import launch
 from jobs.cli import studying
 from jobs.cli.studying import mark, wait_until_stopped
-from jobs.study import squeue
-from jobs.study.folder import launching, observe_study, write_queue
-from jobs.study.squeue import Scheduler
+from jobs.study import stopping
+from jobs.study.folder import launching, observe_study, this_launcher, write_queue
+from jobs.study.stopping import Stopping
 from seqlm import lease, processes
 from seqlm.errors import BackendError, FileError
 from seqlm.files import write_json
+from seqlm.records.attempts import Exit, Start
 from seqlm.records.requests import RequestFile, Wanted
 from seqlm.requests import file_request
 from seqlm.rundir import RunDirectory
 from seqlm.state import View
+from slurm import scheduler
+from slurm.scheduler import Slurm
 from tests.facts import fail, owned
 from tests.jobs.study.test_study import make_study
 from tests.slurm_jobs import write_jobs
@@ -45,7 +48,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(lease, "time", clock)
+    monkeypatch.setattr(stopping, "time", clock)
     return clock
 
 
@@ -60,7 +63,7 @@ def cancel_all(study_dir: Path) -> dict[str, str | None]:
     """Cancel the runs of a study; run's name -> the problem."""
     marked = mark(observe_study(study_dir))
     problems = wait_until_stopped(marked)
-    return {one.name: problems.get(one.run.id) for one in marked}
+    return {one.name: problems.get(one.run.path) for one in marked}
 
 
 def stays(host: str, pid: int) -> str:
@@ -160,8 +163,8 @@ def test_a_controller_that_does_not_answer_is_the_problem_of_runs_with_jobs_alon
 
     runs = make_study(tmp_path / "s", 1, 2)
     folder = write_jobs(tmp_path / "s", {runs[1].id: "7_0"}).folder
-    monkeypatch.setattr(squeue, "ask", refuse)
-    monkeypatch.setattr(Scheduler, "states", lambda self, jobs: {job: View(stage="queued") for job in jobs})
+    monkeypatch.setattr(scheduler, "ask", refuse)
+    monkeypatch.setattr(Slurm, "views", lambda self, jobs: {job: View(stage="queued") for job in jobs})
     assert launch.main(["cancel", str(tmp_path / "s"), "--all"]) == 1
     said = capsys.readouterr()
     assert said.out == "cancelled run1\n"
@@ -182,3 +185,49 @@ def test_a_process_that_keeps_the_lease_is_named_and_gets_no_signal(
         monkeypatch.setattr(os, name, lambda number, signal: pytest.fail("a signal") if signal else None)
     with owned(run):
         assert cancel_all(run.path.parent) == {"run1": stays(socket.gethostname(), os.getpid())}
+
+
+def begin(run: RunDirectory, start: Start) -> None:
+    """Have a process start the first attempt of a run, whose worker has not begun yet."""
+    run.attempt_dir(1).mkdir(parents=True)
+    start.write(run.attempt_dir(1), once=True)
+
+
+def test_a_worker_that_its_launcher_has_just_started_is_waited_for(run: RunDirectory, clock: Clock) -> None:
+    with launching(run.path.parent):
+        begin(run, Start(launcher=this_launcher()))
+        assert cancel_all(run.path.parent)["run1"] is not None
+        run.write_exit(1, Exit(message="ended with exit code 143", exit_code=143))
+        assert Stopping([run]).wait(0.0) == {}
+    begin_without = make_study(run.path.parent.parent / "other", 1)[0]
+    begin(begin_without, Start(launcher=this_launcher()))
+    assert cancel_all(begin_without.path.parent) == {"run1": None}, "its launcher is gone"
+
+
+@pytest.mark.parametrize(("state", "is_over"), [("RUNNING", False), ("COMPLETING", False), ("COMPLETED", True)])
+def test_a_job_that_has_ended_leaves_no_worker_however_fresh_its_lease_is(
+    run: RunDirectory, clock: Clock, monkeypatch: pytest.MonkeyPatch, state: str, is_over: bool
+) -> None:
+    request = write_jobs(run.path.parent, {run.id: "7_0"})
+    begin(run, Start(backend="slurm", job_id="7_0", request=request.number))
+    claim_elsewhere(run)
+    monkeypatch.setattr(scheduler, "ask", lambda *words: f"7_0|{state}|None|{request.folder}")
+    problems = Stopping([run]).wait(90.0)
+    assert (problems == {}) == is_over
+
+
+def test_a_job_that_has_ended_may_leave_a_worker_on_a_node_that_only_its_scheduler_does_not_reach(
+    run: RunDirectory, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = write_jobs(run.path.parent, {run.id: "7_0"})
+    begin(run, Start(backend="slurm", job_id="7_0", request=request.number))
+    theirs = claim_elsewhere(run)
+    monkeypatch.setattr(scheduler, "ask", lambda *words: f"7_0|COMPLETED|None|{request.folder}")
+    now = time.time()
+
+    def sleep(seconds: float) -> None:
+        clock.now += seconds
+        os.utime(theirs.file, (now, now + clock.now))
+
+    monkeypatch.setattr(clock, "sleep", sleep)
+    assert list(Stopping([run]).wait(90.0)) == [run.path]

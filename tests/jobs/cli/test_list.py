@@ -9,7 +9,7 @@ import pytest
 
 import launch
 from jobs.cli.studies import summary
-from jobs.study.squeue import Scheduler
+from jobs.study.scheduler import Views
 from seqlm.files import write_json
 from seqlm.rundir import RunDirectory
 from tests.facts import fail, owned
@@ -127,7 +127,7 @@ def test_a_folder_that_cannot_be_read_is_a_line(runs_dir: Path, monkeypatch: pyt
         return listdir(path)
 
     monkeypatch.setattr(os, "listdir", refuse)
-    found = summary(runs_dir / "locked", Scheduler())
+    found = summary(runs_dir / "locked", Views())
     assert found["problem"] == f"cannot read {runs_dir / 'locked'}: Permission denied"
 
 
@@ -156,6 +156,6 @@ def test_a_study_without_a_folder_of_a_run_has_the_age_of_its_record(tmp_path: P
     (tmp_path / "planned").mkdir()
     write_json(tmp_path / "planned" / "study.json", {"planned": [{"fingerprint": "a" * 64}]})
     os.utime(tmp_path / "planned" / "study.json", (NOW, NOW))
-    found = summary(tmp_path / "planned", Scheduler())
+    found = summary(tmp_path / "planned", Views())
     assert (found["states"], found["runs"]) == ({"pending": 1}, 1)
     assert found["changed_at"] == "2023-11-14T22:13:20+00:00"

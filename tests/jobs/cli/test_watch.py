@@ -18,12 +18,13 @@ from jobs.cli.studies import summary
 from jobs.cli.view import STATES, StudyView, Watcher, changes, played, table_lines, tell_skipped, watch
 from jobs.spec import RunSpec
 from jobs.study.folder import find_study, launching, write_queue
-from jobs.study.squeue import Scheduler
+from jobs.study.scheduler import Views
 from seqlm.files import write_json, write_json_lines
 from seqlm.records.requests import RequestFile, Wanted
 from seqlm.requests import file_request
 from seqlm.rundir import RunDirectory
 from seqlm.state import State
+from slurm import scheduler
 from tests.calls import counted
 from tests.commands import ask
 from tests.facts import fail, make_folder, owned, stop
@@ -55,7 +56,7 @@ def test_status_watcher_list_and_live_table_show_it_as_over(tmp_path: Path) -> N
     study = Watcher(tmp_path / "s").look()
     assert study.is_over
     assert study.summary == "s: 1 stopped"
-    assert summary(tmp_path / "s", Scheduler())["states"] == {"stopped": 1}
+    assert summary(tmp_path / "s", Views())["states"] == {"stopped": 1}
     assert any("stopped" in line and "180.00" in line for line in shown(study, 120))
     (line,) = changes(StudyView(name="s", runs=[{**study.runs[0], "state": "running"}]), study)
     assert line.endswith(REASON)
@@ -242,7 +243,7 @@ def test_a_run_that_is_launched_again_is_not_over(tmp_path: Path, monkeypatch: p
     watcher = Watcher(tmp_path / "s")
     assert watcher.look().is_over
     folder = write_jobs(tmp_path / "s", {run.id: "12_0"}).folder
-    monkeypatch.setattr(Scheduler, "_call", lambda self, *command: f"12_0|PENDING|Priority|{folder}")
+    monkeypatch.setattr(scheduler, "ask", lambda *command: f"12_0|PENDING|Priority|{folder}")
     again = watcher.look()
     assert ([one["state"] for one in again.runs], again.is_over) == (["queued"], False)
 
@@ -254,7 +255,7 @@ def with_result(run: RunDirectory) -> None:
 
 @pytest.mark.parametrize("on_slurm", [False, True])
 def test_runs_that_are_over_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_slurm: bool) -> None:
-    monkeypatch.setattr(Scheduler, "_call", lambda *_: "")
+    monkeypatch.setattr(scheduler, "ask", lambda *_: "")
     costs = []
     for number in (2, 40):
         study = tmp_path / str(number)

@@ -1,21 +1,20 @@
 """Why a run waits, failed or was stopped, here and on Ray; ``tests/slurm/test_waiting.py`` has the jobs of SLURM."""
 
 import time
-import typing
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 
 import launch
-from jobs.cli.why import GO_ON, NEXT
+from jobs.cli.why import GO_ON, STOPPED
 from jobs.study.folder import launching, write_queue
 from seqlm.files import write_json, write_json_lines
 from seqlm.records.attempts import Start
 from seqlm.records.batch import Batch
 from seqlm.resources import Resources
 from seqlm.rundir import RunDirectory
-from seqlm.state import FailureKind
+from seqlm.state import KINDS
 from tests.commands import ask
 from tests.facts import fail, stop
 from tests.jobs.cli.test_watch import add, at_step, running, trained
@@ -39,15 +38,15 @@ def test_a_run_behind_others_starts_when_one_before_it_ends(tmp_path: Path) -> N
 def test_a_failed_run_has_what_to_do_and_its_log_and_the_overview_has_a_line_for_each(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    kinds = typing.get_args(FailureKind)
+    kinds = tuple(KINDS)
     for number, kind in enumerate(kinds):
         fail(add(tmp_path / "s", kind, order=number), {"kind": kind, "message": "it fails"})
         (run,) = ask(["why", "s", kind, "--runs-dir", "."], folder=tmp_path, env={})["runs"]
-        assert run["details"]["do"] == NEXT.get(kind, GO_ON)
+        assert run["details"]["do"] == (KINDS[kind].advice or GO_ON)
         assert run["details"].get("log", "").endswith("stderr.log") == (kind != "cancelled")
     stop(add(tmp_path / "s", "slow", order=99), {"rung": 2, "rank": 5, "of": 12, "goes_on": 4})
     (run,) = ask(["why", "s", "slow", "--runs-dir", "."], folder=tmp_path, env={})["runs"]
-    assert run["details"]["do"] == NEXT["stopped"]
+    assert run["details"]["do"] == STOPPED
     assert launch.main(["why", "s", "--runs-dir", str(tmp_path)]) == 0
     shown = capsys.readouterr().out.splitlines()
     assert len(shown) == len(kinds) + 1
@@ -81,7 +80,7 @@ def test_a_slow_run_is_compared_with_others_like_it_and_its_plan(tmp_path: Path)
         done(add(study, f"gru-{number}", "gru", order=number), *[20 if number == 3 else 10] * 4)
     done(add(study, "rnn", order=4), *[40] * 4)
     fingerprint = add(study, "gru-3", "gru", order=3).read_config().fingerprint()
-    write_json(study / "study.json", {"version": 2, "estimates": {fingerprint: {"seconds": 32, "epochs": 4}}})
+    write_json(study / "study.json", {"version": 3, "estimates": {fingerprint: {"seconds": 32, "epochs": 4}}})
     (slow,) = ask(["why", "s", "--runs-dir", "."], folder=tmp_path, env={})["runs"]
     assert (slow["name"], slow["headline"]) == ("gru-3", "done, 100% slower than its 3 siblings, 2.5 x plan")
 

@@ -25,6 +25,7 @@ from seqlm.config import RunConfig
 from seqlm.data.corpus import CorpusFacts, load_corpus
 from seqlm.errors import CanaryError
 from seqlm.files import write_json
+from seqlm.records.studies import StudyFile
 from seqlm.resources import Resources
 from seqlm.rundir import RunDirectory
 from tests.facts import fail
@@ -260,7 +261,7 @@ def test_canaries_tell_the_times_that_the_study_keeps_as_estimates(tmp_path: Pat
         before.append(json.loads((study_dir / "study.json").read_text())["estimates"])
         return passes(submission)
 
-    submitted(tmp_path, FakeBackend(work), record={"version": 2})
+    submitted(tmp_path, FakeBackend(work), record=StudyFile(version=3))
     assert [found["seconds"] for found in before[0].values()] == [None] * 12
     after = json.loads((study_dir / "study.json").read_text())["estimates"]
     facts = load_corpus(make_config().data, tmp_path / "text").facts

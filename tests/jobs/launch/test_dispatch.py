@@ -26,7 +26,8 @@ from jobs.spec import RunSpec, Submission
 from jobs.study.budget import Budget
 from jobs.study.kept_code import Code
 from seqlm.errors import EXIT_RUNG, BackendError, FileError
-from seqlm.files import write_json, write_json_lines
+from seqlm.files import make_directory, write_json, write_json_lines
+from seqlm.lease import claim
 from seqlm.records.attempts import Start, Worker
 from seqlm.resources import Resources
 from seqlm.rundir import RunDirectory
@@ -112,6 +113,41 @@ def test_a_worker_that_dies_without_a_word_gets_its_failure_written(tmp_path: Pa
     assert failure is not None
     assert failure["kind"] == "code"
     assert failure["message"] == "ended with 3: Segmentation fault"
+
+
+def test_an_attempt_that_fails_beside_a_live_worker_of_an_older_one_does_not_end_the_run(tmp_path: Path) -> None:
+    (item,) = todo(tmp_path, 1)
+    item.run.attempt_dir(1).mkdir(parents=True)
+    owner = claim(item.run.lease_dir, attempt=1, busy="busy")
+
+    def work(submission: Submission) -> int:
+        if submission.attempt > 2:
+            owner.release()
+            return finish(submission)
+        return 1
+
+    backend = FakeBackend(work)
+    run_all(backend, [item])
+    assert item.run.observe().state == "done"
+    assert [one.attempt for one in backend.submissions] == [2, 3]
+
+
+def test_of_an_attempt_that_another_process_starts_at_the_same_moment_no_failure_is_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (item,) = todo(tmp_path, 1)
+    record_start = Attempt.record_start
+
+    def lost_race(attempt: Attempt, start: Start) -> bool:
+        make_directory(item.run.attempt_dir(1))
+        Start(job_id="1_0").write(item.run.attempt_dir(1), once=True)
+        record_start(attempt, start)
+        raise FileError("cannot write start.json: Input/output error")
+
+    monkeypatch.setattr(Attempt, "record_start", lost_race)
+    run_all(FakeBackend(finish), [item], policy=Policy(node=0))
+    assert not item.run.end(1).has_ended
+    assert all((item.run.start_file(number)).exists() for number in item.run.attempts())
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -16,7 +16,7 @@ from jobs.launch import notify
 from jobs.launch.notify import over
 from jobs.manifests.policy import Notify, Policy
 from jobs.spec import RunSpec, Submission
-from jobs.study.record import StudyRecord
+from jobs.study.record import KeptManifests
 from seqlm.errors import FileError
 from seqlm.files import write_json
 from seqlm.reading import exists
@@ -165,9 +165,9 @@ def test_no_command_that_reads_sends_anything_and_a_study_of_somebody_else_has_n
         study = [] if name == "list" else [str(done)]
         assert launch.main([name, *study, *flags, "--runs-dir", str(done.parent)]) == 0
     assert numbers(done.parent / "home") == []
-    assert StudyRecord(done).notify is None
+    assert KeptManifests(done).notify is None
     record_launch(done, {table_digest("notify", MESSAGES.to_dict())})
-    assert StudyRecord(done).notify == MESSAGES
+    assert KeptManifests(done).notify == MESSAGES
 
 
 # -- what cannot be sent -----------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from seqlm.files import read_json
 from seqlm.model_files import read_model_files
 from seqlm.records.requests import Folder, Folders, RequestFile, Wanted
 from seqlm.records.runs import Provenance
+from seqlm.records.studies import StudyFile
 from seqlm.requests import file_request
 from seqlm.rundir import STUDY_FORMAT
 from tests.cancelling import cancel
@@ -88,7 +89,7 @@ def test_a_new_study_that_another_launcher_has_begun_meanwhile_is_planned_again(
 
 def launch(specs: list[RunSpec], study_dir: Path) -> None:
     """Request these runs, and start none."""
-    options = LaunchOptions(study_dir=study_dir, live_code=True, record={"version": STUDY_FORMAT})
+    options = LaunchOptions(study_dir=study_dir, live_code=True, record=StudyFile(version=STUDY_FORMAT))
     with preparing(specs, FakeBackend(lambda submission: 0), options) as (_, prepared):
         assert prepared is not None, "there is something to do"
 

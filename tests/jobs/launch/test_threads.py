@@ -17,7 +17,7 @@ from seqlm.resources import Resources
 from seqlm.rundir import RunDirectory
 from slurm.backend import SlurmBackend
 from slurm.settings import SlurmSettings
-from slurm.site import NodeKind, PartitionFacts
+from slurm.site import NodeKind, Site
 from tests.facts import make_folder
 from tests.seqlm.training.studies import make_config
 
@@ -29,7 +29,7 @@ def local() -> Backend:
 def cluster() -> Backend:
     target = SlurmBackend(SlurmSettings())
     kind = NodeKind(count=2, cpus=8, gpus=0, memory_mb=4000)
-    target.__dict__["_partition"] = PartitionFacts(name="main", time_limit_min=None, max_nodes=None, kinds=(kind,))
+    target.__dict__["_partition"] = Site(name="main", time_limit_min=None, max_nodes=None, kinds=(kind,))
     return target
 
 

@@ -12,10 +12,11 @@ from jobs.plan.planned import Action, plan
 from jobs.plan.record import write_record
 from jobs.spec import RunSpec
 from jobs.study.folder import observe_study
-from jobs.study.squeue import Scheduler
+from jobs.study.scheduler import Views
 from seqlm.errors import FileError
 from seqlm.files import read_json, write_json, write_json_lines
 from seqlm.records.runs import Provenance
+from seqlm.records.studies import StudyFile
 from seqlm.rundir import Observation, RunDirectory
 from seqlm.state import FailureKind, State
 from tests.facts import make_folder, stop
@@ -124,7 +125,7 @@ def test_a_done_run_is_not_done_once_more_is_requested(tmp_path: Path, run: RunD
     (seen,) = observe_study(tmp_path / "s")
     assert (seen.observation.state, seen.observation.epochs_done, seen.epochs_total) == ("pending", 2, 3)
     assert (seen.to_dict()["epochs_done"], seen.to_dict()["epochs_total"]) == (2, 3)
-    assert summary(tmp_path / "s", Scheduler())["states"] == {"pending": 1}
+    assert summary(tmp_path / "s", Views())["states"] == {"pending": 1}
     (item,) = plan_runs([longer(spec, 3)], tmp_path / "s")
     assert (item.action, item.reason) == ("resume", "after 2 epochs")
 
@@ -190,7 +191,7 @@ def test_the_estimate_of_a_run_grows_by_the_epochs_that_are_requested_later(
         made = make_planned(longer(spec, epochs), seconds)
         item = replace(made, run=run, observation=seen, action=action)
         for _ in range(2):  # a launch with canaries writes twice
-            write_record(tmp_path, {}, [item], lambda line: pytest.fail(line))
+            write_record(tmp_path, StudyFile(), [item], lambda line: pytest.fail(line))
         record = (read_json(tmp_path / "study.json") or {})["estimates"][spec.fingerprint]
         assert record["epochs"] == epochs
         return float(record["seconds"])

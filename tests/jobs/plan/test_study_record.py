@@ -20,8 +20,9 @@ from jobs.manifests.policy import Policy
 from jobs.plan.planned import PlannedRun, plan
 from jobs.plan.record import record_of, write_record
 from jobs.study.launched import trust_study
-from jobs.study.record import StudyRecord
-from seqlm.files import write_json, write_json_lines
+from jobs.study.record import KeptManifests
+from seqlm.files import write_json_lines
+from seqlm.records.studies import Entry, StudyFile
 from seqlm.rundir import RunDirectory, study_record_file
 from seqlm.search import Search
 from tests.fakes import FakeBackend, make_estimate
@@ -35,7 +36,7 @@ def keep(folder: Path, text: str) -> Manifest:
     path = folder / "m.toml"
     path.write_text(f'[study]\nname = "m"\n{text}\n{RUN}')
     manifest = load_manifest(path)
-    write_json(study_record_file(folder), record_of(manifest, manifest.runs, None))
+    record_of(manifest, manifest.runs, None).write(folder)
     return manifest
 
 
@@ -46,7 +47,7 @@ def test_the_policy_the_search_and_the_tables_of_all_backends_are_kept(tmp_path:
         'env_pass = ["HF_TOKEN"]\n[backend.slurm]\ntimeout_min = 7\n[search]\nrungs = [3]\nkeep = 0.5',
     )
     trust_study(tmp_path, pytest.fail)
-    found, none = (StudyRecord(folder, pytest.fail) for folder in (tmp_path, tmp_path / "older"))
+    found, none = (KeptManifests(folder, pytest.fail) for folder in (tmp_path, tmp_path / "older"))
     assert found.policy == manifest.policy == Policy(oom=7, preempted=2, timeout=None)
     assert found.search == manifest.search == Search(rungs=(3,), keep=0.5)
     assert (found.backends, found.manifest) == (manifest.backend, manifest.path)
@@ -56,7 +57,7 @@ def test_the_policy_the_search_and_the_tables_of_all_backends_are_kept(tmp_path:
 def test_of_what_looks_like_a_secret_the_name_is_kept(tmp_path: Path) -> None:
     keep(tmp_path, '[backend.ray]\nenv = {A = "b", HF_TOKEN = "oops"}\nenv_pass = ["PIN"]')
     trust_study(tmp_path, pytest.fail)
-    assert StudyRecord(tmp_path).backends == {"ray": {"env": {"A": "b"}, "env_pass": ["PIN", "HF_TOKEN"]}}
+    assert KeptManifests(tmp_path).backends == {"ray": {"env": {"A": "b"}, "env_pass": ["PIN", "HF_TOKEN"]}}
     assert "oops" not in study_record_file(tmp_path).read_text()
 
 
@@ -76,10 +77,43 @@ def test_of_what_looks_like_a_secret_the_name_is_kept(tmp_path: Path) -> None:
 def test_what_is_damaged_is_told_once_and_is_as_if_it_were_not_given(tmp_path: Path, content: str) -> None:
     study_record_file(tmp_path).write_text(content)
     told: list[str] = []
-    found = StudyRecord(tmp_path, told.append)
+    found = KeptManifests(tmp_path, told.append)
     assert (found.policy, found.search, found.backends) == (None, None, {})
     assert len(told) == 1
     assert told[0].startswith("warning: ")
+
+
+def test_damage_to_one_part_leaves_all_others(tmp_path: Path) -> None:
+    manifest = keep(tmp_path, "[policy]\noom = 7\n[search]\nrungs = [3]\nkeep = 0.5\n[backend.local]\nmax_parallel = 2")
+    trust_study(tmp_path, pytest.fail)
+    sound = json.loads(study_record_file(tmp_path).read_text())
+    whole = KeptManifests(tmp_path)
+    expected = {
+        "policy": manifest.policy,
+        "search": manifest.search,
+        "backend": manifest.backend,
+        "planned": whole.planned,
+        "manifest": manifest.path,
+    }
+    for part in sound:
+        study_record_file(tmp_path).write_text(json.dumps({**sound, part: ["damage"] if part != "samples" else 3}))
+        told: list[str] = []
+        found = KeptManifests(tmp_path, told.append)
+        values = {
+            "policy": found.policy,
+            "search": found.search,
+            "backend": found.backends,
+            "planned": [replace(entry) for entry in found.planned],
+            "manifest": found.manifest,
+        }
+        hit = {"folder": "manifest"}.get(part, part)
+        if part != "behaviour":  # of which the damage is one fingerprint, as far as a reader can see
+            assert len(told) == 1
+            assert part in told[0]
+        kept = {name: value for name, value in values.items() if name != hit}
+        if part == "manifest":
+            kept.pop("planned")  # in the order of the manifests
+        assert kept == {name: expected[name] for name in kept}
 
 
 TEXT = """
@@ -132,7 +166,7 @@ def recorded(folder: Path, *, chosen: slice = slice(None)) -> str:
     text = write_text(folder / "text")
     manifest = manifest_in(folder)
     specs = resolve_specs(manifest.runs, text)
-    found = json.dumps(record_of(manifest, specs[chosen], text), indent=1)
+    found = json.dumps(record_of(manifest, specs[chosen], text).to_plain(), indent=1)
     for old, new in [(str(folder), "FOLDER"), *((spec.fingerprint, spec.name) for spec in specs)]:
         found = found.replace(old, new)
     return re.sub(r'"data.sha256": "\w+"', '"data.sha256": "SHA-256"', found) + "\n"
@@ -149,13 +183,13 @@ def test_a_run_that_is_not_launched_may_lack_its_text(tmp_path: Path) -> None:
     )
     manifest = manifest_in(tmp_path, other)
     record = record_of(manifest, manifest.runs[:1], tmp_path / "absent")
-    assert [run["fingerprint"] for run in record["planned"]] == [run.fingerprint for run in manifest.runs]
+    assert [run.fingerprint for run in record.planned] == [run.fingerprint for run in manifest.runs]
 
 
 def test_set_changes_only_whose_behaviour_is_examined(tmp_path: Path) -> None:
     text = write_text(tmp_path / "text")
     plain, halved = (
-        record_of(found, found.runs, text)
+        record_of(found, found.runs, text).to_plain()
         for found in (manifest_in(tmp_path), manifest_in(tmp_path, TEXT, "optim.lr=0.5"))
     )
     assert {key for key in plain if plain[key] != halved[key]} == {"behaviour"}
@@ -164,15 +198,15 @@ def test_set_changes_only_whose_behaviour_is_examined(tmp_path: Path) -> None:
 
 
 def test_the_plans_of_other_manifests_are_kept_and_numbered_through(tmp_path: Path) -> None:
-    def entry(manifest: str, digits: str, number: int) -> dict[str, Any]:
-        return {"manifest": manifest, "fingerprint": digits, "number": number}
+    def entry(manifest: str, digits: str, number: int) -> Entry:
+        return Entry(manifest=manifest, fingerprint=digits, number=number)
 
-    told: list[str] = []
     for manifest, digits in (("a", "12"), ("b", "234"), ("a", "15")):
-        planned = [entry(manifest, digit, number) for number, digit in enumerate(digits, start=1)]
-        write_record(tmp_path, {"manifest": manifest, "planned": planned}, [], told.append)
-    planned = json.loads(study_record_file(tmp_path).read_text())["planned"]
-    assert planned == [entry("a", "1", 1), entry("a", "5", 2), entry("b", "3", 3), entry("b", "4", 4)]
+        planned = tuple(entry(manifest, digit, number) for number, digit in enumerate(digits, start=1))
+        write_record(tmp_path, StudyFile(manifest=manifest, planned=planned), [], pytest.fail)
+    found = StudyFile.read(tmp_path)
+    assert found is not None
+    assert found.planned == (entry("a", "1", 1), entry("a", "5", 2), entry("b", "3", 3), entry("b", "4", 4))
 
 
 # -- estimates -----------------------------------------------------------------------------------------------------
@@ -190,7 +224,9 @@ def items(folder: Path, count: int = 2) -> list[PlannedRun]:
 def written(folder: Path, todo: Sequence[PlannedRun], seconds: float | None) -> list[float | None]:
     """What ``study.json`` holds of estimates after a launch that does ``todo``."""
     folder.mkdir(exist_ok=True)
-    write_record(folder, {"version": 2}, [replace(item, estimate=make_estimate(seconds)) for item in todo], pytest.fail)
+    write_record(
+        folder, StudyFile(version=3), [replace(item, estimate=make_estimate(seconds)) for item in todo], pytest.fail
+    )
     estimates = json.loads(study_record_file(folder).read_text())["estimates"]
     assert all(found["epochs"] == 4 for found in estimates.values())
     return [found["seconds"] for found in estimates.values()]
@@ -218,25 +254,30 @@ def test_a_damaged_file_is_written_anew_with_a_warning(tmp_path: Path, content: 
     study_record_file(tmp_path).write_text(content)
     told: list[str] = []
     todo = [replace(item, estimate=make_estimate(1.0)) for item in items(tmp_path)]
-    write_record(tmp_path, {"version": 2}, todo, told.append)
+    write_record(tmp_path, StudyFile(version=3), todo, told.append)
     assert len(told) == 1
-    assert told[0].endswith("; it is replaced, and the estimates and plans of earlier launches are lost")
+    assert told[0].startswith("warning: ")
     assert len(json.loads(study_record_file(tmp_path).read_text())["estimates"]) == 2
 
 
 @pytest.mark.parametrize("estimates", [[], {"DIGITS": 3}, {"DIGITS": {"seconds": 2.0, "epochs": 0}}])
 def test_an_estimate_that_is_damaged_is_made_anew(tmp_path: Path, estimates: Any) -> None:
     (item,) = items(tmp_path, 1)
-    text = json.dumps({"version": 2, "estimates": estimates}).replace("DIGITS", item.spec.fingerprint)
+    text = json.dumps({"version": 3, "estimates": estimates}).replace("DIGITS", item.spec.fingerprint)
     (tmp_path / "s").mkdir()
     study_record_file(tmp_path / "s").write_text(text)
-    assert written(tmp_path / "s", [item], 1.0) == [1.0]
+    told: list[str] = []
+    write_record(tmp_path / "s", StudyFile(), [replace(item, estimate=make_estimate(1.0))], told.append)
+    found = StudyFile.read(tmp_path / "s")
+    assert found is not None
+    assert [one.seconds for one in found.estimates.values()] == [1.0]
+    assert len(told) == 1
 
 
 def test_a_file_that_cannot_be_written_stops_no_launch(tmp_path: Path) -> None:
     study_record_file(tmp_path).mkdir()
     told: list[str] = []
-    write_record(tmp_path, {"version": 2}, [], told.append)
+    write_record(tmp_path, StudyFile(version=3), [], told.append)
     assert len(told) == 2
     assert told[1].endswith("the report will lack the facts of the manifest")
 

@@ -8,7 +8,6 @@ import pytest
 from jobs.manifests.policy import Policy
 from jobs.study.budget import READ_SECONDS, Budget, Hours, hours_of
 from jobs.study.folder import ObservedRun, observe_study
-from jobs.study.squeue import Scheduler
 from seqlm.errors import FileError
 from seqlm.files import write_json
 from seqlm.records.attempts import Exit, RankEnd
@@ -17,6 +16,7 @@ from seqlm.resources import Resources
 from seqlm.rundir import BEHAVIOUR_FOLDER, RunDirectory, study_record_file
 from seqlm.training import attempt
 from seqlm.training.distributed import Rank
+from slurm import scheduler
 from tests.analysis.attempt_files import at, write_attempt
 from tests.calls import counted
 from tests.facts import fail, launch_again
@@ -164,6 +164,40 @@ def test_what_others_have_used_is_seen_at_the_next_reading(tmp_path: Path, monke
     assert budget.spent()["core_hours"] == 4
 
 
+def test_reading_a_large_study_keeps_nobody_from_other_work_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each attempt takes a minute to read, as on a slow file system."""
+    runs = [make_run(tmp_path / f"a-{seed}", make_config(seed=seed)) for seed in range(6)]
+    for run in runs:
+        write_attempt(run, 1, start=0, end=HOUR)
+    now = time.monotonic()
+    read, listing = list[str](), RunDirectory.attempts
+
+    def slow(run: RunDirectory) -> list[int]:
+        nonlocal now
+        now += 60
+        read.append(run.id)
+        return listing(run)
+
+    monkeypatch.setattr(RunDirectory, "attempts", slow)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    budget = Budget(tmp_path, Policy(core_hours=1000))
+    assert budget.spent()["core_hours"] == 12
+    for run in runs:
+        write_attempt(run, 2, start=HOUR, end=2 * HOUR)
+    now += 24 * HOUR
+    each = []
+    for _ in runs:
+        read.clear()
+        budget.spent()
+        each.append(len(read))
+    assert each == [1] * len(runs)
+    budget.count(runs[0])
+    budget.spent()
+    assert budget.spent()["core_hours"] == 24
+
+
 def test_a_budget_is_spent_once_one_limit_is_reached(tmp_path: Path) -> None:
     run = make_run(tmp_path / "a-1", make_config())
     write_attempt(run, 1, start=0, end=40 * HOUR, gpus=("GPU-1",))
@@ -204,7 +238,7 @@ def test_a_run_that_the_budget_keeps_from_starting_says_so(tmp_path: Path, monke
     assert observed(study).observation.reason is None, "an hour is left"
     record(6)
     folder = write_jobs(study, {run.id: "12_0"}).folder
-    monkeypatch.setattr(Scheduler, "_call", lambda self, *command: f"12_0|COMPLETED||{folder}")
+    monkeypatch.setattr(scheduler, "ask", lambda *command: f"12_0|COMPLETED||{folder}")
     assert observed(study).observation.state == "pending", "its job of SLURM has seen that and has ended"
     record("unlimited")
     seen = observed(study).observation

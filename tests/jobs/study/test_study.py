@@ -1,4 +1,5 @@
 import io
+import os
 from pathlib import Path
 
 import pytest
@@ -118,12 +119,24 @@ def test_who_owns_the_launch_sweeps_what_a_dead_launcher_has_begun(tmp_path: Pat
     begun = [
         tmp_path / ".queue.json.abc.tmp",
         tmp_path / ".study.json.abc.tmp",
+        tmp_path / "launches" / "000001" / ".plan.json.abc.tmp",
+        tmp_path / "launches" / "000001" / ".array-0.sh.abc.tmp",
+        tmp_path / "launches" / "000002" / ".request.json.old.tmp",
+        tmp_path / "canary" / "launches" / "000001" / ".submitted.json.abc.tmp",
     ]
-    for path in begun:
-        path.parent.mkdir(exist_ok=True)
+    kept = [
+        tmp_path / "launches" / "000001" / "plan.json",
+        tmp_path / "launches" / "000002" / ".request.json.abc.tmp",  # of a `cancel` that is at work
+        tmp_path / "launches" / "000001" / ".withdrawn.json.abc.tmp",  # of a job
+    ]
+    for path in (*begun, *kept):
+        path.parent.mkdir(exist_ok=True, parents=True)
         path.write_text("x")
+        if ".old." in path.name:
+            os.utime(path, (0, 0))
     with launching(tmp_path):
         assert not [path for path in begun if path.exists()]
+        assert all(path.exists() for path in kept)
 
 
 def test_a_study_folder_is_read_once_to_find_all_its_runs(tmp_path: Path) -> None:

@@ -6,12 +6,12 @@
             begun-NODE          the program has begun on that node
             news                a worker has begun to train a run of the job
             sick                nodes that the next start is to avoid, one a line
-            again               changes of the job before its next start, one a line, in SLURM's words
+            again               changes of the job before its next start, one a line: ``wait_s=300``
             lease/              the heartbeat of the program on the first node (:mod:`seqlm.lease`)
             end                 the program on the first node has ended
 
 Unless the job is over, its script puts it back into the queue, whatever the program's exit code is
-(:mod:`slurm.script`). So an end that nobody foresaw is one more start, not a lost run.
+(:mod:`jobs.scheduled.script`). So an end that nobody foresaw is one more start, not a lost run.
 """
 
 import contextlib

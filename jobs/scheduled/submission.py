@@ -1,56 +1,116 @@
-"""Submit runs as job arrays: group them, write one plan for all jobs and a script for each array, and call sbatch."""
+"""Submit runs as job arrays: group them, write one plan for all jobs and a script for each array, and submit these."""
 
 import contextlib
 import functools
 import math
+import os
 import shlex
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from jobs import terminal
 from jobs.attempt.supervisor import progress_variables
 from jobs.launch.job import LaunchOptions
 from jobs.plan.planned import PlannedRun
+from jobs.scheduled.environment import plain_env, program_of, setup_lines, submission_environment
+from jobs.scheduled.script import job_lines
+from jobs.scheduled.settings import JobShape, ScheduledTable
+from jobs.scheduled.slot import SLOT
 from jobs.study.folder import study_name
 from jobs.study.kept_code import Code
-from jobs.study.squeue import Claim, ask, cancel_jobs, live_jobs
+from jobs.study.scheduler import Claim, Scheduler, TooManyJobsError
 from seqlm.environment import STAGE
 from seqlm.errors import BackendError, FileError, UsageError
-from seqlm.reading import timestamp
+from seqlm.files import write_text
+from seqlm.reading import exists, timestamp
 from seqlm.records.batch import ArrayPlan, Batch, Limits, Submitted
 from seqlm.requests import numbered
 from seqlm.resources import Resources
 from seqlm.trust import table_digest
-from slurm.environment import batch_script, plain_env, program_of, setup_lines, submit_script
-from slurm.script import NOT_STARTED, job_lines
-from slurm.settings import JobShape, SlurmSettings
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
-DEFAULT_NICE = 100
-"""What ``--nice`` without a value means to sbatch."""
-TOO_LARGE = "Invalid job array specification"
-"""Words of sbatch if an array has more jobs than the cluster takes (MaxArraySize)."""
-TOO_MANY = ("accounting/QOS policy", "SubmitJob", TOO_LARGE)
-"""The same, or if an array has more jobs than the user may submit (MaxSubmitJobs, a QOS)."""
-KEYS = ("account", "qos", "partition", "reservation")
-"""Settings that sbatch names if they are wrong."""
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a job or an array asks a scheduler for."""
+
+    name: str
+    folder: Path | None
+    """In which it works. ``None``: where it is submitted, so that it is none of the jobs of a request."""
+    output: Path
+    """The file that its output goes to. ``{index}`` in its name is the place of a job in its array."""
+    minutes: int
+    """Its time limit."""
+    array: ArrayPlan | None = None
+    """What its jobs have. ``None``: it is one job, of one core."""
+    at_once: int | None = None
+    """Most jobs of the array that run at once. ``None``: any number."""
+    signal_before_s: int | None = None
+    """How long before its time limit SIGUSR2 is sent to all its processes. ``None``: it is not."""
+    lower_priority: int = 0
+    """By how much its priority is lowered."""
+    can_return: bool = True
+    """Whether the scheduler may start it again, such as after its node has failed."""
+    after: Sequence[str] = ()
+    """The ids of jobs and arrays that end before it starts, however they end."""
+    after_well: Sequence[str] = ()
+    """Those whose jobs all end with exit code 0 before it starts. It never starts if one does not."""
 
 
-class _NoRoomError(BackendError):
-    """SLURM takes too few jobs of the user now."""
+class Submitter(ABC):
+    """Submits to a scheduler with the settings of a launch."""
 
+    settings: ScheduledTable
+
+    @property
+    @abstractmethod
+    def scheduler(self) -> Scheduler:
+        """The scheduler."""
+
+    @abstractmethod
+    def script(self, asked: Asked, body: str) -> str:
+        """Return a script of bash that asks for something, and does ``body``.
+
+        Raises:
+            BackendError: this is no machine of a cluster.
+        """
+
+    def launch_words(self, array: ArrayPlan) -> str:
+        """Return the words before a command that start it once on each node of a job. Exit code 77: nothing started.
+
+        Whatever ends with another code than 0 on one node ends the command on all of them. None ends because another
+        one has ended well.
+        """
+        return ""
+
+    def submit_script(self, path: Path, text: str, *, is_held: bool = False) -> str:
+        """Write a script, submit it, and return the id of its job.
+
+        Raises:
+            BackendError: it is rejected.
+            FileError: it cannot be written.
+            UsageError: as :func:`jobs.scheduled.environment.submission_environment`.
+        """
+        write_text(path, text)
+        environ = submission_environment(self.settings, self.scheduler, os.environ)
+        return self.scheduler.submit(path, environ, is_held=is_held)
+
+
+MOST_LOWER = 10_000
+"""The most by which a priority is lowered."""
 
 # -- the plan: what each job of a submission does, in one file next to the request ------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobPlan:
-    """What the jobs of a submission do. In its file, the arrays are as SLURM has taken them."""
+    """What the jobs of a submission do. In its file, the arrays are as the scheduler has taken them."""
 
     options: LaunchOptions
     """Those of the launch, with the variables of the workers and the request. No ``tasks`` and no ``record``."""
@@ -64,6 +124,8 @@ class JobPlan:
     signal_before_s: int
     must_have_nodes: bool
     """Whether the settings name the nodes of the jobs, so that none can be excluded."""
+    scheduler: str
+    """Its name."""
     grid: Path | None = None
     """The folder of the request whose jobs wait for these, which are canaries. ``None``: they are none."""
 
@@ -72,6 +134,16 @@ class JobPlan:
         """The folder of the request of these jobs. A plan that is for display alone has none."""
         study_dir, request = self.options.study_dir, self.options.request
         return study_dir / "launches" / "REQUEST" if request is None else numbered(study_dir, request)
+
+    def note_submitted(self) -> None:
+        """Record that all jobs are submitted. A job that starts does so too: the launcher may have been killed.
+
+        Raises:
+            FileError: that cannot be written.
+        """
+        for folder in filter(None, (self.folder, self.grid)):
+            if not exists(folder / Submitted.FILE):
+                Submitted(at=timestamp()).write(folder, once=True)
 
     def with_arrays(self, number: int, *arrays: ArrayPlan) -> Self:
         """Return the plan with these arrays in place of one."""
@@ -87,6 +159,7 @@ class JobPlan:
             launched=self.launched,
             signal_before_s=self.signal_before_s,
             must_have_nodes=self.must_have_nodes,
+            scheduler=self.scheduler,
             grid=None if self.grid is None else str(self.grid),
         )
 
@@ -111,6 +184,7 @@ class JobPlan:
             launched=batch.launched,
             signal_before_s=batch.signal_before_s,
             must_have_nodes=batch.must_have_nodes,
+            scheduler=batch.scheduler,
             grid=None if batch.grid is None else Path(batch.grid),
         )
 
@@ -123,16 +197,17 @@ def _options_reader() -> "TypeAdapter[LaunchOptions]":
 
 
 def plan_sha256(batch: Batch) -> str:
-    """Return the digest of all of a plan but its arrays, whose ids SLURM gives later. The jobs' scripts have it."""
+    """Return the digest of all of a plan but its arrays, which get their ids later. The scripts of the jobs have it."""
     return table_digest("plan", {key: value for key, value in batch.to_plain().items() if key != "arrays"})
 
 
 def plan_jobs(
     todo: Sequence[PlannedRun],
     options: LaunchOptions,
-    settings: SlurmSettings,
+    settings: ScheduledTable,
     code: Code,
     *,
+    scheduler: str,
     request: int | None,
     limits: Mapping[str, tuple[Limits, Limits]] = MappingProxyType({}),
 ) -> JobPlan:
@@ -169,7 +244,8 @@ def plan_jobs(
         data={item.run.id: path.absolute() for item in todo if (path := item.spec.data_path) is not None},
         launched={item.run.id: item.spec.may_run() for item in todo},
         signal_before_s=settings.warning_s,
-        must_have_nodes=bool(settings.nodelist or settings.reservation or "nodefile" in settings.sbatch),
+        must_have_nodes=settings.must_have_nodes,
+        scheduler=scheduler,
     )
 
 
@@ -204,30 +280,30 @@ def _pool(arrays: Sequence[ArrayPlan], most: int | None) -> ArrayPlan:
 # -- scripts ---------------------------------------------------------------------------------------------------------
 
 
-def submit(plan: JobPlan, settings: SlurmSettings, canaries: JobPlan | None = None) -> list[str]:
+def submit(plan: JobPlan, place: Submitter, canaries: JobPlan | None = None) -> list[str]:
     """Submit the arrays of a plan, and before them those of canaries, on which they depend; return the ids of the plan.
 
     The first jobs are held until everything is submitted and recorded. What a launcher leaves that is killed before
-    cannot start (:func:`slurm.canary.withdraw_stuck`).
+    cannot start (:func:`jobs.scheduled.canary.withdraw_stuck`).
 
-    If SLURM takes fewer jobs of the user, the runs of one node become a pool of half as many jobs, and so on. Runs of
-    several nodes for which there is no job wait for the next launch.
+    If the scheduler takes fewer jobs of the user, the runs of one node become a pool of half as many jobs, and so on.
+    Runs of several nodes for which there is no job wait for the next launch.
 
     Raises:
-        BackendError: sbatch rejected an array, or takes no job at all. Nothing is submitted.
+        BackendError: the scheduler rejected an array, or takes no job at all. Nothing is submitted.
         UsageError: a variable named by ``env_pass`` is not set.
     """
     plans = [plan] if canaries is None else [canaries, plan]
     try:
-        return _submit(plans, settings)
-    except _NoRoomError:  # a single job for all canaries leaves most room
-        return _submit([pooled(one, 1 if one is canaries else None) for one in plans], settings)
+        return _submit(plans, place)
+    except TooManyJobsError:  # a single job for all canaries leaves most room
+        return _submit([pooled(one, 1 if one is canaries else None) for one in plans], place)
 
 
-def _submit(plans: Sequence[JobPlan], settings: SlurmSettings) -> list[str]:
+def _submit(plans: Sequence[JobPlan], place: Submitter) -> list[str]:
     """Submit plans, all of which depend on the first, and record them; return the ids of the last.
 
-    SLURM limits the jobs of one array alone. If runs at once are limited, each array waits for the one before.
+    A scheduler limits the jobs of one array alone. If runs at once are limited, each array waits for the one before.
 
     Raises:
         BackendError, FileError, UsageError: as :func:`submit`. What was submitted is cancelled.
@@ -235,26 +311,28 @@ def _submit(plans: Sequence[JobPlan], settings: SlurmSettings) -> list[str]:
     ids: list[list[str]] = []
     try:
         for plan in plans:
-            words, after = ([], [f"afterok:{':'.join(ids[0])}"]) if ids else (["--hold"], [])
+            is_held = not ids
+            after_well = () if is_held else tuple(ids[0])
             ids.append([])
             number = 0
             while number < len(plan.arrays):
-                before = [f"afterany:{job}" for job in ids[-1][-1:] if settings.max_parallel is not None]
-                found = _submit_array(plan, number, settings, ",".join([*after, *before]), words)
+                after = ids[-1][-1:] if place.settings.max_parallel is not None else []
+                found = _submit_array(plan, number, place, after, after_well, is_held=is_held)
                 ids[-1] += [found[0].job] if found[0].job is not None else []
                 plan = plan.with_arrays(number, *found)
                 number += 1
             left = [array for array in plan.arrays if array.job is None]
             if not ids[-1]:
-                raise _NoRoomError(left[0].why)
+                raise TooManyJobsError(left[0].why)
             plan.to_batch().write(plan.folder)
-        ask("scontrol", "release", ",".join(ids[0]))
+        place.scheduler.release(ids[0])
         for plan in plans:
-            Submitted(at=timestamp()).write(plan.folder, once=True)
+            plan.note_submitted()
     except BaseException:
         with contextlib.suppress(BackendError):  # a later launch cancels what this one cannot
-            claims = [Claim(job, plan.folder) for plan, jobs in zip(plans, ids, strict=False) for job in jobs]
-            cancel_jobs(live_jobs(claims))
+            named = [(plan, job) for plan, jobs in zip(plans, ids, strict=False) for job in jobs]
+            claims = [Claim(job, plan.folder, plan.scheduler) for plan, job in named]
+            place.scheduler.cancel(place.scheduler.live(claims))
         raise
     if left:
         terminal.tell(f"warning: {sum(len(array.runs) for array in left)} runs wait for the next `run`: {left[0].why}")
@@ -262,78 +340,59 @@ def _submit(plans: Sequence[JobPlan], settings: SlurmSettings) -> list[str]:
 
 
 def _submit_array(
-    plan: JobPlan, number: int, settings: SlurmSettings, dependency: str, words: Sequence[str]
+    plan: JobPlan, number: int, place: Submitter, after: Sequence[str], after_well: Sequence[str], *, is_held: bool
 ) -> list[ArrayPlan]:
-    """Submit an array with as many of its jobs as SLURM takes; return it, and an array of runs that have no job yet.
+    """Submit an array with as many of its jobs as are taken; return it, and an array of runs that have no job yet.
 
     Raises:
-        BackendError: sbatch rejected the array.
-        _NoRoomError: SLURM takes fewer jobs, and each has runs of its own.
+        BackendError: the scheduler rejected the array.
+        TooManyJobsError: it takes fewer jobs, and each has runs of its own.
     """
     array, why = plan.arrays[number], ""
     runs, jobs = list(array.runs.items()), array.jobs
     while jobs:
         count = jobs if array.nodes > 1 else len(runs)  # a job with several nodes has one run
         part = replace(array, jobs=jobs, runs=dict(runs[:count]))
-        text = script(plan.with_arrays(number, part), number, settings, dependency)
+        text = script(plan.with_arrays(number, part), number, place, after=after, after_well=after_well)
         try:
-            part = replace(part, job=submit_script(plan.folder / f"array-{number}.sh", text, settings, *words))
-        except BackendError as error:
-            why = f"sbatch rejected the job: {error}"
-            if not any(known in why for known in TOO_MANY):
-                raise BackendError(why + "".join(f"; set {key}" for key in KEYS if f"nvalid {key}" in why)) from None
-            if array.nodes == 1 and not array.is_pool and TOO_LARGE not in why:
-                raise _NoRoomError(why) from None
+            part = replace(part, job=place.submit_script(plan.folder / f"array-{number}.sh", text, is_held=is_held))
+        except TooManyJobsError as error:
+            why = str(error)
+            if array.nodes == 1 and not array.is_pool and not error.is_array_too_large:
+                raise
             jobs, array = jobs // 2, replace(array, is_pool=array.nodes == 1)
         else:
             rest = runs[count:]
             return [part, *([replace(array, jobs=len(rest), runs=dict(rest))] if rest else [])]
-    why += (
-        "; the cluster may take no job arrays (MaxArraySize); ask the administrator to allow some"
-        if TOO_LARGE in why
-        else ""
-    )
     return [replace(array, jobs=0, why=why)]
 
 
-def script(plan: JobPlan, number: int, settings: SlurmSettings, dependency: str = "") -> str:
-    """Return the script of an array. ``dependency``: the jobs that it waits for, as sbatch has them."""
-    array, limit, folder = plan.arrays[number], settings.max_parallel, plan.folder
-    at_once = f"%{max(1, limit // (array.at_once or 1))}" if limit is not None else ""
-    options: dict[str, Any] = {
-        "array": f"0-{array.jobs - 1}{at_once}",
-        "job-name": f"seqlm-{study_name(plan.options.study_dir).replace('/', '-')}",
-        "time": array.timeout_min,
-        "nodes": array.nodes,
-        "ntasks-per-node": 1,
-        "cpus-per-task": array.cpus,
-        **settings.gpu_options(array.gpus, array.accelerator_type),
-        "mem": None if array.mem_gb is None else f"{round(array.mem_gb * 1024)}M",
-        "signal": f"USR2@{plan.signal_before_s}",
-        "requeue": True,
-        "chdir": folder,
-        "output": folder / f"array-{number}_%a.out",
-        "nice": _nice(plan, array, settings),
-        "dependency": dependency or None,
-    }
-    # Whatever ends on one node ends the job's start on all of them, and none ends because another one has ended well.
-    words = ["env", f"SLURM_EXIT_ERROR={NOT_STARTED}", "srun", f"--cpus-per-task={array.cpus}", "--wait=0"]
-    srun = shlex.join([*words, "--kill-on-bad-exit=1", *settings.srun_args])
+def script(
+    plan: JobPlan, number: int, place: Submitter, *, after: Sequence[str] = (), after_well: Sequence[str] = ()
+) -> str:
+    """Return the script of an array. ``after`` and ``after_well``: the jobs that it waits for, as in :class:`Asked`."""
+    array, limit, folder, settings = plan.arrays[number], place.settings.max_parallel, plan.folder, place.settings
+    asked = Asked(
+        name=f"seqlm-{study_name(plan.options.study_dir).replace('/', '-')}",
+        folder=folder,
+        output=folder / f"array-{number}_{{index}}.out",
+        minutes=array.timeout_min,
+        array=array,
+        at_once=None if limit is None else max(1, limit // (array.at_once or 1)),
+        signal_before_s=plan.signal_before_s,
+        lower_priority=min(max(one.priority for one in plan.arrays) - array.priority, MOST_LOWER),
+        after=after,
+        after_well=after_well,
+    )
     digest = "DIGEST" if plan.options.request is None else plan_sha256(plan.to_batch())
-    program = f"{plan_program(folder / Batch.FILE, digest, plan.code, settings)} {number}"
-    launch = [*setup_lines(settings), f'{srun} {program} "$1" $SLURMD_NODENAME']
-    body = job_lines(folder / f"job-{number}", launch, may_avoid=not plan.must_have_nodes)
-    given = {key: value for key, value in options.items() if value is not None}
-    return batch_script(settings, given, body, setup=())
+    program = f"{plan_program(plan.scheduler, plan.code, folder, digest, settings)} {number}"
+    command = f'{place.launch_words(array)} {program} "$1" $2'.strip()
+    slot = folder / f"{SLOT}{number}"
+    launch = [*setup_lines(settings, place.scheduler), command]
+    return place.script(asked, job_lines(place.scheduler.SHELL, slot, launch, may_avoid=not plan.must_have_nodes))
 
 
-def plan_program(path: Path, digest: str, code: Path, settings: SlurmSettings) -> str:
-    """Return the command that does a part of the plan in a file, but for the words that say which."""
-    return f"{program_of(code, 'slurm.job', settings)} {shlex.quote(str(path))} {digest}"
-
-
-def _nice(plan: JobPlan, array: ArrayPlan, settings: SlurmSettings) -> int | None:
-    """Return by how much the priority of an array is lowered. ``None``: the settings say."""
-    lower = min(max(one.priority for one in plan.arrays) - array.priority, 10_000)
-    own = settings.sbatch.get("nice", 0)
-    return lower + (DEFAULT_NICE if own is True else int(own)) if lower else None
+def plan_program(scheduler: str, code: Path, folder: Path, digest: str, settings: ScheduledTable) -> str:
+    """Return the command that does a part of the plan in the folder of a request, but for the words that say which."""
+    words = shlex.join([scheduler, str(folder / Batch.FILE), digest])
+    return f"{program_of(code, 'jobs.scheduled.job', settings)} {words}"

@@ -3,14 +3,15 @@ from pathlib import Path
 
 import pytest
 
-from jobs.study import squeue
 from jobs.study.folder import Observer, read_jobs
-from jobs.study.squeue import Claim, Scheduler, job_state, parents, read_sacct, read_squeue, works_in
+from jobs.study.scheduler import Claim, Views, works_in
 from seqlm.files import write_json
 from seqlm.records.requests import RequestFile, Wanted
 from seqlm.requests import file_request
 from seqlm.rundir import RunDirectory
 from seqlm.state import View
+from slurm import scheduler
+from slurm.scheduler import job_state, parents, read_sacct, read_squeue
 from tests.facts import fail
 from tests.seqlm.training.studies import make_config, make_run
 from tests.slurm.programs import answering, program
@@ -58,7 +59,7 @@ def test_slurms_words_are_told_in_ours(state: str, reason: str, stage: str, kind
 @pytest.mark.process
 def test_a_warning_of_a_command_is_no_answer(room: Path) -> None:
     answering(room, "squeue", "7_0|RUNNING|None\n", to="stderr")
-    assert squeue.ask("squeue") == ""
+    assert scheduler.ask("squeue") == ""
 
 
 def test_the_answers_of_squeue_and_sacct_are_read_by_job() -> None:
@@ -74,11 +75,11 @@ def test_the_answers_of_squeue_and_sacct_are_read_by_job() -> None:
 def test_a_thousand_runs_take_two_calls_at_most(room: Path) -> None:
     answering(room, "squeue", "".join(f"7_{number}|PENDING|Priority|{room}\n" for number in range(900)))
     answering(room, "sacct", "".join(f"7_{number}|COMPLETED|0:0|{room}\n" for number in range(900, 1000)))
-    asker = Scheduler()
-    states = asker.states([Claim(f"7_{number}", room) for number in range(1000)])
+    asker = Views()
+    states = asker.of([Claim(f"7_{number}", room, "slurm") for number in range(1000)])
     assert len(states) == 1000
     assert sum(state.stage == "ended" for state in states.values()) == 100
-    asker.states([Claim("7_1", room)])  # an answer is kept for a while
+    asker.of([Claim("7_1", room, "slurm")])  # an answer is kept for a while
     assert [len((room / f"{name}.asked").read_text().splitlines()) for name in ("squeue", "sacct")] == [1, 1]
 
 
@@ -109,16 +110,16 @@ def test_a_job_is_gone_only_if_the_queue_and_the_accounting_have_answered(
     for name, says in (("squeue", squeue_says), ("sacct", sacct_says)):
         if says == "hangs":
             program(room, name, "exec sleep 60")
-            monkeypatch.setattr(squeue, "CALL_SECONDS", 0.1)
+            monkeypatch.setattr(scheduler, "CALL_SECONDS", 0.1)
         else:
             says = says.replace("{room}", str(room))
             answering(room, name, f"{says}\n", **({"code": 1, "to": "stderr"} if "error: " in says else {}))
-    (found,) = Scheduler().states([Claim("7", room)]).values()
+    (found,) = Views().of([Claim("7", room, "slurm")]).values()
     assert (found.stage if isinstance(expected, str) else found) == expected
 
 
 def test_the_arrays_of_jobs_are_named_once() -> None:
-    assert parents(Claim(job, Path("/")) for job in ("12_1", "9", "12_0")) == ["9", "12"]
+    assert parents(Claim(job, Path("/"), "slurm") for job in ("12_1", "9", "12_0")) == ["9", "12"]
 
 
 def test_a_folder_is_the_same_by_any_path_and_a_copy_of_it_is_another(tmp_path: Path) -> None:
@@ -187,7 +188,7 @@ def test_the_newest_request_that_names_a_run_says_whose_it_is(tmp_path: Path) ->
 
 
 def test_a_study_without_jobs_asks_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Scheduler, "_call", lambda *_: pytest.fail("asked"))
+    monkeypatch.setattr(scheduler, "ask", lambda *_: pytest.fail("asked"))
     make_run(tmp_path / "s" / "a-1", make_config())
     assert not Observer(tmp_path / "s").jobs
     assert RunDirectory(tmp_path / "s" / "a-1").observe().state == "pending"

@@ -1,36 +1,40 @@
-"""Run SLURM's commands, and query the states of a study's jobs in at most two calls for any number of jobs.
+"""SLURM's commands: submit, cancel and ask about jobs, in at most two calls for the states of any number of them.
 
 The state of a run is read from its folder. SLURM adds only what no file has: that a job waits and why, that it runs on
 another machine, or that it disappeared without a result. This works without accounting, while the controller does not
 answer, and after the controller has purged a job.
-
-The id of a job in the files of a study is a claim (:class:`Claim`). In a copied study, on another cluster, or after a
-reset of SLURM's ids, it is the id of another job. A claim counts only if SLURM's own record of the job has the working
-directory that the submission gave it: the folder of the request. :func:`cancel_jobs` takes only jobs (:class:`Job`)
-that were found that way.
 """
 
 import contextlib
 import functools
+import json
 import os
+import socket
 import subprocess
 import time
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import final
 
+from jobs.study.scheduler import Allocation, Claim, Job, Scheduler, TooManyJobsError, Waiting, works_in
 from seqlm.errors import BackendError, printable
 from seqlm.state import FailureKind, View
+from slurm.shell import SHELL
 
 CALL_SECONDS = 20.0
 """Timeout of a query."""
-EVERY_SECONDS = 10.0
-"""Minimum interval between queries for callers that poll."""
 SQUEUE = ("squeue", "-h", "-a", "-r", "-t", "all", "-o", "%i|%T|%r|%Z")
 """Lists jobs. The working directory is last, since it may contain a ``|``."""
 _LOGIN_NODE = "launch from a login node of the cluster"
+TOO_LARGE = "Invalid job array specification"
+"""Words of sbatch if an array has more jobs than the cluster takes (MaxArraySize)."""
+TOO_MANY = ("accounting/QOS policy", "SubmitJob", TOO_LARGE)
+"""The same, or if an array has more jobs than the user may submit (MaxSubmitJobs, a QOS)."""
+KEYS = ("account", "qos", "partition", "reservation")
+"""Settings that sbatch names if they are wrong."""
 
 _QUEUED = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD")
 _SUSPENDED = ("SUSPENDED", "STOPPED")
@@ -114,17 +118,7 @@ def complaint(text: str) -> str:
     return lines[-1] if lines else ""
 
 
-# -- whose jobs they are ---------------------------------------------------------------------------------------------
-
-
-@final
-@dataclass(frozen=True)
-class Claim:
-    """A job (``12_3``) or an array (``12``) as the files of a study name it."""
-
-    id: str
-    folder: Path
-    """The folder of its request, in which its jobs work."""
+# -- jobs ------------------------------------------------------------------------------------------------------------
 
 
 @final
@@ -136,26 +130,6 @@ class Row:
     view: View
     folder: str
     """Its working directory."""
-
-
-@final
-@dataclass(frozen=True)
-class Job:
-    """A live job or array of this user that works in the folder of a request. Only this module makes one."""
-
-    id: str
-    reason: str
-    """Why it waits, in SLURM's words. Empty: it may be running."""
-    folder: Path
-
-
-def works_in(directory: str, folder: Path) -> bool:
-    """Return whether a working directory that SLURM has recorded is the folder of a request, maybe by another path."""
-    if Path(directory).parts[-2:] != folder.parts[-2:]:  # ``launches/000001``
-        return False
-    with contextlib.suppress(OSError):  # one of the two is not here
-        return Path(directory).samefile(folder)
-    return Path(directory).resolve() == folder.resolve()
 
 
 def rows_of(claims: Iterable[Claim], rows: Iterable[Row]) -> dict[Claim, list[Row]]:
@@ -172,81 +146,89 @@ def rows_of(claims: Iterable[Claim], rows: Iterable[Row]) -> dict[Claim, list[Ro
     return {claim: rows for claim, rows in found.items() if rows}
 
 
-def live_jobs(claims: Collection[Claim]) -> list[Job]:
-    """Return those of the claimed jobs that wait or run, and are this user's.
-
-    Raises:
-        BackendError: squeue does not answer.
-    """
-    if not claims:
-        return []
-    text = ""
-    try:
-        text = ask(*SQUEUE, "-u", str(os.geteuid()), "-j", ",".join(parents(claims)))
-    except BackendError as error:
-        if not _is_answer(error):
-            raise
-    found = rows_of(claims, read_squeue(text))
-    is_live = {claim: any(row.view.stage in ("queued", "running") for row in rows) for claim, rows in found.items()}
-    return [Job(claim.id, "", claim.folder) for claim in found if is_live[claim]]
-
-
-def waiting_in(folders: Collection[Path]) -> list[Job]:
-    """Return the waiting jobs of this user that work in the folders of requests.
-
-    Raises:
-        BackendError: squeue does not answer.
-    """
-    if not folders:
-        return []
-    text = ask("squeue", "-h", "-a", "-t", "PD", "-u", str(os.geteuid()), "-o", "%F|%r|%Z")
-    rows = [row for line in text.split("\n") if len(row := line.split("|", 2)) == 3]
-    return [Job(job, reason, one) for job, reason, folder in rows for one in folders if works_in(folder, one)]
-
-
-def cancel_jobs(jobs: Iterable[Job]) -> None:
-    """End jobs.
-
-    Raises:
-        BackendError: scancel does not answer, or refuses.
-    """
-    if ids := sorted({job.id for job in jobs}):
-        ask("scancel", "--quiet", *ids)
-
-
-# -- states ----------------------------------------------------------------------------------------------------------
-
-
 @final
-class Scheduler:
-    """Queries SLURM about jobs, and caches the answers for :data:`EVERY_SECONDS`."""
+class Slurm(Scheduler):
+    """SLURM, version 22.05 or newer."""
 
-    def __init__(self) -> None:
-        self._asked_at = -EVERY_SECONDS
-        self._answers: dict[Claim, View] = {}
+    name = "slurm"
+    title = "SLURM"
+    SHELL = SHELL
+    PASSED = ("SLURM_*", "SLURMD_*", "SBATCH_*", "SRUN_*")
+    TOKEN = "SLURM_JWT"  # SLURM passes every `SLURM_*` to the job
+    CANCELLED = "cancelled by scancel"
+    NO_GPUS = "see gres.conf (File=)"
 
-    def states(self, claims: Iterable[Claim]) -> dict[Claim, View]:
-        """Return the state of each job (``12_3``), or of an array (``12``) as a run that waits in it sees it.
+    def submit(self, script: Path, environ: Mapping[str, str], *, is_held: bool = False) -> str:
+        """Submit a script.
 
-        A job that works in another folder than that of its request is ``gone``.
+        Raises:
+            TooManyJobsError: MaxSubmitJobs, a quality of service, or MaxArraySize allows fewer jobs.
+            BackendError: sbatch rejects it, or does not answer.
         """
-        wanted = frozenset(claims)
-        if not wanted:
-            return {}
-        now = time.monotonic()
-        if now - self._asked_at >= EVERY_SECONDS or not wanted <= self._answers.keys():
-            self._asked_at, self._answers = now, self._ask(wanted)
-        return {claim: self._answers[claim] for claim in wanted}
+        try:
+            answer = ask("sbatch", "--parsable", *(["--hold"] if is_held else []), str(script), environ=environ)
+        except BackendError as error:
+            why = f"sbatch rejected the job: {error}"
+            if not any(known in why for known in TOO_MANY):
+                raise BackendError(why + "".join(f"; set {key}" for key in KEYS if f"nvalid {key}" in why)) from None
+            too_many = TooManyJobsError(why)
+            if TOO_LARGE in why:
+                advice = "the cluster may take no job arrays (MaxArraySize); ask the administrator to allow some"
+                too_many = TooManyJobsError(f"{why}; {advice}")
+                too_many.is_array_too_large = True
+            raise too_many from None
+        job = answer.strip().partition(";")[0]
+        if not job.isdigit():
+            raise BackendError(f'sbatch: expected a job id, got "{job}"')
+        return job
 
-    def _ask(self, wanted: frozenset[Claim]) -> dict[Claim, View]:
-        queue = self._call(*SQUEUE, "-j", ",".join(parents(wanted)))
+    def release(self, ids: Collection[str]) -> None:
+        """Let held jobs start."""
+        ask("scontrol", "release", ",".join(ids))
+
+    def cancel(self, jobs: Iterable[Job]) -> None:
+        """End jobs."""
+        if ids := sorted({job.id for job in jobs}):
+            ask("scancel", "--quiet", *ids)
+
+    def live(self, claims: Collection[Claim]) -> list[Job]:
+        """Return those of the claimed jobs that wait or run, and are this user's."""
+        if not claims:
+            return []
+        text = ""
+        try:
+            text = ask(*SQUEUE, "-u", str(os.geteuid()), "-j", ",".join(parents(claims)))
+        except BackendError as error:
+            if not _is_answer(error):
+                raise
+        found = rows_of(claims, read_squeue(text))
+        is_live = {claim: any(row.view.stage in ("queued", "running") for row in rows) for claim, rows in found.items()}
+        return [Job(claim.id, claim.folder) for claim in found if is_live[claim]]
+
+    def waiting_in(self, folders: Collection[Path]) -> list[Job]:
+        """Return the waiting jobs of this user that work in the folders of requests."""
+        if not folders:
+            return []
+        text = ask("squeue", "-h", "-a", "-t", "PD", "-u", str(os.geteuid()), "-o", "%F|%r|%Z")
+        rows = [row for line in text.split("\n") if len(row := line.split("|", 2)) == 3]
+        return [
+            Job(job, one, is_stuck=reason == "DependencyNeverSatisfied")
+            for job, reason, folder in rows
+            for one in folders
+            if works_in(folder, one)
+        ]
+
+    def views(self, claims: Collection[Claim]) -> dict[Claim, View]:
+        """Return the state of each job (``12_3``), or of an array (``12``) as a run that waits in it sees it."""
+        wanted = frozenset(claims)
+        queue = _answer(*SQUEUE, "-j", ",".join(parents(wanted)))
         listed = [] if queue is None else read_squeue(queue)
         found = views_of(wanted, listed)
         missing = wanted - found.keys()
         if not missing:
             return found
         flags = ("-n", "-P", "-X", "-D", "-o", "JobID,State,ExitCode,WorkDir")
-        account = self._call("sacct", *flags, "-j", ",".join(parents(missing)))
+        account = _answer("sacct", *flags, "-j", ",".join(parents(missing)))
         found |= views_of(missing, [] if account is None else read_sacct(account))
         reason = "SLURM no longer lists its job and no result was written; `run` resumes it"
         lost = View(stage="gone", reason=reason)
@@ -258,15 +240,76 @@ class Scheduler:
             found[claim] = lost if claim.id not in folders else _of_others(claim, folders[claim.id])
         return found
 
-    def _call(self, *command: str) -> str | None:
-        """Return a command's output, or ``None`` if there is no answer.
+    def waiting(self, claims: Mapping[str, Claim]) -> dict[str, Waiting]:
+        """Return the jobs that wait, by run id; none if SLURM does not answer."""
+        from slurm.waiting import waiting_jobs  # for `why` alone
 
-        "No such job" and "no accounting" count as answers, since another query would add nothing.
+        return waiting_jobs(claims)
+
+    # -- in a job --------------------------------------------------------------------------------------------------
+
+    def allocation(self, environ: Mapping[str, str]) -> Allocation:
+        """Read SLURM's variables."""
+        array, task = environ.get("SLURM_ARRAY_JOB_ID"), environ.get("SLURM_ARRAY_TASK_ID")
+        end = environ.get("SLURM_JOB_END_TIME", "")
+        return Allocation(
+            job=f"{array}_{task}" if array else environ["SLURM_JOB_ID"],
+            number=environ["SLURM_JOB_ID"],
+            array=array or environ["SLURM_JOB_ID"],
+            index=int(task or 0),
+            jobs=int(environ.get("SLURM_ARRAY_TASK_COUNT") or 1),
+            end_time=float(end) if end.isdigit() else None,
+            devices=tuple(device for device in environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if device),
+            host=environ.get("SLURMD_NODENAME") or socket.gethostname(),
+            nodes=int(environ.get("SLURM_JOB_NUM_NODES") or 1),
+            node_rank=int(environ.get("SLURM_NODEID") or 0),
+            memory_mb=int(environ.get("SLURM_MEM_PER_NODE") or 0) or None,
+        )
+
+    def is_cancelled(self, allocation: Allocation) -> bool:
+        """Return whether SLURM's flags of the job have ``CANCELLED``.
+
+        Uses the JSON output, the only one that shows why a job is completing: plain output shows a requeued job as
+        ``PENDING``. False if SLURM does not answer or is too old for JSON.
         """
         try:
-            return ask(*command)
-        except BackendError as error:
-            return "" if _is_answer(error) else None
+            jobs = json.loads(ask("scontrol", "--json", "show", "job", allocation.number))["jobs"]
+            (words,) = [job["job_state"] for job in jobs if str(job["job_id"]) == allocation.number]
+        except (BackendError, ValueError, KeyError, TypeError):
+            return False
+        return "CANCELLED" in ([words] if isinstance(words, str) else words)
+
+    def has_other_jobs(self, allocation: Allocation) -> bool:
+        """Return whether squeue lists other jobs of the array that do not end."""
+        states = "PENDING,RUNNING,SUSPENDED"
+        try:
+            lines = ask("squeue", "-h", "-r", "-t", states, "-o", "%i|%T", "-j", allocation.array).split()
+        except BackendError:
+            return True
+        return any(line.partition("|")[0] != allocation.job for line in lines)
+
+    def clock_ahead_s(self) -> float:
+        """Return the seconds by which the controller's clock is ahead of this machine's; 0 if it does not answer."""
+        asked_at = time.time()
+        with contextlib.suppress(BackendError, ValueError, IndexError):
+            answer = ask("scontrol", "show", "config")
+            at = datetime.fromisoformat(answer.removeprefix("Configuration data as of ").split()[0])  # in our time zone
+            return at.timestamp() - (asked_at + time.time()) / 2
+        return 0.0
+
+
+# -- states ----------------------------------------------------------------------------------------------------------
+
+
+def _answer(*command: str) -> str | None:
+    """Return a command's output, or ``None`` if there is no answer.
+
+    "No such job" and "no accounting" count as answers, since another query would add nothing.
+    """
+    try:
+        return ask(*command)
+    except BackendError as error:
+        return "" if _is_answer(error) else None
 
 
 def _is_answer(error: BackendError) -> bool:
@@ -310,7 +353,7 @@ def job_state(state: str, reason: str = "") -> View:
         return View(stage="ended", reason="its job ended without writing a result; see its logs")
     text, kind = f"SLURM reports {word}", _KINDS.get(word, "code")
     if kind == "cancelled":
-        text = "cancelled by scancel"
+        text = Slurm.CANCELLED
     elif plain.startswith("RaisedSignal"):  # of 53: the node could not write the job's log
         text, kind = f"{text} ({plain.partition('(')[0]})", _KINDS.get(word, "node")
     return View(stage="ended", reason=text, kind=kind)

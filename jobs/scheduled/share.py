@@ -2,8 +2,8 @@
 
 Job ``k`` of ``N`` first has the runs ``k``, ``k + N``, ... of its array. In a pool a job with room then takes those of
 the other jobs that none of them has. A run belongs to the job that has started its newest attempt, as long as that job
-gives signs of life (:mod:`slurm.slot`). SLURM is not asked: a container may not have its commands. If two jobs start
-the same attempt, the one that writes its ``start.json`` goes on with the run.
+gives signs of life (:mod:`jobs.scheduled.slot`). The scheduler is not asked: a container may not have its commands. If
+two jobs start the same attempt, the one that writes its ``start.json`` goes on with the run.
 """
 
 import contextlib
@@ -14,14 +14,14 @@ from dataclasses import replace
 from typing import final
 
 from jobs.plan.capacity import Capacity
+from jobs.scheduled import slot
+from jobs.scheduled.submission import JobPlan
+from jobs.study.scheduler import Allocation
 from seqlm.ends import End, Verdict
 from seqlm.errors import FileError
 from seqlm.reading import moment
 from seqlm.records.attempts import Start
 from seqlm.rundir import Observation, RunDirectory
-from slurm import slot
-from slurm.allocation import SlurmContext
-from slurm.submission import JobPlan
 
 LOOK_SECONDS = 10.0
 """Time between two looks at the runs that wait."""
@@ -33,7 +33,7 @@ SOON_SECONDS = 5.0
 class Share:
     """The runs of a job."""
 
-    def __init__(self, plan: JobPlan, number: int, context: SlurmContext, start: slot.Start) -> None:
+    def __init__(self, plan: JobPlan, number: int, context: Allocation, start: slot.Start) -> None:
         """``number``: of the array."""
         self.array = plan.arrays[number]
         self._plan, self._start = plan, start

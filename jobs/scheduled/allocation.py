@@ -1,17 +1,17 @@
-"""What a job has: the variables that SLURM sets, and its cores and GPUs as a backend."""
+"""The cores and GPUs of a job as a backend."""
 
 import contextlib
-import socket
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Self, final
+from typing import final
 
 from jobs.attempt.supervisor import Ended, first_cause, interface_of, rank_variables
 from jobs.backends.local import LocalBackend
-from jobs.plan.capacity import Allocation, Capacity, Card, Node
+from jobs.plan import capacity
+from jobs.plan.capacity import Capacity, Card, Node
 from jobs.spec import Submission
+from jobs.study.scheduler import Allocation, Scheduler
 from seqlm import machine
 from seqlm.errors import EXIT_LOST, BackendError, FileError
 from seqlm.records.batch import ArrayPlan
@@ -21,67 +21,20 @@ LOST_SECONDS = 120.0
 """How long after its ranks on the first node a run waits for those on the others. A lost node ends the whole job."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class SlurmContext:
-    """The job and the node of this process, from the variables that SLURM sets."""
-
-    job: str
-    """The id that SLURM's commands accept: ``12`` or ``12_3``."""
-    number: int
-    """The number of this job alone: each task of an array has its own."""
-    index: int
-    """The place of this job in its array."""
-    jobs: int
-    """The number of jobs of the array."""
-    restarts: int
-    end_time: float | None
-    """When the time limit ends, in seconds since 1970. ``None``: unknown."""
-    devices: tuple[str, ...]
-    """GPUs of this job on this node."""
-    host: str
-    nodes: int
-    """The number of nodes of the job."""
-    node_rank: int
-    """The place of this node among them."""
-    partition: str
-    memory_mb: int | None
-    """The memory of this job on each node. ``None``: unknown, or all that the node has."""
-
-    @classmethod
-    def from_environment(cls, env: Mapping[str, str]) -> Self:
-        """Read SLURM's variables."""
-        array, task = env.get("SLURM_ARRAY_JOB_ID"), env.get("SLURM_ARRAY_TASK_ID")
-        end = env.get("SLURM_JOB_END_TIME", "")
-        return cls(
-            job=f"{array}_{task}" if array else env["SLURM_JOB_ID"],
-            number=int(env["SLURM_JOB_ID"]),
-            index=int(task or 0),
-            jobs=int(env.get("SLURM_ARRAY_TASK_COUNT") or 1),
-            restarts=int(env.get("SLURM_RESTART_COUNT") or 0),
-            end_time=float(end) if end.isdigit() else None,
-            devices=tuple(device for device in env.get("CUDA_VISIBLE_DEVICES", "").split(",") if device),
-            host=env.get("SLURMD_NODENAME") or socket.gethostname(),
-            nodes=int(env.get("SLURM_JOB_NUM_NODES") or 1),
-            node_rank=int(env.get("SLURM_NODEID") or 0),
-            partition=env.get("SLURM_JOB_PARTITION", ""),
-            memory_mb=int(env.get("SLURM_MEM_PER_NODE") or 0) or None,
-        )
-
-
 @final
 class JobBackend(LocalBackend):
-    """The cores and GPUs of a job, whose ranks on this node it starts; each node does so (:func:`slurm.job.serve`)."""
+    """The cores and GPUs of a job, whose ranks on this node it starts. Each node does so."""
 
-    name = "slurm"
-
-    def __init__(self, context: SlurmContext, array: ArrayPlan, first_host: str) -> None:
+    def __init__(self, scheduler: Scheduler, context: Allocation, array: ArrayPlan, first_host: str) -> None:
         """``array``: that of the job; ``first_host``: its first node.
 
         Raises:
-            BackendError: SLURM gave the job fewer GPUs than it asked for.
+            BackendError: the scheduler gave the job fewer GPUs than it asked for.
         """
+        self.name = scheduler.name  # type: ignore[misc]
         self.job, self.host, self.memory_mb = context.job, context.host, context.memory_mb
         self.node = context.host if context.nodes == 1 else None
+        self.ends_at = context.end_time
         self._context, self._first_host = context, first_host
         gpus = {machine.addressed(device): 1.0 for device in context.devices} if array.gpus else {}
         # The nodes of a job are alike.
@@ -92,11 +45,12 @@ class JobBackend(LocalBackend):
         if len(gpus) < array.gpus:
             has = f"{len(gpus)} GPU{'s' if len(gpus) > 1 else ''}" if gpus else "no GPU"
             variable = f"is {','.join(context.devices)}" if context.devices else "is empty"
-            raise BackendError(f"SLURM gave this job {has}: CUDA_VISIBLE_DEVICES {variable}; see gres.conf (File=)")
+            advice = f"; {scheduler.NO_GPUS}" if scheduler.NO_GPUS else ""
+            raise BackendError(f"{scheduler.title} gave this job {has}: CUDA_VISIBLE_DEVICES {variable}{advice}")
         self._ended: tuple[Ended, float] | None = None
         """How the ranks of a run on several nodes ended on this node, and when, while those on others have not."""
 
-    def here(self, allocations: Sequence[Allocation]) -> Iterable[tuple[int, Allocation]]:
+    def here(self, allocations: Sequence[capacity.Allocation]) -> Iterable[tuple[int, capacity.Allocation]]:
         return [one for one in enumerate(allocations) if one[1].node == self._context.host]
 
     def variables(self, submission: Submission, rank: int, device: str | None) -> dict[str, str]:

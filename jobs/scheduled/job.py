@@ -1,14 +1,14 @@
 """A job on its allocation: a dispatcher over the job's runs, as on any machine, and what follows from their ends.
 
-``python -m slurm.job PLAN DIGEST ARRAY START FIRST_NODE`` runs once on each node. The first node's process dispatches
-the runs of the job. Those of the other nodes start their ranks of the one run that such a job has. ``START`` is the
-folder of this start of the job (:mod:`slurm.slot`). Unless the program says that the job is over, the job's script puts
-it back into the queue (:mod:`slurm.script`).
+``python -m jobs.scheduled.job SCHEDULER PLAN DIGEST ARRAY START FIRST_NODE`` runs once on each node. The first node's
+process dispatches the runs of the job. Those of the other nodes start their ranks of the one run that such a job has.
+``START`` is the folder of this start of the job (:mod:`jobs.scheduled.slot`). Unless the program says that the job is
+over, the job's script puts it back into the queue (:mod:`jobs.scheduled.script`).
 
-    SIGUSR2           the time limit is near, or a preemption is announced: the workers save, the job is requeued
-    SIGTERM           scancel, a requeue from outside, a preemption: the workers stop between two steps
-    a lost rank       the job is requeued, within the study's policy (``jobs.manifests.policy``)
-    a sick node       no worker begins there, or two fail in a row: the job is requeued, and avoids the node
+    SIGUSR2           the time limit is near, or a preemption is announced: the workers save, the job is put back
+    SIGTERM           a cancel, a requeue from outside, a preemption: the workers stop between two steps
+    a lost rank       the job is put back, within the study's policy (``jobs.manifests.policy``)
+    a sick node       no worker begins there, or two fail in a row: the job is put back, and avoids the node
     out of memory     on one node the run goes on in this job, with twice as many micro-batches
 """
 
@@ -31,9 +31,17 @@ from jobs.launch.job import Host, next_submission
 from jobs.plan.capacity import Capacity
 from jobs.plan.limits import MORE_MEMORY
 from jobs.plan.planned import PlannedRun
+from jobs.registry import scheduler
+from jobs.scheduled.again import look_again
+from jobs.scheduled.allocation import JobBackend, node_file
+from jobs.scheduled.canary import withdraw
+from jobs.scheduled.share import Share, is_named_by
+from jobs.scheduled.slot import Start
+from jobs.scheduled.submission import JobPlan
 from jobs.spec import RunSpec
 from jobs.study.budget import Budget
 from jobs.study.kept_code import running_code
+from jobs.study.scheduler import Allocation, Scheduler
 from seqlm.ends import FIRST_DELAY_SECONDS, End, Verdict
 from seqlm.environment import ATTEMPT, MICRO_BATCHES
 from seqlm.errors import DamagedFileError, FileError, SeqlmError, UsageError, is_storage_failure
@@ -43,19 +51,13 @@ from seqlm.records.attempts import Exit
 from seqlm.records.batch import ArrayPlan, Batch, Withdrawn
 from seqlm.rundir import Observation, RunDirectory
 from seqlm.state import FailureKind
-from slurm.allocation import JobBackend, SlurmContext, node_file
-from slurm.canary import withdraw
-from slurm.control import clock_ahead_s, has_other_jobs, job_words, look_again
-from slurm.share import Share, is_named_by
-from slurm.slot import Start
-from slurm.submission import JobPlan
 
 POLL_SECONDS = 0.5
 """Time between two looks at the folder of the run from a node that is not the first."""
 LIMIT_SLACK_SECONDS = 75.0
-"""How much earlier than asked SLURM may announce a time limit: it looks once a minute (``man sbatch``, --signal)."""
+"""How much earlier than asked a scheduler may announce a time limit: SLURM looks once a minute."""
 BUSY_TRIES = 3
-"""How often a run that another worker holds is tried on this allocation, such as one on a node that SLURM lost."""
+"""How often a run that another worker holds is tried on this allocation, such as one on a node that was lost."""
 WAIT_SECONDS = 120.0
 """How long such a run then waits in the queue."""
 CANCEL_SECONDS = 10.0
@@ -66,7 +68,7 @@ minutes. If jobs of another request run longer, that request has such a job, too
 
 
 class Signals(Interrupts):
-    """The signals that SLURM sends to a job."""
+    """The signals that a scheduler sends to a job."""
 
     signals = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
     warned_at: float | None = None
@@ -85,7 +87,8 @@ class JobHost(Host):
 
     plan: JobPlan
     share: Share
-    context: SlurmContext
+    context: Allocation
+    scheduler: Scheduler
     interrupts: Signals
     start: Start
     started: float = field(default_factory=time.time)
@@ -127,11 +130,11 @@ class JobHost(Host):
         return wanted if wanted > has else None
 
     def raised(self, failures: Sequence[End]) -> list[str]:
-        """Return the limits of the job to change for its next start, in SLURM's words."""
+        """Return the limits of the job to change for its next start (:mod:`jobs.scheduled.script`)."""
         memory, most = self.more_memory_mb(failures), self.share.array.most
-        found = [] if memory is None else [f"MinMemoryNode={memory}"]
+        found = [] if memory is None else [f"memory_mb={memory}"]
         if most is not None and most.timeout_min > self.share.array.timeout_min:
-            found += [f"TimeLimit={most.timeout_min}" for one in failures if one.kind == "timeout"][:1]
+            found += [f"minutes={most.timeout_min}" for one in failures if one.kind == "timeout"][:1]
         return found
 
     def may_start(self, run: RunDirectory, seen: Observation) -> bool:
@@ -167,27 +170,28 @@ class JobHost(Host):
         if not self.interrupts.stop:
             return None
         warned_at = self.interrupts.warned_at
-        if warned_at is None:  # SLURM itself requeues the job or ends it, unless a user has cancelled it
-            is_cancelled = "CANCELLED" in job_words(self.context.number) and not self._has_heirs()
-            return ("cancelled", "cancelled by scancel") if is_cancelled else None
+        if warned_at is None:  # the scheduler requeues the job or ends it, unless a user has cancelled it
+            is_cancelled = self.scheduler.is_cancelled(self.context) and not self._has_heirs()
+            return ("cancelled", self.scheduler.CANCELLED) if is_cancelled else None
         limit = self.context.end_time or self.started + 60 * self.share.array.timeout_min
-        if warned_at + clock_ahead_s() >= limit - self.plan.signal_before_s - LIMIT_SLACK_SECONDS:
+        if warned_at + self.scheduler.clock_ahead_s() >= limit - self.plan.signal_before_s - LIMIT_SLACK_SECONDS:
             return "timeout", "the job's time limit"
         return "preempted", "preempted by another job"
 
     def _has_heirs(self) -> bool:
-        """Return whether another job can take over the runs of this one, as SLURM says now."""
-        return self.share.array.is_pool and has_other_jobs(self.context.job)
+        """Return whether another job can take over the runs of this one, as the scheduler says now."""
+        return self.share.array.is_pool and self.scheduler.has_other_jobs(self.context)
 
 
-def run_job(plan: JobPlan, number: int, context: SlurmContext, signals: Signals, start: Start) -> None:
+def run_job(plan: JobPlan, number: int, context: Allocation, signals: Signals, start: Start) -> None:
     """Run a job of array ``number`` on its first node, and say whether it is over, or what is to change."""
     share = Share(plan, number, context, start)
-    host = JobHost(plan, share, context, signals, start)
+    place = scheduler(plan.scheduler)
+    host = JobHost(plan, share, context, place, signals, start)
     untold: dict[str, str] = {}
     has_fault = False
     try:
-        backend = JobBackend(context, share.array, context.host)
+        backend = JobBackend(place, context, share.array, context.host)
         code = running_code(plan.code)
         options = replace(plan.options, max_parallel=share.array.at_once)
         dispatcher = Dispatcher(backend, code, options, writes_queue=False, host=host)
@@ -205,7 +209,7 @@ def run_job(plan: JobPlan, number: int, context: SlurmContext, signals: Signals,
         host.is_sick = has_fault = True
         untold |= dict.fromkeys((run.id for run in share.begun()), fault)
     left = {run: one for run in share.runs if (one := _again(run, host, untold.get(run.id))) is not None}
-    # SLURM requeues the job, or a user has cancelled it.
+    # The scheduler requeues the job, or a user has cancelled it.
     is_stopped = signals.stop and signals.warned_at is None and not has_fault
     budget = _budget(plan)
     if left and not is_stopped and not _is_spent(budget):
@@ -216,9 +220,9 @@ def run_job(plan: JobPlan, number: int, context: SlurmContext, signals: Signals,
             _give_up(run, end, host)
     seen = [_told(run, budget) for run in share.begun()]
     if plan.grid is not None and any(one.state in ("failed", "cancelled") and one.is_final for one in seen):
-        look_again(withdraw, [plan.grid])
+        look_again(withdraw, [plan.grid], place)
     if is_stopped:
-        # With `scancel -u`, the job that is to say that the study is over goes too.
+        # If all jobs of a user are cancelled, the one that is to say that the study is over goes too.
         if host.stopped() is not None:
             notify.over(plan.options.study_dir, plan.options.notify, seconds=CANCEL_SECONDS)
         return
@@ -237,8 +241,8 @@ def _ask_back(host: JobHost, left: Mapping[RunDirectory, tuple[End, Verdict]]) -
     print(f"goes on: {ends[0].kind}: {ends[0].message}", flush=True)
     delay = min(verdict.delay or 0.0 for verdict in verdicts)
     changes = host.raised(ends)
-    if delay > FIRST_DELAY_SECONDS:  # SLURM itself waits that long
-        changes.append(f"StartTime=now+{math.ceil(delay)}")
+    if delay > FIRST_DELAY_SECONDS:  # a job that is put back waits that long in any case
+        changes.append(f"wait_s={math.ceil(delay)}")
     sick = [node for verdict in verdicts for node in verdict.sick_nodes]
     if host.is_sick:
         sick.append(host.context.host)
@@ -285,7 +289,7 @@ def _again(run: RunDirectory, host: JobHost, why: str | None) -> tuple[End, Verd
             return None
         if (failed := look_again(host.share.failure, run, seen)) is not None:
             return failed
-        # One that seems to run has a worker of an earlier start of this job, on a node that SLURM does not reach.
+        # One that seems to run has a worker of an earlier start of this job, on a node that nobody reaches.
         if seen.state in ("pending", "running") and host.interrupts.warned_at is not None:
             return End(attempt=0, kind="preempted", message="the job's time is up"), Verdict(delay=0.0)
         is_for_this_job = run in host.share.own or run.id in host.unread
@@ -349,16 +353,14 @@ def _record(run: RunDirectory, record: Exit, host: JobHost) -> None:
 # -- on the other nodes ------------------------------------------------------------------------------------------------
 
 
-def serve(
-    plan: JobPlan, number: int, context: SlurmContext, signals: Interrupts, first_host: str, start: Start
-) -> None:
+def serve(plan: JobPlan, number: int, context: Allocation, signals: Interrupts, first_host: str, start: Start) -> None:
     """Start this node's ranks of the job's run once its first node has started its own, and record how they end.
 
     Whatever else happens is decided on the first node. If that one has ended, nothing is left to do here.
     """
     share = Share(plan, number, context, start)
     array, (run,) = share.array, share.own
-    backend = JobBackend(context, array, first_host)
+    backend = JobBackend(scheduler(plan.scheduler), context, array, first_host)
     while not share.has_begun(run):
         if _now_true(start.has_ended):
             return
@@ -392,14 +394,14 @@ def main() -> int:
     """Run the part of a job that is on this node; return the exit code, of which the script makes nothing."""
     signals = Signals()
     with signals.noted():
-        _, path, digest, part, *words = sys.argv
+        _, name, path, digest, part, *words = sys.argv
         if part == "over":
             plan = _plan(path, digest)
             notify.over(plan.options.study_dir, plan.options.notify, seconds=OVER_SECONDS)
             return 0
-        context = SlurmContext.from_environment(os.environ)
         start, first_host = Start(Path(words[0])), words[1]
         try:
+            context = scheduler(name).allocation(os.environ)
             look_again(start.begin, context.host)
             try:
                 plan = _plan(path, digest)
@@ -425,9 +427,7 @@ def _plan(path: str, digest: str) -> JobPlan:
     return plan
 
 
-def _run_part(
-    plan: JobPlan, number: int, context: SlurmContext, signals: Signals, start: Start, first_host: str
-) -> None:
+def _run_part(plan: JobPlan, number: int, context: Allocation, signals: Signals, start: Start, first_host: str) -> None:
     """Run the part of a job that is on this node.
 
     Raises:
@@ -435,8 +435,9 @@ def _run_part(
     """
     if exists(plan.folder / Withdrawn.FILE):
         raise UsageError("this job does not start: its launch is withdrawn")
-    if context.job.partition("_")[0] not in (one.job for one in plan.arrays[number : number + 1]):
+    if context.array not in (one.job for one in plan.arrays[number : number + 1]):
         raise UsageError(f"this job does not start: {plan.folder / Batch.FILE} is that of another study's jobs")
+    look_again(plan.note_submitted)
     if context.node_rank:
         serve(plan, number, context, signals, first_host, start)
         return

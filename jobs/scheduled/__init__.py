@@ -1,0 +1,1 @@
+"""Jobs of a scheduler, which need no launcher: what is the same on each of them."""

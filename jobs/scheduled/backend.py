@@ -1,0 +1,288 @@
+"""A scheduler as a backend: submit runs as job arrays, which need no launcher.
+
+Each job runs a dispatcher on its allocation (:mod:`jobs.scheduled.job`). ``status`` reads the run directories, and asks
+the scheduler for what these do not have (:class:`jobs.study.scheduler.Views`).
+"""
+
+import functools
+import os
+import shlex
+from abc import abstractmethod
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from jobs import registry, terminal
+from jobs.backends.base import Backend
+from jobs.launch.canary import Canaries
+from jobs.launch.job import LaunchOptions
+from jobs.plan.capacity import Capacity, Node, with_noun
+from jobs.plan.limits import advice, fitting, more_memory_gb
+from jobs.plan.planned import PlannedRun
+from jobs.plan.queue import places
+from jobs.scheduled.canary import plan_canaries, withdraw_stuck
+from jobs.scheduled.environment import program_of, setup_lines, submission_environment
+from jobs.scheduled.settings import ScheduledTable
+from jobs.scheduled.site import Site
+from jobs.scheduled.submission import Asked, JobPlan, Submitter, plan_jobs, plan_program, plan_sha256, script, submit
+from jobs.spec import RunSpec
+from jobs.study.folder import ObservedRun, open_jobs, read_jobs
+from jobs.study.kept_code import Code, live_code
+from jobs.study.scheduler import Scheduler, Waiting
+from seqlm.errors import BackendError
+from seqlm.records.batch import Batch, Limits
+from seqlm.requests import Request
+from seqlm.resources import Resources
+from seqlm.rundir import CANARY_FOLDER, RunDirectory
+
+FOLLOWER_MINUTES = 10
+"""Time limit of the job that follows canaries, which takes seconds."""
+LAST_MINUTES = 30
+"""Time limit of the job that follows a study, without the behaviour of models."""
+
+
+class ScheduledBackend(Backend, Submitter):
+    """A scheduler as a backend. Its subclass has its settings, what its cluster has, and its scripts.
+
+    A subclass has ``name``, ``TABLE`` (a subclass of :class:`jobs.scheduled.settings.ScheduledTable`), ``site`` and
+    ``script``, and may have ``launch_words``, ``ran_here``, ``read``, ``doctor`` and ``require_path``.
+    """
+
+    TABLE = ScheduledTable
+    is_scheduled = True
+
+    @property
+    def scheduler(self) -> Scheduler:
+        found: Scheduler = registry.scheduler(self.name)
+        return found
+
+    @abstractmethod
+    def site(self) -> Site:
+        """Return what jobs with these settings may use.
+
+        Raises:
+            BackendError: the scheduler does not answer, or has no such place.
+        """
+
+    def ran_here(self, variables: Mapping[str, str]) -> bool:
+        """Return whether a worker with these variables was on nodes like those of the settings."""
+        return True
+
+    def require_path(self, path: Path) -> None:
+        """Check that the scheduler can use a folder.
+
+        Raises:
+            UsageError: it cannot.
+        """
+
+    @functools.cached_property
+    def _site(self) -> Site:
+        return self.site()
+
+    def describe(self) -> str:
+        facts = self._site
+        gpus = f", {facts.gpus_per_node} GPUs each" if facts.gpus_per_node else ""
+        return f"{self.scheduler.title}, partition {facts.name} ({facts.nodes} nodes{gpus})"
+
+    def capacity(self) -> Capacity:
+        facts, pool = self._site, self.settings.pool
+        kinds = [(kind.count, kind.cpus, kind.gpus) for kind in facts.kinds]
+        if pool.jobs:
+            kinds = [(pool.jobs, pool.cpus, pool.gpus)]
+        nodes = [
+            Node(name=f"{number}-{place}", cpus=cpus, gpus={str(index): 1.0 for index in range(gpus)})
+            for number, (count, cpus, gpus) in enumerate(kinds)
+            for place in range(count)
+        ]
+        return Capacity(nodes, where=f"partition {facts.name}")
+
+    def summary(self, todo: Sequence[PlannedRun]) -> str:
+        pool = self.settings.pool
+        inside = sum(self.settings.shape(item.spec.resources).at_once is None for item in todo)
+        if not inside:
+            return ""
+        room = with_noun(pool.gpus, "GPU") if pool.gpus else with_noun(pool.cpus, "core")
+        jobs = with_noun(min(pool.jobs, inside), "pool job")
+        larger = len(todo) - inside
+        ordinary = "ordinary jobs" if larger > 1 else "an ordinary job"
+        others = f"; {with_noun(larger, 'larger run')} as {ordinary}" if larger else ""
+        return f"{with_noun(inside, 'run')} in {jobs} of {room}{others}"
+
+    def resolve(self, spec: RunSpec, at_most: int) -> Resources:
+        site = self._site  # outside the try: a missing cluster is not an error of this run
+        try:
+            return site.resolve(spec.resources, self.settings)
+        except BackendError as error:
+            raise BackendError(f"{spec.name}: {error}") from None
+
+    def check(self, study_dir: Path) -> None:
+        """Check what would make a submission impossible, before the first file is written.
+
+        Raises:
+            UsageError: the study's folder cannot be used, or a variable named by ``env_pass`` is not set.
+        """
+        self.require_path(study_dir.absolute())
+        submission_environment(self.settings, self.scheduler, os.environ)
+
+    def tidy(self, study_dir: Path) -> None:
+        """End what launches of a study have left that can never start. The caller owns the study."""
+        withdraw_stuck(study_dir, self.scheduler)
+
+    def submit(
+        self,
+        todo: Sequence[PlannedRun],
+        options: LaunchOptions,
+        code: Code,
+        request: Request,
+        canaries: Canaries | None = None,
+    ) -> list[str]:
+        """Submit prepared runs, and return the ids of the jobs. They wait for the canaries, if there are any.
+
+        The caller owns the study.
+
+        Raises:
+            BackendError: a job was rejected. Nothing is submitted.
+        """
+        plan = self._plan(todo, options, code, request.number)
+        if canaries is None:
+            return submit(plan, self)
+        tried = plan_canaries(canaries, plan, self.settings, options, code)
+        ids = submit(plan, self, tried)
+        self._submit_follower(tried.folder, plan.folder, code)
+        return ids
+
+    def _submit_follower(self, canaries: Path, grid: Path, code: Code) -> None:
+        """Submit the job that looks what has come of the canaries of a launch. A refusal is a line."""
+        batch = Batch.read(canaries) or Batch()
+        words = shlex.join([self.name, str(canaries), str(grid)])
+        command = f"{program_of(code.archive or code.path, 'jobs.scheduled.canary', self.settings)} {words}"
+        asked = Asked(
+            name=f"seqlm-{grid.parents[1].name}-canaries",
+            folder=canaries,
+            output=canaries / "follower.log",
+            minutes=FOLLOWER_MINUTES,
+            after=[array.job for array in batch.arrays if array.job is not None],
+        )
+        try:
+            self.submit_script(canaries / "follower.sh", self._plain_script(asked, command))
+        except BackendError as error:
+            line = f"no job follows the canaries: {error}; if their jobs are ended, `cancel` the runs and `run` again"
+            terminal.tell(f"warning: {line}")
+
+    def _plain_script(self, asked: Asked, *commands: str) -> str:
+        """Return the script of a job that trains nothing."""
+        return self.script(asked, "\n".join([*setup_lines(self.settings, self.scheduler), *commands]))
+
+    def _plan(self, todo: Sequence[PlannedRun], options: LaunchOptions, code: Code, request: int | None) -> JobPlan:
+        """Return what the jobs of these runs do."""
+        place = places(todo)
+        # The jobs of an array start in this order.
+        ordered = sorted(todo, key=lambda item: place[item.run.id])
+        limits = self._limits(todo, options)
+        return plan_jobs(ordered, options, self.settings, code, scheduler=self.name, request=request, limits=limits)
+
+    def _limits(self, todo: Sequence[PlannedRun], options: LaunchOptions) -> dict[str, tuple[Limits, Limits]]:
+        """Return by run id what its job asks for, and the most that it may. A line says if that is far too much."""
+        settings, asked = self.settings, self.settings.limits
+        found = fitting(
+            options.study_dir.parent,
+            [item for item in todo if item.run.id not in options.tasks],
+            self.name,
+            self.ran_here,
+            asked,
+            save_seconds=settings.signal_before_s,
+            sharing=lambda resources: settings.shape(resources).at_once or 1,
+        )
+        if not settings.fit_limits:
+            if line := advice(found.values(), asked):
+                terminal.tell(line)
+            found = {}
+        limits = {}
+        for item in todo:
+            limit, most = found.get(item.run.id, asked), settings.mem_gb if settings.fit_limits else None
+            if most is None:  # that of a node
+                kinds = self._site.fitting(settings.shape(item.spec.resources), settings.mem_gb)
+                most = max((kind.memory_mb / 1024 for kind in kinds), default=None)
+            if needs := max(limit.mem_gb or 0, more_memory_gb(item.run)):
+                limit = replace(limit, mem_gb=min(needs, most or needs))
+            limits[item.run.id] = limit, replace(asked, mem_gb=most)
+        return limits
+
+    def scripts(self, todo: Sequence[PlannedRun], options: LaunchOptions) -> list[str]:
+        """Return the scripts that :meth:`submit` would submit, one for each array, with ``--live-code``.
+
+        ``REQUEST`` stands for the number of the request, ``DIGEST`` for that of the plan, and ``ARRAY_N`` for the id of
+        the N-th array in one that waits for it.
+        """
+        self.require_path(options.study_dir.absolute())
+        plan, is_limited = self._plan(todo, options, live_code(), None), self.settings.max_parallel is not None
+        follows = [[f"ARRAY_{number}"] if number and is_limited else [] for number in range(len(plan.arrays))]
+        return [script(plan, number, self, after=after) for number, after in enumerate(follows)]
+
+    def submit_last(
+        self,
+        study_dir: Path,
+        folder: Path,
+        jobs: Sequence[str],
+        code: Code,
+        *,
+        message: bool,
+        report: bool,
+        behaviour: bool | None = None,
+    ) -> None:
+        """Submit a job for what is left to do once all of ``jobs`` have ended, however they ended. A refusal is a line.
+
+        It sends the message that the study is over, and writes the report. Unless ``behaviour`` is false, it then
+        computes the behaviour of the models and writes the report again. If it is true, it computes the behaviour in
+        another user's study as well. ``folder``: of the request.
+        """
+        settings, place = self.settings, code.archive or code.path
+        minutes, does, commands = LAST_MINUTES, [], []
+        if message:
+            does.append("sends the message that the study is over")
+            batch = Batch.read(folder) or Batch()
+            commands.append(f"{plan_program(self.name, place, folder, plan_sha256(batch), settings)} over")
+        if report:
+            does.append("writes the report")
+            command = f"{program_of(place, 'launch', settings)} report {shlex.quote(str(study_dir.absolute()))}"
+            commands.append(f"{command} --no-behaviour")
+            if behaviour is not False:
+                commands.append(f"{command} --behaviour" if behaviour else command)
+                minutes = max(minutes, settings.timeout_min)
+        asked = Asked(
+            name=f"seqlm-{study_dir.name}-last",
+            folder=None,
+            output=folder / "last.log",
+            minutes=minutes,
+            after=jobs,
+            can_return=False,
+        )
+        try:
+            job = self.submit_script(folder / "last.sh", self._plain_script(asked, *commands))
+            terminal.tell(f"after the last run, job {job} {' and '.join(does)}")
+        except BackendError as error:
+            terminal.tell(f"warning: no job {' and '.join(does)} after the last run: {error}")
+
+    @classmethod
+    def waiting(cls, study_dir: Path, run_ids: Collection[str]) -> dict[str, Waiting]:
+        jobs = {run_id: job for run_id, job in read_jobs(study_dir).items() if run_id in run_ids}
+        found: dict[str, Waiting] = registry.scheduler(cls.name).waiting(jobs)
+        return found
+
+    @classmethod
+    def cancel(cls, study_dir: Path, marked: Sequence[ObservedRun]) -> dict[Path, str]:
+        """Cancel the jobs and arrays of runs that were marked as cancelled. One that has other live runs is kept.
+
+        Return the folder of each run whose job could not be cancelled, and why. A job that is not this user's goes on
+        until it sees the mark.
+        """
+        jobs, scheduler = read_jobs(study_dir), registry.scheduler(cls.name)
+        wanted = {one.run.id: jobs[one.run.id] for one in marked if one.run.id in jobs}
+        live = {job for run_id, job in jobs.items() if not RunDirectory(study_dir / run_id).has_ended()}
+        canaries = [] if live else [job for job, _ in open_jobs(study_dir / CANARY_FOLDER).values() if job is not None]
+        try:
+            scheduler.cancel(scheduler.live({*set(wanted.values()) - live, *canaries}))
+        except BackendError as error:
+            line = f"marked as cancelled, but its job runs until it sees the mark: {error}"
+            return {study_dir / run_id: line for run_id in wanted}
+        return {}
