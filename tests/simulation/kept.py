@@ -192,6 +192,7 @@ KEPT = (
             Accident(at=140.12, kind="scancel", target=0.87, seconds=30.0),
         ],
         undo=_any_request_is_the_newest_to_a_dispatcher,
+        orders=(10, 11),
     ),
     Kept(
         name="early-preemption",
