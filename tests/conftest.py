@@ -72,13 +72,20 @@ SHARED = {"ray_cluster": "ray", "slurm_cluster": "slurm", "report": "report", "b
 """Fixtures that take long to make -> the group of their tests, which one process of the test run does."""
 LONG = (
     "tests/slurm/test_cluster.py",
+    "tests/slurm/test_pool.py",
+    "tests/slurm/test_ray_in_a_job.py",
     "tests/simulation/test_slurm.py",
+    "tests/simulation/test_simulation.py",
     "tests/end_to_end/test_pages_run.py",
     "tests/end_to_end/test_search_launch.py",
     "tests/chaos/",
     "tests/jobs/backends/test_ray",
     "tests/benchmarks/test_gpu_command.py",
     "tests/trust/test_group_folder.py",
+    "tests/trust/test_links.py",
+    "tests/trust/test_planted.py",
+    "tests/trust/test_ray_intruder.py",
+    "tests/trust/test_wrong_types.py",
 )
 LIBRARIES = ("tests/seqlm/", "tests/analysis/")
 TEST_SECONDS = 2 * waiting.DEADLINE_SECONDS

@@ -32,9 +32,6 @@ world: World | None = None
 _installed = False
 _ident = threading.get_ident
 
-ON_PATH = ("find", "stat", "listdir", "scandir", "mkdir", "unlink", "rmdir", "readlink", "chmod")
-"""Functions of ``os`` whose first argument is a path or a handle."""
-
 
 @final
 class World:

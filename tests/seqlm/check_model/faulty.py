@@ -118,12 +118,3 @@ def write_model(folder: Path, *changes: tuple[str, str], name: str = "model.py")
     path = folder / name
     path.write_text(text, "utf-8")
     return path
-
-
-def use_own_model(manifest: Path) -> Path:
-    """Replace the architecture of the ``[[grid]]`` by the sound model, next to the manifest; returns its file."""
-    text = manifest.read_text("utf-8")
-    assert 'model.arch = ["rnn"]\n' in text
-    own = 'model.arch = "custom"\nmodel.source = "model.py:Model"\n'
-    manifest.write_text(text.replace('model.arch = ["rnn"]\n', own), "utf-8")
-    return write_model(manifest.parent)
