@@ -7,7 +7,7 @@
 #   make soak         rehearse benchmarks.gpu, then run all tests N=10 times, quiet and under load, in random orders, and show what failed
 #                     (RENAME=0.05: with a planted race, every renaming waits so many seconds)
 #   make cold         run all tests with new interpreters in place of warm forks, two threads each; then some in a Latin-1 locale
-#   make newest       run the tests that start no process with Python 3.13 and the newest releases, in .venv-3.13 (PYTHON_3_13=...)
+#   make newest       run the tests that start no process, without some slow ones, with Python 3.13 and the newest releases, in .venv-3.13 (PYTHON_3_13=...)
 #   make versions     the same after the quickstart; then both with the lowest versions that pyproject.toml allows
 #   make lock         write down the exact versions in .venv; LOCKED=1 with any other target installs them
 #   make simulate     play launches on SLURM in virtual time on all cores for MINUTES=10, with accidents (docs/project/simulation.md)
@@ -24,13 +24,15 @@ PYTEST := $(BIN)/python -m pytest -n $(if $(FAST),auto,$(TEST_PROCESSES)) --dist
 
 FAST_TESTS := -m "not process and not slow"
 IN_PROCESS_TESTS := -m "not process"
+# Whether other versions do: slow tests that hardly call a library look for other things.
+LIBRARY_TESTS := -m "not process and (libraries or not slow)"
 CONSTRAINTS := tests/constraints.txt
 # pip cannot choose the lowest versions; uv can, and installs a CUDA build of torch with a third of pip's processor time.
 INSTALLER := $(BIN)/$(if $(VERSIONS),uv,pip)
 INSTALL := $(if $(VERSIONS),$(BIN)/uv pip install --quiet --python $(BIN)/python --resolution $(VERSIONS),\
   $(BIN)/pip install --disable-pip-version-check --quiet $(if $(LOCKED),--constraint $(CONSTRAINTS)))
-NEWEST := VERSIONS=highest VENV=.venv-3.13 PYTHON=$(PYTHON_3_13) RUN="--runs-dir .venv-3.13/runs" FAST=1 FAST_TESTS='$(IN_PROCESS_TESTS)'
-LOWEST := VERSIONS=lowest-direct VENV=.venv-lowest RUN="--runs-dir .venv-lowest/runs" FAST=1 FAST_TESTS='$(IN_PROCESS_TESTS)'
+NEWEST := VERSIONS=highest VENV=.venv-3.13 PYTHON=$(PYTHON_3_13) RUN="--runs-dir .venv-3.13/runs" FAST=1 FAST_TESTS='$(LIBRARY_TESTS)'
+LOWEST := VERSIONS=lowest-direct VENV=.venv-lowest RUN="--runs-dir .venv-lowest/runs" FAST=1 FAST_TESTS='$(LIBRARY_TESTS)'
 
 .PHONY: quickstart test coverage docs package soak cold newest newest-installed versions lock chaos simulate lint types check install clean
 

@@ -80,6 +80,7 @@ LONG = (
     "tests/benchmarks/test_gpu_command.py",
     "tests/trust/test_group_folder.py",
 )
+LIBRARIES = ("tests/seqlm/", "tests/analysis/")
 TEST_SECONDS = 2 * waiting.DEADLINE_SECONDS
 """How long a test may take in all."""
 
@@ -224,6 +225,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.process)
         if "report" in fixtures:
             item.add_marker(pytest.mark.slow)
+        if item.nodeid.startswith(LIBRARIES):
+            item.add_marker(pytest.mark.libraries)
     seed = config.getoption("--shuffle")
     if seed is None:  # what waits most lies between what computes most, and nothing long comes last
         kinds = [[item for item in items if item.nodeid.startswith(LONG) == long] for long in (True, False)]

@@ -84,8 +84,10 @@ class Harm:
     """Name of a run -> how often its worker was disturbed, or its job came to an end."""
     errors: Counter[tuple[str, str]] = field(default_factory=Counter)
     """Name of a run and kind -> how often its worker has raised an error."""
-    failed: set[tuple[str, int]] = field(default_factory=set)
-    """Name of a run and number of an attempt whose worker has raised an error."""
+    failed: dict[tuple[str, int], str] = field(default_factory=dict)
+    """Name of a run and number of an attempt whose worker has raised an error -> its kind."""
+    still_seconds: float = 0.0
+    """For how long launchers stood still, which then watch nothing."""
     crashes: dict[str, tuple[float, str]] = field(default_factory=dict)
     """Name of a run -> until when its worker raises an error, and the kind of that."""
     hangs: dict[str, float] = field(default_factory=dict)
@@ -494,6 +496,7 @@ def interrupt_launcher(story: Story, given: Accident) -> None:
 def stop_launcher(story: Story, given: Accident) -> None:
     if (process := pick(launchers(story), given)) is not None:
         story.kernel.tell(f"{process} stands still for {given.seconds:g} s")
+        story.harm.still_seconds += given.seconds
         story.kernel.send(process, signal.SIGSTOP)
         story.kernel.after(given.seconds, lambda: story.kernel.send(process, signal.SIGCONT))
 

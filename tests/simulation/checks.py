@@ -316,7 +316,8 @@ def costs_are_what_was_spent(story: Story) -> None:
         return
     lived, number = lived_of(story)
     spent = 3600 * counted_hours(story)
-    if abs(spent - lived) > COST_SECONDS * number:
+    found_late = story.harm.still_seconds * story.study.runs  # the end of a worker, by a launcher that stood still
+    if abs(spent - lived) > COST_SECONDS * number + found_late:
         raise ViolationError(f"COSTS: {number} workers lived {lived:.0f} s, of which {spent:.0f} s are counted")
 
 
@@ -332,7 +333,7 @@ def a_budget_is_kept(story: Story) -> None:
     if limit is None or story.harm.happened & UNSURE_HOURS:
         return
     over = lived_of(story)[0] - 3600 * limit
-    if over > (STOP_SECONDS + TAKEOVER_SECONDS) * story.study.runs:
+    if over > (STOP_SECONDS + TAKEOVER_SECONDS + story.harm.still_seconds) * story.study.runs:
         raise ViolationError(f"BUDGET: the workers have lived for {over:.0f} s more than the budget of {limit:g} hours")
 
 

@@ -280,7 +280,7 @@ class Story:
         if until > self.kernel.now:
             self.harm.causes[name].add(kind)
             if (name, number) not in self.harm.failed:  # the ranks of an attempt raise one error
-                self.harm.failed.add((name, number))
+                self.harm.failed[name, number] = kind
                 self.harm.errors[name, kind] += 1
             else:
                 self._abort()
@@ -367,8 +367,18 @@ class Story:
         opened = [one.inode for one in self.files.open_files.values() if one.process is process]
         return "/" not in path and bool(opened) and opened[-1] is folder
 
+    def _forget_error(self, worker: Process, run: str) -> None:
+        """Do not count the error of a worker that was killed before it could record it. Nobody else has seen it."""
+        name, number = name_of(run), int(worker.environ[ATTEMPT.name.encode()])
+        attempt = self.files.look(f"{STUDY}/{run}/attempts/{number:04d}")
+        has_told = attempt is not None and any(re.fullmatch(r"end(-\d+)?\.json", file) for file in attempt.names)
+        if (name, number) in self.harm.failed and not has_told:
+            self.harm.errors[name, self.harm.failed.pop((name, number))] -= 1
+
     def look_at_exit(self, process: Process) -> None:
         """Tell how a command of a user has ended."""
+        if process.exit_code == -signal.SIGKILL and (run := run_of(process)) is not None:
+            self._forget_error(process, run)
         if process in self.users:
             lines = process.output.text().splitlines()
             said = f": {lines[-1]}" if process.exit_code and lines else ""

@@ -84,7 +84,7 @@ def follow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Do what the job does that follows the canaries of the first launch; return the folder of its request."""
     study_dir = tmp_path / "runs" / "small"
     grid = numbered(study_dir, 1)
-    monkeypatch.setattr("sys.argv", ["canary", str(numbered(study_dir / "canary", 1)), str(grid)])
+    monkeypatch.setattr("sys.argv", ["canary", "slurm", str(numbered(study_dir / "canary", 1)), str(grid)])
     assert canary.main() == 0
     return grid
 

@@ -97,7 +97,7 @@ def deflated(path: Path, outside: Path) -> None:
 def dense(path: Path, outside: Path) -> None:
     """Leave JSON whose values take twenty times the memory of their text."""
     _clear(path)
-    path.write_text('{"version": 3, "runs": [' + "[]," * 5_000_000 + "[]]}")
+    path.write_bytes(_dense())
 
 
 def other_kind(path: Path, outside: Path) -> None:
@@ -108,10 +108,15 @@ def other_kind(path: Path, outside: Path) -> None:
 
 
 @functools.cache
+def _dense() -> bytes:
+    return b'{"version": 3, "runs": [' + b"[]," * 5_000_000 + b"[]]}"
+
+
+@functools.cache
 def _much() -> bytes:
     made = io.BytesIO()
-    with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as file:
-        file.writestr("last/data.pkl", bytes(700 * 2**20))
+    with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file:
+        file.writestr("last/data.pkl", bytes(500 * 2**20))
     return made.getvalue()
 
 
@@ -210,13 +215,16 @@ def planted_studies(folder: Path, *plants: Plant) -> Iterator[tuple[str, Path, l
 
     ``folder/outside`` has what is outside, and ``folder/template`` is a study in which nothing is planted.
 
-    In the first one, everything is planted in each place that a run has, in a run of its own. Each of the others has
-    one place of those that a study has once, with one of ``plants`` after the other.
+    In the first one, two of ``plants``, or all if there are fewer, are planted in each place that a run has, in a run
+    of its own: what opens a file is the same everywhere. Each of the others has one place of those that a study has
+    once, with one of ``plants`` after the other.
     """
     every, outside = places(folder / "template"), folder / "outside"
     ids = [path.name for path in (folder / "template" / MANY[0]).glob("*-*")]
     outside.mkdir()
-    of_runs = [(place, plant) for place in every if place.kind is not None for plant in plants]
+    each = [place for place in every if place.kind is not None]
+    step = max(len(plants) // 2, 1)
+    of_runs = [(place, plant) for number, place in enumerate(each) for plant in plants[number % step :: step]]
     study_dir = folder / "runs" / "small"
     runs = [add_run(study_dir, seed, str(place.kind)) for seed, (place, _) in enumerate(of_runs)]
     add_records(study_dir, runs)

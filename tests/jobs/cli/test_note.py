@@ -54,6 +54,7 @@ def test_tags_choose_runs_of_a_manifest_and_none_chooses_those_without(folder: P
         ask(folder, "plan", "new.toml", "--backend", "local", "--only", "tag=good")
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_notes_are_in_the_api_and_the_report_and_a_damaged_one_is_a_warning(folder: Path) -> None:
     study_dir = folder / "runs" / "optimizers"
     study = load_study(study_dir)
