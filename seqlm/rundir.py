@@ -56,7 +56,6 @@ from seqlm.reading import (
     without_impossible,
 )
 from seqlm.records.attempts import Environment, Exit, Position, ProgressFile, RankEnd, Start, Worker
-from seqlm.records.behaviour import BehaviourFile, SampleLine
 from seqlm.records.requests import Folder
 from seqlm.records.runs import CanaryResult, Provenance, Result, Rung
 from seqlm.records.studies import StudyFile, TaskFile
@@ -169,9 +168,9 @@ class RunDirectory:
     """The files of the user's own model, kept when the run was launched. Other runs have no such folder."""
     canary_file = _Below(CanaryResult.FILE)
     """What a canary has measured; no other run has one."""
-    behaviour_file = _Below(BehaviourFile.FILE)
+    behaviour_file = _Below("behaviour.json")
     """How the trained model behaves, written after training by :mod:`analysis.behaviour`."""
-    samples_file = _Below(SampleLine.FILE)
+    samples_file = _Below("samples.jsonl")
     """Texts that the trained model has written, one on each line, beside :attr:`behaviour_file`."""
 
     def kept_dir(self, sha256: str) -> Path:

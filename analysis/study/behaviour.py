@@ -12,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 
 from analysis.study.values import Values, clean, read_or_warn
-from seqlm.errors import DamagedFileError
+from seqlm.errors import DamagedFileError, FileError
 from seqlm.files import file_sha256, read_json_lines
 from seqlm.records.behaviour import (
     BehaviourFile,
@@ -236,14 +236,18 @@ def read_behaviour(run: RunDirectory) -> tuple[Behaviour | None, list[str]]:
 
     If only the samples or the checkpoint cannot be read, the behaviour has no samples, or counts as up to date.
     """
-    warnings: list[str] = []
     try:
-        file = read_or_warn(lambda: BehaviourFile.read_file(run.behaviour_file), None, warnings)
+        file = BehaviourFile.read_file(run.behaviour_file)
         if file is None:
-            return None, [f"{line}, or compute the behaviour again" for line in warnings]
+            return None, []
         found = Behaviour.of(file)
+    except DamagedFileError as error:
+        return None, [f"{error}, or compute the behaviour again"]
+    except FileError as error:
+        return None, [str(error)]
     except ValueError as error:
         return None, [f"{run.behaviour_file} is damaged or of another version ({error}); compute the behaviour again"]
+    warnings: list[str] = []
     samples, lines = _read_samples(run.samples_file, warnings)
     digest = read_or_warn(lambda: file_sha256(run.best_checkpoint), None, warnings)
     if digest not in (None, found.checkpoint_sha256):

@@ -46,7 +46,8 @@ def runs_dir(tmp_path: Path) -> Path:
     unfinished_run(folder / "new", "stopped", 2, "cancelled")
     pending = unfinished_run(folder / "new", "pending", 3)
     prints = [pending.read_config().fingerprint(), "f" * 64]
-    write_json(folder / "new" / "study.json", {"planned": [{"fingerprint": text} for text in prints]})
+    planned = [{"number": number, "fingerprint": text} for number, text in enumerate(prints, start=1)]
+    write_json(folder / "new" / "study.json", {"planned": planned})
     change(folder / "old", 3 * DAY)
     change(folder / "new", DAY)
     return folder
@@ -154,7 +155,7 @@ def test_slurm_is_asked_once_about_all_studies(
 
 def test_a_study_without_a_folder_of_a_run_has_the_age_of_its_record(tmp_path: Path) -> None:
     (tmp_path / "planned").mkdir()
-    write_json(tmp_path / "planned" / "study.json", {"planned": [{"fingerprint": "a" * 64}]})
+    write_json(tmp_path / "planned" / "study.json", {"planned": [{"number": 1, "fingerprint": "a" * 64}]})
     os.utime(tmp_path / "planned" / "study.json", (NOW, NOW))
     found = summary(tmp_path / "planned", Views())
     assert (found["states"], found["runs"]) == ({"pending": 1}, 1)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import seqlm.records
 from seqlm.reading import LARGEST_NUMBER, LARGEST_WHOLE
 from seqlm.records.base import Record
-from seqlm.schema import Table, test_of
+from seqlm.schema import Table, Valid, test_of
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 WHOLE = st.integers(-LARGEST_WHOLE, LARGEST_WHOLE)
@@ -39,7 +39,7 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
     if hint is Any:
         return JSON
     if origin is Annotated:
-        return values(inner[0]).filter(test_of(hint))
+        return _bounded(inner[0], [item for item in inner[1:] if isinstance(item, Valid)]).filter(test_of(hint))
     if origin in (typing.Union, types.UnionType):
         return st.one_of(*map(values, inner))
     if origin is typing.Literal:
@@ -56,6 +56,20 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
         return tables(hint)
     plain = {int: WHOLE, float: NUMBERS, str: TEXTS, bool: st.booleans(), type(None): st.none(), dict: st.just({})}
     return plain[hint]
+
+
+def _bounded(hint: Any, bounds: list[Valid]) -> st.SearchStrategy[Any]:
+    """Return values of a type, most of which are within its bounds."""
+    least = [bound.least for bound in bounds if bound.least is not None]
+    most = [bound.most for bound in bounds if bound.most is not None]
+    pattern = next((bound.pattern for bound in bounds if bound.pattern is not None), None)
+    if hint is int:
+        return st.integers(int(max([-LARGEST_WHOLE, *least])), int(min([LARGEST_WHOLE, *most])))
+    if hint is str and pattern is not None:
+        return st.from_regex(pattern, fullmatch=True)
+    if typing.get_origin(hint) is tuple and least:
+        return st.lists(values(typing.get_args(hint)[0]), min_size=int(max(least)), max_size=3).map(tuple)
+    return values(hint)
 
 
 def records(kind: type[Record]) -> st.SearchStrategy[Any]:
