@@ -24,6 +24,7 @@ from pathlib import Path
 from types import FrameType
 from typing import final
 
+from jobs.attempt.attempt import record_unstarted
 from jobs.launch import notify
 from jobs.launch.background import STOP_SECONDS, Interrupts
 from jobs.launch.dispatch import Dispatcher
@@ -347,7 +348,14 @@ def _record(run: RunDirectory, record: Exit, host: JobHost) -> None:
     with contextlib.suppress(SeqlmError, OSError):
         if run.observe().state == "pending" and is_named_by(run, host.plan.options.request):
             record = replace(record, where=host.where, node=host.context.host)
-            run.write_exit(run.last_attempt() + 1, record)
+            start = attempts.Start(
+                request=host.plan.options.request,
+                backend=host.plan.scheduler,
+                job_id=host.context.job,
+                job_start=host.job_start,
+                node=host.context.host,
+            )
+            record_unstarted(run, start, record)
 
 
 # -- on the other nodes ------------------------------------------------------------------------------------------------
