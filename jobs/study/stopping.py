@@ -10,7 +10,7 @@ from jobs.registry import SCHEDULERS
 from jobs.study.folder import launcher_of
 from jobs.study.scheduler import Claim, Views
 from seqlm.errors import SeqlmError
-from seqlm.lease import last_beat, live_owner
+from seqlm.lease import last_beat, live_owner, newest_lease
 from seqlm.reading import exists
 from seqlm.records.attempts import Start
 from seqlm.records.leases import LeaseFile
@@ -90,7 +90,8 @@ class Stopping:
             if self._is_silent(run, owner) and self._has_job_ended(run, start):
                 return None
             return f"its worker on {owner.host or 'an unknown host'} (process {owner.pid or 'unknown'})"
-        if not number or exists(run.worker_file(number)):
+        has_begun = exists(run.worker_file(number)) or newest_lease(run.lease_dir).attempt == number
+        if not number or has_begun:
             return None
         if start.job_id is not None:
             return (

@@ -234,7 +234,8 @@ def test_ctrl_c_stops_the_workers_and_cancel_stops_one_of_them(study: Study) -> 
     code, _, err = study("behaviour", "small")
     assert code == 1
     assert "study small/behaviour is already being launched" in err
-    assert study("cancel", "runs/small/behaviour", "--only", "name=gru")[0] == 0
+    found = study("cancel", "runs/small/behaviour", "--only", "name=gru")
+    assert found[0] == 0, found
     assert jobs[1].observe().state == "cancelled"
     assert live_owner(jobs[0].lease_dir)
     launcher.send_signal(signal.SIGINT)
