@@ -136,7 +136,13 @@ def test_a_job_that_stays_in_the_queue_is_a_note_and_cancelled(cluster: Path, tm
     [
         ("echo 42", "", {}, "shared folder", "set --runs-dir to a file system that nodes share"),
         (None, "", {"python": "no-such-python"}, "compute node", "Python did not start there: .*not found"),
-        ('echo "sbatch: error: Invalid account" >&2; exit 1', "", {}, "compute node", "sbatch: error: Invalid account"),
+        (
+            'echo "sbatch: error: Invalid account" >&2; exit 1',
+            "",
+            {},
+            "compute node",
+            "error: Invalid account; set account",
+        ),
         (None, "file/runs", {}, "compute node", "cannot write .*"),
         ("echo hello", "", {}, "compute node", 'sbatch: expected a job id, got "hello"'),
     ],

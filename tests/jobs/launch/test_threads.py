@@ -29,7 +29,7 @@ def local() -> Backend:
 def cluster() -> Backend:
     target = SlurmBackend(SlurmSettings())
     kind = NodeKind(count=2, cpus=8, gpus=0, memory_mb=4000)
-    target.__dict__["_partition"] = Site(name="main", time_limit_min=None, max_nodes=None, kinds=(kind,))
+    target.__dict__["_site"] = Site(name="main", time_limit_min=None, max_nodes=None, kinds=(kind,))
     return target
 
 

@@ -1,6 +1,7 @@
 """Limits that fit: what earlier runs used, and what is asked for."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,9 +62,13 @@ def planned(folder: Path, *, epochs: int = 20, resources: Resources = PAIR) -> P
     return make_fresh(folder / "new", RunSpec(name="x", config=make_config(seed=9, epochs=epochs), resources=resources))
 
 
+def is_there(variables: Mapping[str, str]) -> bool:
+    return variables.get("SLURM_JOB_PARTITION") == "gpu"
+
+
 def asked(folder: Path, item: PlannedRun, *, save: float = 120, runs: int = 1) -> Limits | None:
     """What the job of a run asks for. ``None``: nothing is known of runs like it."""
-    found = fitting(folder, [item], ["gpu"], MOST, save_seconds=save, sharing=lambda _: runs)
+    found = fitting(folder, [item], "slurm", is_there, MOST, save_seconds=save, sharing=lambda _: runs)
     return found.get(item.run.id)
 
 
