@@ -57,7 +57,7 @@ class Launched:
 
     planned: Sequence[PlannedRun]
     jobs: Sequence[str] = ()
-    """The ids of the jobs that go on without this process. None: everything has ended."""
+    """The ids of the jobs that go on without this process. Empty: everything has ended, or nothing was to do."""
 
     @property
     def todo(self) -> list[PlannedRun]:

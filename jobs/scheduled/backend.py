@@ -146,8 +146,15 @@ class ScheduledBackend(Backend, Submitter):
         jobs = self.submit(work.todo, options, work.code, work.request, canaries)
         tells = options.notify is not None and "over" in options.notify.on
         if tells or afterwards.report:
-            does = {"message": tells, "report": afterwards.report, "behaviour": afterwards.behaviour}
-            self.submit_last(options.study_dir, work.request.folder, jobs, work.code, **does)
+            self.submit_last(
+                options.study_dir,
+                work.request.folder,
+                jobs,
+                work.code,
+                message=tells,
+                report=afterwards.report,
+                behaviour=afterwards.behaviour,
+            )
         return jobs
 
     def submit(
@@ -248,8 +255,8 @@ class ScheduledBackend(Backend, Submitter):
         jobs: Sequence[str],
         code: Code,
         *,
-        message: bool | None,
-        report: bool | None,
+        message: bool,
+        report: bool,
         behaviour: bool | None = None,
     ) -> None:
         """Submit a job for what is left to do once all of ``jobs`` have ended, however they ended. A refusal is a line.

@@ -294,8 +294,8 @@ class Observer:
     ) -> None:
         """Query schedulers about the jobs of these runs. ``ids`` ``None``: of all runs.
 
-        Callers that look at several studies keep one ``views``, so that schedulers are asked less often. Callers that
-        poll a study keep what they have ``seen``.
+        Callers that look at several studies keep one ``views``, which asks schedulers less often. Callers that poll a
+        study keep what they have ``seen``.
         """
         self._requests = Requests(study_dir)
         self.over: Mapping[str, ObservedRun] = {} if seen is None else seen.over(self._requests)
@@ -372,12 +372,12 @@ def launching(study_dir: Path) -> Iterator[None]:
 def _dead_files(launches: Path) -> Iterator[Path]:
     """Yield the temporary files next to requests whose writers are gone. The caller owns the study.
 
-    Only owners write plans and scripts. Other commands and jobs write further files there: theirs are dead once they
-    are old.
+    Only owners write batches and scripts. Other commands and jobs write further files there, ``submitted.json`` among
+    them: theirs are dead once they are old.
     """
     for folder in listed(launches, "[0-9]*"):
         for path in listed(folder, ".*.tmp"):
-            is_owners = re.match(r"[.](plan|submitted)[.]json[.]|[.][^.]+[.]sh[.]", path.name) is not None
+            is_owners = path.name.startswith(f".{Batch.FILE}.") or re.match(r"[.][^.]+[.]sh[.]", path.name) is not None
             with contextlib.suppress(FileNotFoundError):
                 if is_owners or abs(time.time() - status(path).st_mtime) > OLD_SECONDS:
                     yield path

@@ -196,7 +196,7 @@ class Views:
         self._answers: dict[Claim, View] = {}
 
     def of(self, claims: Iterable[Claim]) -> dict[Claim, View]:
-        """Return the state of each job. Each scheduler is asked once for all of its jobs."""
+        """Return the state of each job. This asks each scheduler once about all of its jobs."""
         wanted = frozenset(claims)
         if not wanted:
             return {}

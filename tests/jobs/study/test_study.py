@@ -18,6 +18,7 @@ from jobs.study.folder import (
 from jobs.study.kept_code import Code
 from seqlm.errors import FileError, UsageError
 from seqlm.files import write_json
+from seqlm.records.batch import Batch
 from seqlm.resources import Resources
 from seqlm.rundir import RunDirectory
 from tests.facts import fail
@@ -119,13 +120,15 @@ def test_who_owns_the_launch_sweeps_what_a_dead_launcher_has_begun(tmp_path: Pat
     begun = [
         tmp_path / ".queue.json.abc.tmp",
         tmp_path / ".study.json.abc.tmp",
-        tmp_path / "launches" / "000001" / ".plan.json.abc.tmp",
+        tmp_path / "launches" / "000001" / f".{Batch.FILE}.abc.tmp",
         tmp_path / "launches" / "000001" / ".array-0.sh.abc.tmp",
         tmp_path / "launches" / "000002" / ".request.json.old.tmp",
-        tmp_path / "canary" / "launches" / "000001" / ".submitted.json.abc.tmp",
+        tmp_path / "canary" / "launches" / "000001" / f".{Batch.FILE}.abc.tmp",
+        tmp_path / "canary" / "launches" / "000001" / ".submitted.json.old.tmp",
     ]
     kept = [
-        tmp_path / "launches" / "000001" / "plan.json",
+        tmp_path / "launches" / "000001" / Batch.FILE,
+        tmp_path / "launches" / "000001" / ".submitted.json.abc.tmp",  # of a job that starts
         tmp_path / "launches" / "000002" / ".request.json.abc.tmp",  # of a `cancel` that is at work
         tmp_path / "launches" / "000001" / ".withdrawn.json.abc.tmp",  # of a job
     ]
