@@ -11,7 +11,7 @@ import subprocess
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import final
@@ -772,7 +772,8 @@ class RealPlayer(Player):
     def happens(self, what: str, target: str) -> None:
         cluster, place = self.cluster.cluster, self.places[0]
         if what == "preempt":
-            words = ["sbatch", "-p", "urgent", "-C", f"f{place}", "-N1", "--exclusive", "-t1", "-o/dev/null"]
+            where = [f"--{option}={value}" for option, value in self.placement.items()]
+            words = ["sbatch", "-p", "urgent", *where, "-N1", "--exclusive", "-t1", "-o/dev/null"]
             assert not self.command(*words, "--wrap", "sleep 2")[0]
         elif what in ("hang", "go"):
             pid = int((cluster.folder / "slurmctld.pid").read_text())
@@ -805,7 +806,7 @@ class RealPlayer(Player):
             self.command("scontrol", "update", f"NodeName={cluster.node_names[number]}", "State=RESUME")
 
 
-def on_slurm(rules: str, folder: Path) -> dict[str, list[str]]:
-    """Play the scenarios of a cluster with these rules on a real SLURM; return by name what was seen."""
-    mine = {name: scenario for name, scenario in SCENARIOS.items() if scenario.rules == rules}
-    return RealCluster(RULES[rules], mine, folder).play()
+def on_slurm(rules: str, names: Collection[str], folder: Path) -> dict[str, list[str]]:
+    """Play scenarios of a cluster with these rules on a real SLURM; return by name what was seen."""
+    folder.mkdir(parents=True)
+    return RealCluster(RULES[rules], {name: SCENARIOS[name] for name in names}, folder).play()

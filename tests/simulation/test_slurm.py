@@ -3,7 +3,7 @@
 import inspect
 import sys
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import CodeType, FrameType
@@ -20,20 +20,36 @@ from tests.slurm.real import require_slurm
 pytestmark = pytest.mark.process
 
 
+TRIES = 3
+"""How often a scenario is played on a real SLURM before it counts as different."""
+
+
 def test_the_model_comes_to_what_a_real_slurm_comes_to(tmp_path: Path) -> None:
     require_slurm(accounting=True)
-    folders = {name: tmp_path / name for name in RULES}
-    for folder in folders.values():
-        folder.mkdir()
-    with ThreadPoolExecutor(len(RULES)) as pool:
-        clusters = pool.map(on_slurm, folders, folders.values())
-        real = {name: seen for cluster in clusters for name, seen in cluster.items()}
     model = on_model()
-    assert set(real) == set(model) == set(SCENARIOS)
-    different = {name: (real[name], model[name]) for name in SCENARIOS if real[name] != model[name]}
-    assert not different, "\n".join(
-        line for name, (theirs, ours) in different.items() for line in (name, *compared(theirs, ours))
-    )
+    different: dict[str, list[str]] = {name: [] for name in SCENARIOS}
+    for attempt in range(1, TRIES + 1):
+        # SLURM has limits of real seconds, which a machine that is busy for a minute lets pass. The scenarios that came
+        # out differently are played again, without the others.
+        real = real_outcomes(different, tmp_path / f"{attempt}")
+        different = {name: seen for name, seen in real.items() if seen != model[name]}
+        if not different:
+            return
+        report = "\n".join(line for name, seen in different.items() for line in (name, *compared(seen, model[name])))
+        print(f"Try {attempt}: {report}")
+    pytest.fail(report)
+
+
+def real_outcomes(names: Collection[str], folder: Path) -> dict[str, list[str]]:
+    """Play scenarios on real clusters at the same time, one for each kind of rules; return by name what was seen."""
+    of_rules = [[name for name in names if SCENARIOS[name].rules == rules] for rules in RULES]
+    with ThreadPoolExecutor(len(RULES)) as pool:
+        played = [
+            pool.submit(on_slurm, rules, mine, folder / rules)
+            for rules, mine in zip(RULES, of_rules, strict=True)
+            if mine
+        ]
+    return {name: seen for cluster in played for name, seen in cluster.result().items()}
 
 
 def compared(real: Sequence[str], model: Sequence[str]) -> Iterator[str]:
