@@ -23,7 +23,7 @@ from analysis.study.pairs import (
     tuned_keys,
     value_of,
 )
-from analysis.study.record import METRICS, Expectation
+from analysis.study.record import METRICS, TIMES, Expectation
 from analysis.study.settings import Setting, differ, interval, settings_of
 from analysis.study.study import StudyFiles
 from analysis.study.values import rows_of
@@ -32,7 +32,6 @@ SHORT = {"gap": "gap (nats)", "seconds_to_5pct": "time to 5 %"}
 """Shorter words for some of them in a table."""
 
 GAPS = units.decimals(".3f")
-TIMES = ("wall_seconds", "epoch_seconds", "seconds_to_5pct")
 
 LOWER, HIGHER, ONE_SEED, UNCLEAR = "lower", "higher", "one seed", "no clear difference"
 """What a case shows of the side that was expected lower."""
