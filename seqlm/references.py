@@ -13,7 +13,7 @@ from seqlm.errors import UsageError, nearest
 from seqlm.schema import show
 
 Metric: TypeAlias = Literal[
-    "val_ppl", "train_ppl", "test_ppl", "gap", "wall_seconds", "epoch_seconds", "seconds_to_5pct"
+    "val_ppl", "train_ppl", "test_ppl", "gap", "final_gap", "wall_seconds", "epoch_seconds", "seconds_to_5pct"
 ]
 """A result of a run that a manifest names, in ``[[expect]]`` and in a reference. Of each, less is better."""
 METRICS: tuple[str, ...] = get_args(Metric)

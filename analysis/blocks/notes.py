@@ -9,7 +9,7 @@ import pandas as pd
 from analysis.blocks.section import Note
 from analysis.study import units
 from analysis.study.comparison import finished
-from analysis.study.record import TIMES, WrittenNote
+from analysis.study.record import GAPS, TIMES, WrittenNote
 from analysis.study.settings import best_settings, settings_of
 from analysis.study.study import StudyFiles
 from seqlm.references import Reference, fill_references
@@ -50,13 +50,13 @@ def _runs_of(reference: Reference, note: WrittenNote, study: StudyFiles) -> pd.D
 
 def mean(metric: str, values: Sequence[float]) -> float:
     """Return the mean of a metric over seeds, of anything but a gap the geometric one."""
-    if metric == "gap" or min(values) <= 0:
+    if metric in GAPS or min(values) <= 0:
         return statistics.fmean(values)
     return statistics.geometric_mean(values)
 
 
 def written(metric: str, value: float) -> str:
     """Return a value of a metric as the report writes it."""
-    if metric == "gap":
+    if metric in GAPS:
         return f"{units.decimals('.3f')(value)} nats"
     return units.duration(value) if metric in TIMES else units.perplexity(value)

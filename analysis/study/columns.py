@@ -93,6 +93,7 @@ RUNS = _meanings(
     ("val_tokens", "tokens", "tokens of the validation text that are scored; missing for old runs", int),
     ("test_tokens", "tokens", "tokens of the test text that are scored; missing for old runs", int),
     ("gap", "nats/token", "validation less training loss of the best epoch: ln(val_ppl) less ln(train_ppl)", float),
+    ("final_gap", "nats/token", "the same of the last epoch, which shows overfitting", float),
     ("parameters", "", "trainable parameters of the model", int),
     ("wall_seconds", "s", "time of all finished epochs, validation included", float),
     ("machine", "", "what the run was trained on: device, ranks, and cores or share of a GPU"),

@@ -18,11 +18,14 @@ METRICS = {
     "train_ppl": "training perplexity",
     "test_ppl": "test perplexity",
     "gap": "gap between validation and training loss at the best epoch",
+    "final_gap": "gap between validation and training loss after the last epoch",
     "wall_seconds": "wall-clock time",
     "epoch_seconds": "time per epoch",
     "seconds_to_5pct": "time to within 5 % of a run's own best",
 }
 """What an expectation compares: columns of the runs table, in words. Of each, less is better."""
+GAPS = ("gap", "final_gap")
+"""Those that are differences of losses, which may be below 0."""
 TIMES = ("wall_seconds", "epoch_seconds", "seconds_to_5pct")
 """Those that are times in seconds."""
 TEXTS = ("model.arch", "model.source", "model.sha256")
