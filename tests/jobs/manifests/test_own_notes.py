@@ -1,4 +1,4 @@
-"""What the manifests that come with seqlm say in reports: results by reference, never as a number that may be another's."""
+"""What the manifests that come with seqlm say in reports: results by reference, never as a bare number."""
 
 import re
 from collections.abc import Iterator
