@@ -5,7 +5,6 @@ import dataclasses
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,8 @@ from markupsafe import Markup
 
 from analysis.blocks.figure import Chart
 from analysis.blocks.latex import latex_table
-from analysis.blocks.section import Note, Prose, Section, with_details_folded
+from analysis.blocks.notes import note_blocks
+from analysis.blocks.section import Prose, Section, with_details_folded
 from analysis.blocks.sentences import scope_of
 from analysis.blocks.table import Table, escape_markdown, longest_run_of_backticks, markdown_code
 from analysis.discussion import discussion_section
@@ -202,14 +202,13 @@ def report_page(study: StudyFiles) -> Page:
     """What the report says, its figures not yet drawn."""
     behaviour = {name: table for name, table in behaviour_data(examined_runs(study)).items() if len(table)}
     data = {"runs": study.runs, "epochs": study.epochs, "attempts": study.attempts, **behaviour}
-    sections = [_with_notes(section, study.notes) for section in report_sections(study) if section.blocks]
+    sections = [_with_notes(section, study) for section in report_sections(study) if section.blocks]
     return Page(study=study, sections=sections, data=data)
 
 
-def _with_notes(section: Section, notes: Iterable[tuple[str, str]]) -> Section:
-    """Return the section with the author's notes below it."""
-    own = [Note(text=text) for part, text in notes if part == section.name]
-    return dataclasses.replace(section, blocks=[*section.blocks, *own])
+def _with_notes(section: Section, study: StudyFiles) -> Section:
+    """Return the section with what the manifests say of it below."""
+    return dataclasses.replace(section, blocks=[*section.blocks, *note_blocks(section.name, study)])
 
 
 # -- templates -----------------------------------------------------------------------------------------------------

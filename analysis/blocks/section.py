@@ -29,13 +29,15 @@ class Prose:
 
 @dataclass(frozen=True, kw_only=True)
 class Note:
-    """A text of the author, in Markdown."""
+    """A text of a manifest, in Markdown."""
 
     text: str
+    title: str
+    """Whose text it is."""
 
     @property
     def html(self) -> Markup:
-        """The text as HTML, without raw HTML of the author's."""
+        """The text as HTML, without raw HTML in it."""
         return Markup(MarkdownIt("commonmark", {"html": False}).disable("image").render(self.text))
 
 

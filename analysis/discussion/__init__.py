@@ -1,6 +1,7 @@
 """The discussion of a study: four questions, each answered from its data alone, with the numbers behind the answer."""
 
-from analysis.blocks.section import Block, Note, Section, Subheading, paragraphs
+from analysis.blocks.notes import note_blocks
+from analysis.blocks.section import Block, Section, Subheading, paragraphs
 from analysis.blocks.sentences import scope_sentences, text_sentences
 from analysis.discussion.effects import optimizers_blocks
 from analysis.discussion.expected import expected_blocks
@@ -23,6 +24,5 @@ def discussion_section(study: StudyFiles) -> Section:
     ]
     blocks: list[Block] = paragraphs([*text_sentences(study), *scope_sentences(compared)])
     for name, title, answer in parts:
-        notes = [Note(text=text) for part, text in study.notes if part == name]
-        blocks += [Subheading(text=title), *answer, *notes]
+        blocks += [Subheading(text=title), *answer, *note_blocks(name, study)]
     return Section(name="discussion", title="Discussion", blocks=blocks)

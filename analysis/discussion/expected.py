@@ -23,16 +23,15 @@ from analysis.study.pairs import (
     tuned_keys,
     value_of,
 )
-from analysis.study.record import METRICS, Expectation
+from analysis.study.record import GAPS, METRICS, TIMES, Expectation
 from analysis.study.settings import Setting, differ, interval, settings_of
 from analysis.study.study import StudyFiles
 from analysis.study.values import rows_of
 
-SHORT = {"gap": "gap (nats)", "seconds_to_5pct": "time to 5 %"}
+SHORT = {"gap": "gap (nats)", "final_gap": "final gap (nats)", "seconds_to_5pct": "time to 5 %"}
 """Shorter words for some of them in a table."""
 
-GAPS = units.decimals(".3f")
-TIMES = ("wall_seconds", "epoch_seconds", "seconds_to_5pct")
+NATS = units.decimals(".3f")
 
 LOWER, HIGHER, ONE_SEED, UNCLEAR = "lower", "higher", "one seed", "no clear difference"
 """What a case shows of the side that was expected lower."""
@@ -47,7 +46,7 @@ class Reached(NamedTuple):
 
     def mean(self, metric: str) -> float:
         """The mean over seeds, of anything but a gap the geometric one."""
-        return statistics.fmean(self.values) if metric == "gap" else interval(self.values).centre
+        return statistics.fmean(self.values) if metric in GAPS else interval(self.values).centre
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +73,7 @@ class Case:
     @property
     def written(self) -> tuple[str, str]:
         """The values as the report shows them."""
-        write = units.duration if self.metric in TIMES else GAPS if self.metric == "gap" else units.perplexity
+        write = units.duration if self.metric in TIMES else NATS if self.metric in GAPS else units.perplexity
         return write(self.values[0]), write(self.values[1])
 
 
@@ -99,7 +98,7 @@ def expected_blocks(study: StudyFiles) -> list[Block]:
             metric=METRICS[metric],
             is_time=metric in TIMES,
         )
-    has_gap = any(expectation.metric == "gap" for expectation in study.expectations)
+    has_gap = any(expectation.metric in GAPS for expectation in study.expectations)
     summary = sentences("expected_summary", count=len(study.expectations), kinds=kinds, has_gap=has_gap)
     table = [_table(found, scope(study))] if found else []
     return [*paragraphs(summary), *([Points(items=points)] if points else []), *table]
@@ -111,7 +110,7 @@ def expected_blocks(study: StudyFiles) -> list[Block]:
 def _reached(study: StudyFiles, metric: str, ids: Sequence[str]) -> list[Reached]:
     """Return the settings of some finished runs, with the values of those that have the number."""
     runs = study.runs[study.runs["id"].isin(ids)]
-    runs = runs[runs[metric].map(units.is_number) & ((runs[metric] > 0) | (metric == "gap"))]
+    runs = runs[runs[metric].map(units.is_number) & ((runs[metric] > 0) | (metric in GAPS))]
     values = dict(zip(runs["number"], runs[metric].astype(float), strict=True))
     return [Reached(one, [values[run] for run in one.runs]) for one in settings_of(runs)]
 
@@ -167,7 +166,7 @@ def _shows(metric: str, lower: Reached, higher: Reached) -> str:
     if metric in TIMES:
         return found if differ(lower.setting.scatter * means[0], higher.setting.scatter * means[1], *means) else UNCLEAR
     seeds = [
-        interval([math.exp(v) for v in side.values] if metric == "gap" else side.values) for side in (lower, higher)
+        interval([math.exp(v) for v in side.values] if metric in GAPS else side.values) for side in (lower, higher)
     ]
     if seeds[0].n == seeds[1].n == 1:
         return ONE_SEED

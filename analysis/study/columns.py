@@ -93,6 +93,7 @@ RUNS = _meanings(
     ("val_tokens", "tokens", "tokens of the validation text that are scored; missing for old runs", int),
     ("test_tokens", "tokens", "tokens of the test text that are scored; missing for old runs", int),
     ("gap", "nats/token", "validation less training loss of the best epoch: ln(val_ppl) less ln(train_ppl)", float),
+    ("final_gap", "nats/token", "the same of the last epoch, which shows overfitting", float),
     ("train_slice_loss", "nats/token", "loss on the beginning of the training text without dropout, at the best epoch", float),
     ("loss_of_10_most_frequent", "nats/token", "validation loss of the 10 tokens most frequent in the training text", float),
     ("loss_of_90_next", "nats/token", "validation loss of the 90 next tokens by frequency", float),

@@ -125,6 +125,7 @@ def with_times(runs: pd.DataFrame, epochs: pd.DataFrame) -> pd.DataFrame:
     seconds = epochs.groupby("id")["epoch_seconds"]
     return runs.assign(
         gap=nats_between(runs["val_ppl"], runs["train_ppl"]),
+        final_gap=nats_between(runs["final_val_ppl"], runs["final_train_ppl"]),
         epoch_seconds=runs["id"].map(seconds.median()).astype(float),
         epoch_scatter=runs["id"].map(seconds.std() / seconds.mean()).astype(float),
         seconds_to_5pct=runs["id"].map(near.set_index("id")["elapsed_seconds"]).astype(float),

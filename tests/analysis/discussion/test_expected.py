@@ -74,3 +74,26 @@ def test_times_differ_beyond_the_scatter_of_epochs_on_one_machine(
     assert shown(blocks) == [verdict]
     deviation = 3 * np.hypot(np.std([9.1, 7.0, 11.0], ddof=1), np.std(seconds, ddof=1))
     assert (abs(sum(seconds) - 27.1) > 2 * deviation) == (verdict == "lower")
+
+
+@pytest.mark.parametrize(
+    ("values", "others", "printed"),
+    [
+        ([90.0, 90.1], [103.0, 102.9], ["why"]),
+        ([103.0, 102.9], [90.0, 90.1], ["otherwise"]),
+        ([90.0, 110.0], [100.0, 100.1], []),
+        ([90.0], [103.0], []),
+        ([], [103.0], []),
+    ],
+    ids=["as expected", "contrary", "unclear", "one seed", "missing"],
+)
+def test_a_reason_is_printed_only_for_what_came_out(
+    tmp_path: Path, values: list[float], others: list[float], printed: list[str]
+) -> None:
+    texts = {"why": "Because gates.", "otherwise": "Then gates cost."}
+    sides = [
+        [add_run(tmp_path, 9 * n + seed, arch, arch, "sgd", [ppl], seed=seed) for seed, ppl in enumerate(found)]
+        for n, (arch, found) in enumerate([("gru", values), ("rnn", others)])
+    ]
+    blocks = held_against(tmp_path, *sides, **texts)
+    assert [key for key, text in texts.items() if text in said(blocks)] == printed
