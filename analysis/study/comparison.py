@@ -120,13 +120,10 @@ def nats_between(perplexities: pd.Series[Any], others: pd.Series[Any]) -> pd.Ser
 
 def with_times(runs: pd.DataFrame, epochs: pd.DataFrame) -> pd.DataFrame:
     """Return the runs table with the columns that follow from others and from the epochs of each run."""
-    best = epochs["id"].map(dict(zip(runs["id"], runs["val_ppl"], strict=True))).astype(float)
-    near = epochs[epochs["val_ppl"] <= WITHIN * best].drop_duplicates("id")
     seconds = epochs.groupby("id")["epoch_seconds"]
     return runs.assign(
         gap=nats_between(runs["val_ppl"], runs["train_ppl"]),
         final_gap=nats_between(runs["final_val_ppl"], runs["final_train_ppl"]),
         epoch_seconds=runs["id"].map(seconds.median()).astype(float),
         epoch_scatter=runs["id"].map(seconds.std() / seconds.mean()).astype(float),
-        seconds_to_5pct=runs["id"].map(near.set_index("id")["elapsed_seconds"]).astype(float),
     )

@@ -35,7 +35,15 @@ OF_EPOCHS = [key for key in EPOCHS if key not in ("id", "number")]
 MOST_OTHERS = 16
 """Numbers of an epoch that are no column of ``EPOCHS`` and are kept."""
 
-OF_RESULT = ("test_ppl", "test_bits_per_byte", "val_tokens", "test_tokens", "parameters", "lossless", "train_slice_loss")
+OF_RESULT = (
+    "test_ppl",
+    "test_bits_per_byte",
+    "val_tokens",
+    "test_tokens",
+    "parameters",
+    "lossless",
+    "train_slice_loss",
+)
 """Fields of ``result.json`` of which the epochs say nothing."""
 RUNG_KEYS = ("value", "rank", "of", "goes_on", "cut")
 """What the decision at a rung says of a rung, besides its epochs."""

@@ -128,7 +128,8 @@ class Result(Record):
         for name in cls.PERPLEXITIES:
             perplexity = getattr(result, name)
             if perplexity is not None and perplexity < LEAST_PERPLEXITY:
-                result = replace(result, **{name: None})
+                cleared: dict[str, Any] = {name: None}
+                result = replace(result, **cleared)
         return result
 
 
