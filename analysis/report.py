@@ -20,7 +20,8 @@ from analysis.blocks.notes import note_blocks
 from analysis.blocks.section import Prose, Section, with_details_folded
 from analysis.blocks.sentences import scope_of
 from analysis.blocks.table import Table, escape_markdown, longest_run_of_backticks, markdown_code
-from analysis.claims.answers import Answer, answers
+from analysis.claims.answer import Answer
+from analysis.claims.answers import answers
 from analysis.claims.page import answers_section, claims_data, discussion_section
 from analysis.plots import look
 from analysis.plots.curve_figures import curve_charts

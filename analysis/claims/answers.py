@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
+from analysis.claims.answer import Answer, cannot
 from analysis.claims.claim import Claim, Kind, compare, comparison, direction, numbered, outcome, ranked
 from analysis.claims.expected import expected_points
 from analysis.claims.facts import Facts, best_of_each, highest, on_one_machine
+from analysis.claims.mechanisms import curious
+from analysis.claims.models import gradients, steps
 from analysis.claims.verdict import Noise, Verdict, difference, verdicts
 from analysis.study import units
 from analysis.study.comparison import WITHIN
@@ -23,27 +25,11 @@ ENOUGH = 2
 """Optimizers that architectures must have in common for their spreads to be compared."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """What the data say on one question."""
-
-    name: str
-    title: str
-    points: list[str]
-    claims: list[Claim] = field(default_factory=list)
-    evidence: tuple[str, ...] = ()
-    """Names of the tables and figures that show it."""
-
-
-def cannot(name: str, title: str, why: str) -> Answer:
-    """Return the answer to a question that the data cannot answer."""
-    return Answer(name=name, title=title, points=[f"Cannot be answered: {why}."])
-
-
 def answers(study: StudyFiles) -> list[Answer]:
     """Return an answer to each question; ``study`` is one at equal epochs."""
     one = Facts(study=study.on_one_text)
-    return [expected(Facts(study=study)), optimizers(one), picks(one), reliability(one)]
+    questions = [optimizers, picks, reliability, steps, gradients, curious]
+    return [expected(Facts(study=study)), *(question(one) for question in questions)]
 
 
 def expected(facts: Facts) -> Answer:

@@ -67,6 +67,9 @@ MEASURES: Mapping[str, Measure] = MappingProxyType(
         "seconds_to_target": Measure(words="time to a perplexity", less="sooner", more="later", write=units.duration),
         "spread": Measure(words="spread of the losses", less="less", more="more", write=NATS, unit="nats"),
         "step_loss": Measure(words="loss at a time step", less="lower", more="higher", write=NATS, unit="nats"),
+        "context_tokens": Measure(words="context that lowers the loss", less="fewer", more="more", write=units.whole),
+        "gradient_factor": Measure(words="factor of the gradient per step", less="smaller", more="larger", write=NATS),
+        "share": Measure(words="share", less="smaller", more="larger", write=units.percent),
     }
 )
 
@@ -200,6 +203,15 @@ def ranked(claim: Claim, *, most: int = 3) -> str:
     if len(names) == 1:
         return listed
     return f"{listed}{more}; the first against the second: {outcome(claim)}"
+
+
+def trend(claim: Claim) -> str:
+    """Return how the loss of the second member follows that of the first, such as ``it rises by 0.251 nats``."""
+    if claim.is_clear:
+        return f"it {'rises' if claim.difference > 0 else 'falls'} by {_with_error(claim)}"
+    if claim.verdict == Verdict.EQUAL:
+        return "it stays the same within 0.01 nats"
+    return f"no change is told apart ({_with_error(claim)})"
 
 
 def direction(claims: Sequence[Claim]) -> str:

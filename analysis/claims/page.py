@@ -9,8 +9,9 @@ from analysis.blocks.notes import note_blocks
 from analysis.blocks.section import Block, Evidence, Points, Section, Subheading, paragraphs
 from analysis.blocks.sentences import scope, scope_sentences, text_sentences
 from analysis.blocks.table import Column, Table, number
-from analysis.claims.answers import Answer
+from analysis.claims.answer import Answer
 from analysis.claims.claim import MEASURES, Claim
+from analysis.claims.verdict import Verdict
 from analysis.plots.scatter import time_chart
 from analysis.study import units
 from analysis.study.study import StudyFiles
