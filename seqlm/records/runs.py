@@ -142,8 +142,8 @@ class BehaviourResult(Record):
     version: int | None = None
     """Of the files that the job has written (:data:`seqlm.rundir.BEHAVIOUR_VERSION`)."""
     checkpoint_sha256: str | None = None
-    judge_sha256: str | None = None
-    """Digest of the judge's checkpoint. ``None``: there is no judge."""
+    panel_sha256: tuple[str | None, ...] = ()
+    """Digest of the checkpoint of each run of the panel. ``None``: there is no such file."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     unknown: tuple[str, ...] = ()
     """Words of the prompt that the vocabulary lacks."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from seqlm.config import RunConfig
-from seqlm.data.batches import columns, whole_text, windows
+from seqlm.data.batches import columns, scored_columns, windows
 from seqlm.data.corpus import Corpus
 from seqlm.data.layout import number_of_windows, own_columns, require_windows
 from seqlm.environment import CAPTURE_RANKS
@@ -246,17 +246,9 @@ class Trainer:
     # -- losses ------------------------------------------------------------------------------------------------
 
     def _scored_columns(self, ids: memoryview) -> list[Tensor]:
-        """Return the columns (length, columns) in which this rank scores a split, in micro-batches.
-
-        Every token but the first is scored if the configuration has ``eval``. Without, as in the published study, only
-        the windows that training with this batch and window would have.
-        """
-        rank, train, batch_size = self.rank, self.config.train, self.config.eval.batch_size
-        if batch_size:
-            found = whole_text(ids, batch_size, rank.index, rank.world_size, device=rank.device)
-        else:
-            all_rows = columns(ids, train.batch_size, rank.index, rank.world_size, device=rank.device)
-            found = [all_rows[: number_of_windows(len(all_rows), 1, train.seq_len) * train.seq_len + 1]]
+        """Return the columns (length, columns) in which this rank scores a split, in micro-batches."""
+        rank = self.rank
+        found = scored_columns(self.config, ids, rank.index, rank.world_size, device=rank.device)
         return [part for tensor in found for part in split_state(tensor, self.micro_batches, axis=1)]
 
     @torch.no_grad()
