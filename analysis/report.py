@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from analysis.plots.curve_figures import curve_charts
 from analysis.plots.files import FORMATS, figure_bytes, inline_svg
 from analysis.sections.behaviour import behaviour_data, behaviour_section, samples_appendix
 from analysis.sections.cost import cost_section
-from analysis.sections.coverage import coverage_table, open_runs_table
+from analysis.sections.coverage import open_runs_table
 from analysis.sections.published import published_section
 from analysis.sections.results import groups_section, hyperparameter_blocks, results_blocks
 from analysis.sections.search import search_section
@@ -139,7 +140,6 @@ def report_sections(study: StudyFiles) -> list[Section]:
         search_section(study),
         published_section(study),
         Section(name="curves", title="Learning curves", blocks=[*curve_charts(study)] or [nothing]),
-        cost_section(study),
         next_section(study),
         discussion_section(study),
     ]
@@ -148,7 +148,7 @@ def report_sections(study: StudyFiles) -> list[Section]:
         effects_section(study),
         behaviour_section(study),
         Section(name="open", title="Unfinished runs", blocks=[unfinished] if unfinished.rows else []),
-        Section(name="coverage", title="Coverage", blocks=[coverage_table(study)]),
+        cost_section(study),
         Section(name="hyperparameters", title="Hyperparameters", blocks=hyperparameter_blocks(study)),
         samples_appendix(study),
     ]
@@ -203,7 +203,15 @@ def report_page(study: StudyFiles) -> Page:
     behaviour = {name: table for name, table in behaviour_data(examined_runs(study)).items() if len(table)}
     data = {"runs": study.runs, "epochs": study.epochs, "attempts": study.attempts, **behaviour}
     sections = [_with_notes(section, study) for section in report_sections(study) if section.blocks]
+    anchors = {*anchors_of(sections), *(["section-warnings"] if study.warnings else [])}
+    sections = [section.with_links_to(anchors) for section in sections]
     return Page(study=study, sections=sections, data=data)
+
+
+def anchors_of(sections: Sequence[Section]) -> set[str]:
+    """Return the places that a link within the page may name: sections, tables, figures and the list of files."""
+    blocks = [block for section in sections for block in [*section.tables, *section.charts]]
+    return {"section-files", *(f"section-{section.name}" for section in sections), *(block.name for block in blocks)}
 
 
 def _with_notes(section: Section, study: StudyFiles) -> Section:
