@@ -20,15 +20,17 @@ from analysis.blocks.notes import note_blocks
 from analysis.blocks.section import Prose, Section, with_details_folded
 from analysis.blocks.sentences import scope_of
 from analysis.blocks.table import Table, escape_markdown, longest_run_of_backticks, markdown_code
-from analysis.discussion import discussion_section
-from analysis.discussion.effects import effects_section
-from analysis.discussion.next_runs import next_section
+from analysis.claims.answer import Answer
+from analysis.claims.answers import answers
+from analysis.claims.page import answers_section, claims_data, discussion_section
 from analysis.plots import look
 from analysis.plots.curve_figures import curve_charts
 from analysis.plots.files import FORMATS, figure_bytes, inline_svg
 from analysis.sections.behaviour import behaviour_data, behaviour_section, samples_appendix
 from analysis.sections.cost import cost_section
 from analysis.sections.coverage import open_runs_table
+from analysis.sections.effects import effects_section
+from analysis.sections.next_runs import next_section
 from analysis.sections.published import published_section
 from analysis.sections.results import groups_section, hyperparameter_blocks, results_blocks
 from analysis.sections.search import search_section
@@ -94,6 +96,7 @@ def report_files(study: StudyFiles) -> dict[str, bytes]:
     texts = {"index.html": render_html(page, inline), "report.md": render_markdown(page)}
     for name, data in page.data.items():
         texts[f"data/{name}.csv"], texts[f"data/{name}.json"] = _data_texts(data)
+    texts["data/claims.json"] = "[\n" + ",\n".join(json.dumps(one, ensure_ascii=False) for one in page.claims) + "\n]\n"
     for table in page.tables:
         texts[f"tables/{table.name}.csv"] = table.to_csv()
         texts[f"tables/{table.name}.tex"] = latex_table(table)
@@ -131,17 +134,18 @@ SHOWN = ("results", "settings", "search-frontier", "published", "validation")
 """Tables and figures that the page shows at once."""
 
 
-def report_sections(study: StudyFiles) -> list[Section]:
-    """Everything below the report's header: what a reader asks first, then the rest, folded."""
+def report_sections(study: StudyFiles, found: Sequence[Answer]) -> list[Section]:
+    """Everything below the report's header: the answers to its questions, what a reader asks next, the rest folded."""
     nothing = Prose(text="No epoch has been finished yet, so there are no curves.")
     unfinished = open_runs_table(study)
     opened = [
+        answers_section(study, found),
         Section(name="results", title="Results", blocks=results_blocks(study)),
         search_section(study),
         published_section(study),
         Section(name="curves", title="Learning curves", blocks=[*curve_charts(study)] or [nothing]),
         next_section(study),
-        discussion_section(study),
+        discussion_section(study, found),
     ]
     folded = [
         groups_section(study),
@@ -171,6 +175,8 @@ class Page:
     """In the order of the page, each with a block."""
     data: dict[str, pd.DataFrame]
     """The tables behind the report by the name of their files."""
+    claims: list[dict[str, Any]]
+    """All claims of the answers."""
 
     @property
     def tables(self) -> list[Table]:
@@ -202,10 +208,11 @@ def report_page(study: StudyFiles) -> Page:
     """What the report says, its figures not yet drawn."""
     behaviour = {name: table for name, table in behaviour_data(examined_runs(study)).items() if len(table)}
     data = {"runs": study.runs, "epochs": study.epochs, "attempts": study.attempts, **behaviour}
-    sections = [_with_notes(section, study) for section in report_sections(study) if section.blocks]
+    found = answers(study.compared)
+    sections = [_with_notes(section, study) for section in report_sections(study, found) if section.blocks]
     anchors = {*anchors_of(sections), *(["section-warnings"] if study.warnings else [])}
     sections = [section.with_links_to(anchors) for section in sections]
-    return Page(study=study, sections=sections, data=data)
+    return Page(study=study, sections=sections, data=data, claims=claims_data(found))
 
 
 def anchors_of(sections: Sequence[Section]) -> set[str]:

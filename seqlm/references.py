@@ -13,9 +13,11 @@ from seqlm.errors import UsageError, nearest
 from seqlm.schema import show
 
 Metric: TypeAlias = Literal[
-    "val_ppl", "train_ppl", "test_ppl", "gap", "final_gap", "wall_seconds", "epoch_seconds", "seconds_to_5pct"
+    "val_ppl", "train_ppl", "test_ppl", "gap", "final_gap", "wall_seconds", "epoch_seconds"
 ]
-"""A result of a run that a manifest names, in ``[[expect]]`` and in a reference. Of each, less is better."""
+"""A result of a run that a manifest names in a reference. Of each, less is better."""
+ComparedMetric: TypeAlias = Literal[Metric, "seconds_to_common"]
+"""What an ``[[expect]]`` compares: such a result, or the time to the lowest perplexity that both sides reach."""
 METRICS: tuple[str, ...] = get_args(Metric)
 FORMS = "{run.NAME.METRIC} or {best.ARCHITECTURE.METRIC}"
 _WRITTEN = re.compile(r"\{([A-Za-z][^\s{}]*\.[^\s{}]*)\}")

@@ -73,7 +73,14 @@ class Folded:
     """Empty: the titles of the tables and figures in it."""
 
 
-Block: TypeAlias = Prose | Note | Points | Subheading | Table | Chart | Samples | Folded
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """References to tables and figures, by their names; those that the page does not have are left out."""
+
+    names: tuple[str, ...]
+
+
+Block: TypeAlias = Prose | Note | Evidence | Points | Subheading | Table | Chart | Samples | Folded
 
 
 def paragraphs(texts: Iterable[str]) -> list[Block]:

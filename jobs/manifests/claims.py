@@ -12,7 +12,7 @@ from jobs.manifests.filters import facts_of_spec, meets, parse
 from jobs.manifests.reader import Problems
 from jobs.spec import RunSpec
 from seqlm.errors import UsageError, nearest
-from seqlm.references import Metric, Reference, references_in
+from seqlm.references import ComparedMetric, Reference, references_in
 from seqlm.schema import Count, Line, Table, Valid, show
 
 _TITLE = 60
@@ -76,7 +76,7 @@ class Claim(Table):
 
     text: _Text
     """The expectation in your own words."""
-    metric: Metric = "val_ppl"
+    metric: ComparedMetric = "val_ppl"
     """What is compared."""
     lower: _Side
     """Conditions on runs, as after `--only`: `"arch=gru"`."""

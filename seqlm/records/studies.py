@@ -202,7 +202,7 @@ class TaskFile(Record):
 
     FILE: ClassVar[str] = "task.json"
 
-    judge: str | None = None
-    """Id of another finished run of the study, whose model rates the texts. ``None``: the texts get no rating."""
+    panel: tuple[str, ...] = ()
+    """Ids of the finished runs of the study whose models rate the texts. Empty: the texts get no rating."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Those that flags have set."""
