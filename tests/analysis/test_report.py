@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from analysis.claims.answers import answers
 from analysis.report import SIGNATURE, report_sections, write_report
 from analysis.study.study import StudyFiles
 from jobs.manifests.load import load_manifest
@@ -61,7 +62,7 @@ def test_the_report_holds_every_promised_file_and_no_other(report: Path) -> None
     page = (report / "index.html").read_text("utf-8")
     tables = re.findall(r"<figure class=\"table\" id=\"([^\"]+)\"", page)
     figures = re.findall(r"<figure class=\"chart\" id=\"([^\"]+)\"", page)
-    assert {"results", "hyperparameters", "resources", "discussion-3-picks"} <= set(tables)
+    assert {"results", "hyperparameters", "resources"} <= set(tables)
     assert {"validation", "runs-time", "by-optimizer", "by-architecture", "slices"} <= set(figures)
     expected = {"index.html", "report.md"}
     expected |= {f"data/{name}.{kind}" for name in ("runs", "epochs", "attempts") for kind in ("csv", "json")}
@@ -73,7 +74,7 @@ def test_the_report_holds_every_promised_file_and_no_other(report: Path) -> None
 def test_the_page_answers_first_what_is_best_and_folds_the_rest(report: Path) -> None:
     page = (report / "index.html").read_text("utf-8")
     names = re.findall(r'<h2 id="section-([a-z]+)"', page)
-    assert names[:4] == ["results", "curves", "next", "discussion"]
+    assert names[:5] == ["answers", "results", "curves", "next", "discussion"]
     folded = re.findall(r'<details class="section"><summary><h2 id="section-([a-z]+)"', page)
     assert folded == ["effects", "behaviour", "open", "cost", "hyperparameters"]
     at_once = re.sub(r"<details.*?</details>", "", page, flags=re.DOTALL)
@@ -153,7 +154,7 @@ def test_every_run_that_the_page_names_exists_and_has_that_number(study: StudyFi
 
 @pytest.mark.usefixtures("blank_figures")
 def test_links_in_the_notes_of_the_paper_manifest_lead_to_sections(study: StudyFiles) -> None:
-    sections = report_sections(study)
+    sections = report_sections(study, answers(study.compared))
     there = {f"section-{section.name}" for section in sections}
     there |= {block.name for section in sections for block in [*section.tables, *section.charts]}
     notes = load_manifest(Path("jobs/manifests/paper.toml")).notes
