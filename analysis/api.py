@@ -22,7 +22,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
 from analysis.plots import behaviour as behaviour_figures
-from analysis.plots import look, scatter, slices, timeline
+from analysis.plots import look, scatter, slices
 from analysis.plots.axes import unit_for
 from analysis.plots.curves import curves_of, draw_curves, legend_entries, setting_curves
 from analysis.plots.steps import draw_steps
@@ -322,16 +322,6 @@ class Study(files.StudyFiles):
             raise UsageError(f"key: expected one that varies between finished runs ({varying}), got {key!r}")
         draw = partial(slices.draw_slice, key=key, settings=settings)
         return self._drawn(ax, draw, settings, slices.kind_handles)
-
-    def plot_timeline(self, ax: Axes | None = None) -> Axes:
-        """Draw a bar for each attempt in the lane of its GPU or host, over the time since the first start.
-
-        >>> axes = study.plot_timeline()
-        """
-        lanes = timeline.lanes_of(self)
-        draw = partial(timeline.draw_lanes, lanes=lanes)
-        missing = "No attempt has a recorded start and end"
-        return self._drawn(ax, draw, [*lanes], lambda _: timeline.handles(lanes), missing)
 
     def plot_step_losses(self, ax: Axes | None = None, *, carried: bool = True) -> Axes:
         """Draw the mean validation loss at each time step of a window, in nats.

@@ -28,7 +28,7 @@ from analysis.plots.curve_figures import curve_charts
 from analysis.plots.files import FORMATS, figure_bytes, inline_svg
 from analysis.sections.behaviour import behaviour_data, behaviour_section, samples_appendix
 from analysis.sections.cost import cost_section
-from analysis.sections.coverage import coverage_table, open_runs_table
+from analysis.sections.coverage import open_runs_table
 from analysis.sections.effects import effects_section
 from analysis.sections.next_runs import next_section
 from analysis.sections.published import published_section
@@ -149,11 +149,10 @@ def report_sections(study: StudyFiles, found: Sequence[Answer]) -> list[Section]
     ]
     folded = [
         groups_section(study),
-        cost_section(study),
         effects_section(study),
         behaviour_section(study),
         Section(name="open", title="Unfinished runs", blocks=[unfinished] if unfinished.rows else []),
-        Section(name="coverage", title="Coverage", blocks=[coverage_table(study)]),
+        cost_section(study),
         Section(name="hyperparameters", title="Hyperparameters", blocks=hyperparameter_blocks(study)),
         samples_appendix(study),
     ]
@@ -211,7 +210,15 @@ def report_page(study: StudyFiles) -> Page:
     data = {"runs": study.runs, "epochs": study.epochs, "attempts": study.attempts, **behaviour}
     found = answers(study.compared)
     sections = [_with_notes(section, study) for section in report_sections(study, found) if section.blocks]
+    anchors = {*anchors_of(sections), *(["section-warnings"] if study.warnings else [])}
+    sections = [section.with_links_to(anchors) for section in sections]
     return Page(study=study, sections=sections, data=data, claims=claims_data(found))
+
+
+def anchors_of(sections: Sequence[Section]) -> set[str]:
+    """Return the places that a link within the page may name: sections, tables, figures and the list of files."""
+    blocks = [block for section in sections for block in [*section.tables, *section.charts]]
+    return {"section-files", *(f"section-{section.name}" for section in sections), *(block.name for block in blocks)}
 
 
 def _with_notes(section: Section, study: StudyFiles) -> Section:

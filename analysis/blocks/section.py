@@ -1,6 +1,7 @@
 """What a section of the report is made of. The templates have a part for each kind of block, by its class."""
 
 import itertools
+import re
 from collections.abc import Container, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
@@ -10,6 +11,9 @@ from markupsafe import Markup
 
 from analysis.blocks.figure import Chart
 from analysis.blocks.table import Table
+
+_ANCHOR_LINK = re.compile(r"\[([^\]]*)\]\(#([^)\s]*)\)")
+"""A link of Markdown to a place of the page."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +38,11 @@ class Note:
     text: str
     title: str
     """Whose text it is."""
+
+    def with_links_to(self, anchors: Container[str]) -> "Note":
+        """Return the note in which a link to another place of the page than ``anchors`` is plain text."""
+        text = _ANCHOR_LINK.sub(lambda link: link[0] if link[2] in anchors else link[1], self.text)
+        return replace(self, text=text)
 
     @property
     def html(self) -> Markup:
@@ -98,6 +107,11 @@ class Section:
     @property
     def charts(self) -> list[Chart]:
         return [block for block in flat(self.blocks) if isinstance(block, Chart)]
+
+    def with_links_to(self, anchors: Container[str]) -> "Section":
+        """Return the section with notes that link to no other places of the page than ``anchors``."""
+        blocks = [block.with_links_to(anchors) if isinstance(block, Note) else block for block in self.blocks]
+        return replace(self, blocks=blocks)
 
 
 def flat(blocks: Iterable[Block]) -> list[Block]:
