@@ -84,9 +84,7 @@ def record_behaviour(attempt: Attempt, task: Task, corpus: Corpus) -> BehaviourR
     del model
     texts = [*(sample.text for sample in drawn), *pieces]
     panel, ratings = rate(task.panel, trained, texts, device, between)
-    samples, held_out = sample_records(
-        drawn, pieces, own, ratings, corpus, tokenizer, random_start=prompt is None
-    )
+    samples, held_out = sample_records(drawn, pieces, own, ratings, corpus, tokenizer, random_start=prompt is None)
     between()
 
     behaviour = Behaviour(
@@ -149,7 +147,9 @@ def rate(
     for member in panel:
         between()
         try:
-            other = trained if member == trained.run.id else Trained.load(RunDirectory(trained.run.path.parent / member))
+            other = (
+                trained if member == trained.run.id else Trained.load(RunDirectory(trained.run.path.parent / member))
+            )
             if other.checkpoint.vocabulary != trained.checkpoint.vocabulary:
                 raise UsageError(f"{member} has another vocabulary than {trained.run.id}")
             model = other.model(device)
@@ -188,7 +188,11 @@ def sample_records(
     samples, held_out = [], []
     for index, (text, (first, length)) in enumerate(zip(texts, copies, strict=True)):
         log_prob = own[index].round(DECIMALS)
-        panel = np.array([of_member[index] for of_member in ratings]).reshape(len(ratings), len(text.tokens)).round(DECIMALS)
+        panel = (
+            np.array([of_member[index] for of_member in ratings])
+            .reshape(len(ratings), len(text.tokens))
+            .round(DECIMALS)
+        )
         is_word = np.array(text.tokens) != unknown
         ids, given = [*text.prompt, *text.tokens], len(text.prompt)
         words = tokenizer.pieces(ids) if tokenizer else [corpus.vocabulary[number] for number in ids]

@@ -138,7 +138,9 @@ def test_a_job_writes_what_the_model_does_into_the_folder_of_its_run(
     assert means["valid_loss"]["tokens"] == np.isfinite(tokens).sum() == (valid_tokens - 1) // SEQ_LEN * SEQ_LEN * 8
     assert np.isnan(tokens[::valid_tokens]).all(), "nothing predicts the first token of a column"
     assert means["train_loss"]["tokens"] == means["valid_loss"]["tokens"]
-    common = [token for token, _ in sorted(Counter(corpus.splits["train"].tolist()).items(), key=lambda p: (-p[1], p[0]))]
+    common = [
+        token for token, _ in sorted(Counter(corpus.splits["train"].tolist()).items(), key=lambda p: (-p[1], p[0]))
+    ]
     for part, wanted in zip(means["loss_by_frequency"], (common[:10], common[10:100], []), strict=True):
         chosen = tokens[np.isin(valid, wanted) & np.isfinite(tokens)]
         assert part["tokens"] == len(chosen)
