@@ -4,8 +4,10 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from analysis.behaviour.gradient_norms import gradient_norms
@@ -98,7 +100,7 @@ def record_behaviour(attempt: Attempt, task: Task, corpus: Corpus) -> BehaviourR
         corpus=data.corpus,
         loss_per_step=of_steps,
         gradient_norms=norms,
-        token_losses=of_tokens[:MOST_TOKENS],
+        token_losses=of_tokens[:MOST_TOKENS].astype(np.float32),
         valid_loss=mean_loss(of_tokens),
         train_loss=mean_loss(of_training),
         loss_by_frequency=by_frequency(of_tokens, np.asarray(valid), np.asarray(train), len(corpus.vocabulary)),
@@ -229,6 +231,6 @@ def sample_records(
     return samples, tuple(held_out)
 
 
-def _mean(values: Values) -> float:
+def _mean(values: npt.NDArray[Any]) -> float:
     """The mean of numbers; NaN for none."""
     return float(values.mean()) if values.size else math.nan

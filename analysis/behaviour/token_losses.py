@@ -1,5 +1,6 @@
 """The loss of each token of a text, read as training evaluates it, and what these losses come to."""
 
+from array import array
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
@@ -30,7 +31,7 @@ def token_losses(
     split, so the mean is the run's validation loss. ``between`` is called between two windows.
     """
     found = np.full(len(ids), np.nan)
-    places = memoryview(np.arange(len(ids), dtype=np.int32))
+    places = memoryview(array("i", range(len(ids))))
     seq_len = config.eval.seq_len or config.train.seq_len
     parts = zip(
         scored_columns(config, ids, device=model.device),

@@ -84,9 +84,10 @@ def behaviour_section(study: StudyFiles) -> Section:
             Points(items=behaviour_sentences(shown)),
             Subheading(text="Samples"),
             *paragraphs(rules),
-            *([Points(items=sample_sentences(shown)), chosen_samples(shown), samples_table(runs)] if texts else []),
-            behaviour_table(runs),
         ]
+        if texts:
+            blocks += [Points(items=sample_sentences(shown)), chosen_samples(shown), samples_table(runs)]
+        blocks.append(behaviour_table(runs))
     return Section(name="behaviour", title="Behaviour of the trained models", short="Behaviour", blocks=blocks)
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from analysis.blocks.section import Prose, Samples, Section
 from analysis.blocks.sentences import sentences
@@ -73,10 +74,11 @@ class Text:
     @property
     def losses(self) -> Values:
         """The loss of each token in nats, the mean over its raters."""
-        return -self.sample.panel.mean(axis=0) if self.is_rated_by_panel else -self.sample.log_prob
+        panel = self.sample.panel
+        return -self.sample.log_prob if panel is None or not len(panel) else -panel.mean(axis=0)
 
     @property
-    def is_word(self) -> Values:
+    def is_word(self) -> npt.NDArray[np.bool_]:
         """Which of its tokens are not ``<unk>``."""
         return np.array([token != UNK for token in self.sample.tokens])
 
@@ -172,7 +174,8 @@ def choose(texts: Sequence[Text]) -> dict[str, list[tuple[Text, str]]]:
     ]
     left = sorted(left[EACH:], key=lambda text: -text.loss)
     worst = [(text, f"{ordinal}highest {text.rating}") for ordinal, text in zip(ORDINALS, left, strict=False)]
-    left, interesting = left[EACH:], []
+    left = left[EACH:]
+    interesting: list[tuple[Text, str]] = []
     for measure in (_copy, _repetition, _entropy_rise):
         amounts = [amount if (amount := measure(text)[0]) > 0 else 0.0 for text in left]
         if any(amounts) and len(interesting) < EACH:
@@ -443,8 +446,8 @@ def _sample(text: Text, reason: str, width: float, *, with_run: bool, is_chosen:
     prompt, whole = plain_text(sample.prompt, level), plain_text(words, level)
     label = f"Sample {sample.index}{f' of {run.reference}' if with_run else ''}"
     plain = f"[{prompt}]{whole.removeprefix(prompt)}"
-    place = {"anchor": "" if is_chosen else text.place, "link": text.place if is_chosen else ""}
-    return {"label": label, "reason": reason, "facts": facts, "tokens": tokens, "plain": plain, **place}
+    names = {"anchor": "" if is_chosen else text.place, "link": text.place if is_chosen else ""}
+    return {"label": label, "reason": reason, "facts": facts, "tokens": tokens, "plain": plain, **names}
 
 
 def _nats(value: float) -> str:

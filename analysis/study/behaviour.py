@@ -8,9 +8,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from analysis.study.values import Values, clean, read_or_warn
 from seqlm.errors import DamagedFileError, FileError
@@ -31,6 +32,8 @@ from seqlm.records.behaviour import (
 )
 from seqlm.rundir import BEHAVIOUR_READABLE_FROM, BEHAVIOUR_VERSION, RunDirectory
 
+Floats: TypeAlias = npt.NDArray[np.float32]
+"""Numbers of ``losses.f32``."""
 BLOCK = 100
 """Successive tokens of a block, over whose means the uncertainty of a difference of losses is estimated."""
 LARGEST_LOSSES = 8 * 2**20
@@ -56,7 +59,7 @@ class StepLosses:
     """Tokens that ``zero_state`` predicts at every step, from as many tokens before them as the step says: the same for
     all steps, and for all runs with this text and ``window``. ``None``: not recorded (version 3), so the steps of
     ``zero_state`` are means over different tokens."""
-    blocks: Values | None = None
+    blocks: Floats | None = None
     """The means of ``zero_state`` over each whole block of ``BLOCK`` of them (blocks x window), float32. ``None``: not
     recorded."""
 
@@ -228,7 +231,7 @@ class Behaviour:
     corpus: str
     loss_per_step: StepLosses
     gradient_norms: GradientNorms | None
-    token_losses: Values | None = None
+    token_losses: Floats | None = None
     """Loss of each token of the validation text, in its order, float32; NaN: it is not predicted. Of two runs on the
     same text, those compare that neither has as NaN. ``None``: not recorded. The same of the next five."""
     valid_loss: MeanLoss | None = None
