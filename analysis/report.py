@@ -26,13 +26,14 @@ from analysis.claims.page import answers_section, claims_data, discussion_sectio
 from analysis.plots import look
 from analysis.plots.curve_figures import curve_charts
 from analysis.plots.files import FORMATS, figure_bytes, inline_svg
-from analysis.sections.behaviour import behaviour_data, behaviour_section, samples_appendix
+from analysis.sections.behaviour import behaviour_data, behaviour_section, samples_page
 from analysis.sections.cost import cost_section
 from analysis.sections.coverage import open_runs_table
 from analysis.sections.effects import effects_section
 from analysis.sections.next_runs import next_section
 from analysis.sections.published import published_section
 from analysis.sections.results import groups_section, hyperparameter_blocks, results_blocks
+from analysis.sections.samples import PAGE
 from analysis.sections.search import search_section
 from analysis.study import units
 from analysis.study.examined import examined_runs
@@ -94,6 +95,8 @@ def report_files(study: StudyFiles) -> dict[str, bytes]:
     drawn = {f"{chart.name}.{kind}": figure_bytes(chart.figure, kind) for chart in page.charts for kind in FORMATS}
     inline = {chart.name: inline_svg(drawn[f"{chart.name}.svg"], chart.name) for chart in page.charts}
     texts = {"index.html": render_html(page, inline), "report.md": render_markdown(page)}
+    if page.samples:
+        texts |= {f"{PAGE}.html": render_html(page, {}, PAGE), f"{PAGE}.md": render_markdown(page, PAGE)}
     for name, data in page.data.items():
         texts[f"data/{name}.csv"], texts[f"data/{name}.json"] = _data_texts(data)
     texts["data/claims.json"] = "[\n" + ",\n".join(json.dumps(one, ensure_ascii=False) for one in page.claims) + "\n]\n"
@@ -154,7 +157,6 @@ def report_sections(study: StudyFiles, found: Sequence[Answer]) -> list[Section]
         Section(name="open", title="Unfinished runs", blocks=[unfinished] if unfinished.rows else []),
         cost_section(study),
         Section(name="hyperparameters", title="Hyperparameters", blocks=hyperparameter_blocks(study)),
-        samples_appendix(study),
     ]
     return [
         *(with_details_folded(section, SHOWN) for section in opened),
@@ -173,6 +175,8 @@ class Page:
     study: StudyFiles
     sections: list[Section]
     """In the order of the page, each with a block."""
+    samples: list[Section]
+    """All samples, on a page of their own; empty if there are none."""
     data: dict[str, pd.DataFrame]
     """The tables behind the report by the name of their files."""
     claims: list[dict[str, Any]]
@@ -208,17 +212,19 @@ def report_page(study: StudyFiles) -> Page:
     """What the report says, its figures not yet drawn."""
     behaviour = {name: table for name, table in behaviour_data(examined_runs(study)).items() if len(table)}
     data = {"runs": study.runs, "epochs": study.epochs, "attempts": study.attempts, **behaviour}
-    found = answers(study.compared)
+    found, warnings = answers(study.compared)
+    study = dataclasses.replace(study, warnings=[*study.warnings, *warnings])
     sections = [_with_notes(section, study) for section in report_sections(study, found) if section.blocks]
     anchors = {*anchors_of(sections), *(["section-warnings"] if study.warnings else [])}
     sections = [section.with_links_to(anchors) for section in sections]
-    return Page(study=study, sections=sections, data=data, claims=claims_data(found))
+    return Page(study=study, sections=sections, samples=samples_page(study), data=data, claims=claims_data(found))
 
 
 def anchors_of(sections: Sequence[Section]) -> set[str]:
     """Return the places that a link within the page may name: sections, tables, figures and the list of files."""
-    blocks = [block for section in sections for block in [*section.tables, *section.charts]]
-    return {"section-files", *(f"section-{section.name}" for section in sections), *(block.name for block in blocks)}
+    tables = {table.name for section in sections for table in section.tables}
+    charts = {chart.name for section in sections for chart in section.charts}
+    return {"section-files", *(f"section-{section.name}" for section in sections), *tables, *charts}
 
 
 def _with_notes(section: Section, study: StudyFiles) -> Section:
@@ -229,23 +235,23 @@ def _with_notes(section: Section, study: StudyFiles) -> Section:
 # -- templates -----------------------------------------------------------------------------------------------------
 
 
-def render_html(page: Page, inline_figures: dict[str, str]) -> str:
-    """The page as one file. ``inline_figures``: the SVG element of each chart by its name."""
+def render_html(page: Page, inline_figures: dict[str, str], name: str = "index") -> str:
+    """A page as one file. ``inline_figures``: the SVG element of each chart by its name."""
     figures = {name: Markup(svg) for name, svg in inline_figures.items()}  # made by matplotlib, which escapes text
     environment = _environment(html=True)
     environment.filters.update(sortable=_sortable)
     environment.globals.update(zip=zip)
     pointers = {c.name: [panel.pointer_data() for panel in c.panels] for c in page.charts if c.panels}
-    return environment.get_template("index.html.j2").render(
+    return environment.get_template(f"{name}.html.j2").render(
         _variables(page), figures=figures, pointers=_script_json(pointers)
     )
 
 
-def render_markdown(page: Page) -> str:
+def render_markdown(page: Page, name: str = "report") -> str:
     """The same content in Markdown, with links to the files of the figures."""
     environment = _environment(html=False)
     environment.filters.update(md=escape_markdown, code=markdown_code, fence=_fence)
-    return environment.get_template("report.md.j2").render(_variables(page))
+    return environment.get_template(f"{name}.md.j2").render(_variables(page))
 
 
 def _environment(*, html: bool) -> Environment:
@@ -272,6 +278,7 @@ def _variables(page: Page) -> dict[str, Any]:
     return {
         "page": page,
         "study": study,
+        "samples_page": PAGE,
         "figure_formats": FORMATS,
         "table_formats": {"csv": "CSV", "tex": "LaTeX", "md": "Markdown"},
         "line_colours": look.line_colours(),

@@ -12,6 +12,7 @@ from analysis.claims.expected import expected_points
 from analysis.claims.facts import Facts, best_of_each, highest, on_one_machine
 from analysis.claims.mechanisms import curious
 from analysis.claims.models import gradients, steps
+from analysis.claims.texts import samples
 from analysis.claims.verdict import Noise, Verdict, difference, verdicts
 from analysis.study import units
 from analysis.study.comparison import WITHIN
@@ -25,11 +26,15 @@ ENOUGH = 2
 """Optimizers that architectures must have in common for their spreads to be compared."""
 
 
-def answers(study: StudyFiles) -> list[Answer]:
-    """Return an answer to each question; ``study`` is one at equal epochs."""
-    one = Facts(study=study.on_one_text)
-    questions = [optimizers, picks, reliability, steps, gradients, curious]
-    return [expected(Facts(study=study)), *(question(one) for question in questions)]
+def answers(study: StudyFiles) -> tuple[list[Answer], list[str]]:
+    """Return an answer to each question, and a warning for each file that cannot be read.
+
+    ``study`` is one at equal epochs.
+    """
+    all_texts, one = Facts(study=study), Facts(study=study.on_one_text)
+    questions = [optimizers, picks, reliability, steps, gradients, samples, curious]
+    found = [expected(all_texts), *(question(one) for question in questions)]
+    return found, list(dict.fromkeys([*all_texts.warnings, *one.warnings]))
 
 
 def expected(facts: Facts) -> Answer:

@@ -232,7 +232,7 @@ def draw_curves(axes: Axes, curves: Sequence[Curve], unit: Unit | None = None, m
         seeds = f", mean of {len(curve.runs)} seeds" if len(curve.runs) > 1 else ""
         axes.plot(x, curve.val_ppl, gid=gid, label=f"{curve.reference}{seeds}", **markers, **style.line)
         _mark_end(axes, curve, unit, style.colour)
-    cut = SINGLE_CUT_FACTOR * curves[0].best
+    cut = float(SINGLE_CUT_FACTOR * curves[0].best)
     if len(curves) > 1:
         cut = shared_cut([curve.val_ppl for curve in curves])
         most = FARTHEST * cut

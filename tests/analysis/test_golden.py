@@ -49,7 +49,7 @@ def make_nine(folder: Path) -> None:
         add_trace(run, [6.0] * STEPS)
     for run in runs_in(folder)[:6]:
         add_behaviour(run)
-        add_samples(run, [raw_sample(index, ["a", "<eos>"], perplexity_other=9.0 + index) for index in range(4)])
+        add_samples(run, [raw_sample(index, ["a", "<eos>"], [3.0, 2.0 + index]) for index in range(4)])
 
 
 def make_seeds(folder: Path) -> None:

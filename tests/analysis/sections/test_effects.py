@@ -11,7 +11,7 @@ import pytest
 from analysis.blocks.figure import Chart
 from analysis.blocks.section import Block, Section
 from analysis.blocks.table import Table
-from analysis.discussion.effects import effects_section, optimizers_blocks
+from analysis.sections.effects import effects_section, optimizers_blocks
 from analysis.plots.slices import slices_chart
 from analysis.study.pairs import pairs_of
 from analysis.study.study import StudyFiles, load_study
