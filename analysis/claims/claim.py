@@ -16,7 +16,6 @@ from typing import Any
 from analysis.claims.verdict import Difference, Noise, Verdict
 from analysis.study import units
 
-
 MANY_SECONDS = 600
 """From here on times are written in minutes."""
 

@@ -10,6 +10,10 @@ from analysis.sections.samples import CLEAR, GOODNESS, sample_sentences, standin
 from analysis.study.examined import examined_runs
 
 HELD_OUT = "validation text"
+SCALE = (
+    "Means over samples ± one standard error, in brackets those of pieces of the validation text. Known: the training text "
+    "has such a pair or triple of tokens."
+)
 
 
 def samples(facts: Facts) -> Answer:
@@ -35,4 +39,4 @@ def samples(facts: Facts) -> Answer:
                         verdict=known if math.isfinite(away) else Verdict.UNKNOWN,
                     )
                 )
-    return Answer(name=name, title=title, points=sample_sentences(runs), claims=claims, evidence=("samples",))
+    return Answer(name=name, title=title, points=[SCALE, *sample_sentences(runs)], claims=claims, evidence=("samples",))

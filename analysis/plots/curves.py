@@ -232,11 +232,11 @@ def draw_curves(axes: Axes, curves: Sequence[Curve], unit: Unit | None = None, m
         seeds = f", mean of {len(curve.runs)} seeds" if len(curve.runs) > 1 else ""
         axes.plot(x, curve.val_ppl, gid=gid, label=f"{curve.reference}{seeds}", **markers, **style.line)
         _mark_end(axes, curve, unit, style.colour)
-    cut = float(SINGLE_CUT_FACTOR * curves[0].best)
+    cut = SINGLE_CUT_FACTOR * curves[0].best
     if len(curves) > 1:
         cut = shared_cut([curve.val_ppl for curve in curves])
-        most = FARTHEST * cut
-        cut = max([cut, *(LINE_ABOVE_BEST * curve.best for curve in named if curve.best <= most)])
+        farthest = FARTHEST * cut
+        cut = max([cut, *(LINE_ABOVE_BEST * curve.best for curve in named if curve.best <= farthest)])
     fit(axes, "y", [curve.drawn for curve in curves], cut_at=cut)
     axes.set_ylabel("Validation perplexity")
     _label_progress(axes, curves, unit)

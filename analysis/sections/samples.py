@@ -228,9 +228,9 @@ def _entropy_rise(text: Text) -> tuple[float, str]:
 # -- against held-out text -----------------------------------------------------------------------------------------
 
 MEASURES = {
-    "rating": ("loss under the panel", units.decimals(".2f"), " nats per token"),
-    "known_pairs": ("pairs of tokens known from training", units.percent, ""),
-    "known_triples": ("triples of tokens known from training", units.percent, ""),
+    "rating": ("loss under the panel", units.decimals(".2f"), " nats"),
+    "known_pairs": ("known pairs", units.percent, ""),
+    "known_triples": ("known triples", units.percent, ""),
     "repetition": ("tokens that occur among the 16 before them", units.percent, ""),
     "distinct_2": ("distinct pairs of tokens", units.percent, ""),
     "unk_share": ("<unk>", units.percent, ""),

@@ -1,7 +1,6 @@
 """Behaviour files made up for tests, in the form that ``launch.py behaviour`` writes."""
 
 import hashlib
-import math
 from collections.abc import Sequence
 from typing import Any
 

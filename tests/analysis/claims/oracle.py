@@ -30,9 +30,8 @@ class Oracle:
             limit = run["compared_epochs"]
             if not limit or int(row["epoch"]) < int(limit):
                 self.epochs[row["number"]].append(row)
-        self.samples, self.held_out = (
-            table(path) if (path := report / "data" / f"{name}.csv").exists() else [] for name in ("samples", "held_out")
-        )
+        paths = [report / "data" / f"{name}.csv" for name in ("samples", "held_out")]
+        self.samples, self.held_out = (table(path) if path.exists() else [] for path in paths)
         self.curves: dict[tuple[str, str], list[float]] = defaultdict(list)
         behaviour = report / "data" / "behaviour.csv"
         for row in table(behaviour) if behaviour.exists() else ():
@@ -45,7 +44,9 @@ class Oracle:
                 yield f"{claim['question']} {claim['kind']} {claim['measure']} {claim['members']}: {fault}"
 
     def faults_of(self, claim: Mapping[str, Any]) -> Iterator[str]:
-        if claim["kind"] in ("compare", "first") and claim["question"] != "steps":
+        if claim["question"] == "samples":
+            yield from self._samples(claim)
+        elif claim["kind"] in ("compare", "first") and claim["question"] != "steps":
             yield from self._losses(claim) if "seconds" not in claim["measure"] else self._times(claim)
         elif claim["kind"] == "spread":
             yield from self._spread(claim)
@@ -55,8 +56,6 @@ class Oracle:
             yield from self._gradients(claim)
         elif claim["question"] == "reliability":
             yield from self._ends(claim)
-        elif claim["question"] == "samples":
-            yield from self._samples(claim)
         elif claim["question"] == "curious":
             yield from self._mechanism(claim)
         elif claim["measure"] == "gap":

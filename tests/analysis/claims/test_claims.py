@@ -162,7 +162,9 @@ COMPARATIVES = re.compile(
     r"less reliable|most reliable|least reliable|best|worst|fastest|slowest|unstable|beats|outperforms|helps|because)\b"
 )
 DEFINED = {
-    "bits.j2": "a ranking of exact numbers, which is no claim on models",
+    "importance.j2": "a published measure of what the best settings share, with its own uncertainty",
+    "samples.j2": "says by which rule samples are called best and worst",
+    "search.j2": "says by which rule a search stops runs",
 }
 """Templates with such words, and why."""
 
