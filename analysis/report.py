@@ -217,8 +217,10 @@ def report_page(study: StudyFiles) -> Page:
 
 def anchors_of(sections: Sequence[Section]) -> set[str]:
     """Return the places that a link within the page may name: sections, tables, figures and the list of files."""
-    blocks = [block for section in sections for block in [*section.tables, *section.charts]]
-    return {"section-files", *(f"section-{section.name}" for section in sections), *(block.name for block in blocks)}
+    found = {"section-files", *(f"section-{section.name}" for section in sections)}
+    for section in sections:
+        found |= {table.name for table in section.tables} | {chart.name for chart in section.charts}
+    return found
 
 
 def _with_notes(section: Section, study: StudyFiles) -> Section:

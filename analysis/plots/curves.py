@@ -235,8 +235,9 @@ def draw_curves(axes: Axes, curves: Sequence[Curve], unit: Unit | None = None, m
     cut = SINGLE_CUT_FACTOR * curves[0].best
     if len(curves) > 1:
         cut = shared_cut([curve.val_ppl for curve in curves])
-        most = FARTHEST * cut
-        cut = max([cut, *(LINE_ABOVE_BEST * curve.best for curve in named if curve.best <= most)])
+        farthest = FARTHEST * cut
+        reached = [LINE_ABOVE_BEST * curve.best for curve in named if curve.best <= farthest]
+        cut = max([cut, *reached])
     fit(axes, "y", [curve.drawn for curve in curves], cut_at=cut)
     axes.set_ylabel("Validation perplexity")
     _label_progress(axes, curves, unit)
