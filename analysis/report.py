@@ -222,9 +222,10 @@ def report_page(study: StudyFiles) -> Page:
 
 def anchors_of(sections: Sequence[Section]) -> set[str]:
     """Return the places that a link within the page may name: sections, tables, figures and the list of files."""
-    tables = {table.name for section in sections for table in section.tables}
-    charts = {chart.name for section in sections for chart in section.charts}
-    return {"section-files", *(f"section-{section.name}" for section in sections), *tables, *charts}
+    found = {"section-files", *(f"section-{section.name}" for section in sections)}
+    for section in sections:
+        found |= {table.name for table in section.tables} | {chart.name for chart in section.charts}
+    return found
 
 
 def _with_notes(section: Section, study: StudyFiles) -> Section:

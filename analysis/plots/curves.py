@@ -236,7 +236,8 @@ def draw_curves(axes: Axes, curves: Sequence[Curve], unit: Unit | None = None, m
     if len(curves) > 1:
         cut = shared_cut([curve.val_ppl for curve in curves])
         farthest = FARTHEST * cut
-        cut = max([cut, *(LINE_ABOVE_BEST * curve.best for curve in named if curve.best <= farthest)])
+        reached = [LINE_ABOVE_BEST * curve.best for curve in named if curve.best <= farthest]
+        cut = max([cut, *reached])
     fit(axes, "y", [curve.drawn for curve in curves], cut_at=cut)
     axes.set_ylabel("Validation perplexity")
     _label_progress(axes, curves, unit)
