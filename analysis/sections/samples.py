@@ -6,7 +6,7 @@ best only where there are no others. Pieces of the validation text, measured in 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,7 +118,9 @@ class Text:
     def rating(self) -> str:
         """Its loss, and under whom."""
         whose = "the panel" if self.is_rated_by_panel else "the model itself"
-        return f"loss under {whose}, {units.decimals('.2f')(self.loss)} nats per token"
+        value = f"{units.decimals('.2f')(self.loss)} nats per token"
+        without = f" without {units.percent(self.most_unknown)} of them" if self.most_unknown > 0 else ""
+        return f"loss under {whose}, {value}{without}"
 
 
 def texts_of(runs: Sequence[ExaminedRun]) -> list[Text]:
@@ -263,13 +265,14 @@ def standing(run: ExaminedRun) -> dict[str, dict[str, Any]]:
         together = math.hypot(error, scale_error)
         away = (mean - scale) / together if together > SMALLEST else math.nan
 
-        def said(value: float, spread: float, write: Any = write, unit: str = unit) -> str:
-            return f"{write(value)}{f' ± {write(spread)}' if math.isfinite(spread) else ''}{unit}"
-
-        texts = {"said": said(mean, error), "scale": said(scale, scale_error)}
-        numbers = {"mean": mean, "scale_mean": scale, "error": error, "away": away}
-        found[name] = dict[str, Any](name=name, what=what, **numbers, **texts)
+        said, of_scale = (_with_error(write, *values) for values in ((mean, error), (scale, scale_error)))
+        numbers = {"mean": mean, "scale_mean": scale, "away": away}
+        found[name] = dict[str, Any](what=what, unit=unit, said=said, scale=of_scale, **numbers)
     return found
+
+
+def _with_error(write: Callable[[Any], str], mean: float, error: float) -> str:
+    return f"{write(mean)} ± {write(error)}" if math.isfinite(error) else write(mean)
 
 
 def sample_sentences(runs: Sequence[ExaminedRun]) -> list[str]:
@@ -288,7 +291,6 @@ def sample_sentences(runs: Sequence[ExaminedRun]) -> list[str]:
                 "has_panel": bool(run.behaviour.panel),
                 "recorded": run.behaviour.panel is not None,
                 "scale": bool(run.behaviour.held_out),
-                "measures": measures,
                 "good": [measures[name] for name in ranked if apart[name] >= CLEAR],
                 "level": [measures[name] for name in ranked if abs(apart[name]) < CLEAR],
                 "bad": [measures[name] for name in reversed(ranked) if apart[name] <= -CLEAR],
