@@ -22,10 +22,11 @@ from analysis.blocks.sentences import scope_of
 from analysis.blocks.table import Table, escape_markdown, longest_run_of_backticks, markdown_code
 from analysis.claims.answer import Answer
 from analysis.claims.answers import answers
-from analysis.claims.page import answers_section, claims_data, discussion_section
+from analysis.claims.page import answers_section, claims_data
 from analysis.plots import look
 from analysis.plots.curve_figures import curve_charts
 from analysis.plots.files import FORMATS, figure_bytes, inline_svg
+from analysis.plots.scatter import time_chart
 from analysis.sections.behaviour import behaviour_data, behaviour_section, samples_page
 from analysis.sections.cost import cost_section
 from analysis.sections.coverage import open_runs_table
@@ -146,9 +147,10 @@ def report_sections(study: StudyFiles, found: Sequence[Answer]) -> list[Section]
         Section(name="results", title="Results", blocks=results_blocks(study)),
         search_section(study),
         published_section(study),
-        Section(name="curves", title="Learning curves", blocks=[*curve_charts(study)] or [nothing]),
+        Section(
+            name="curves", title="Learning curves", blocks=[*curve_charts(study), *time_charts(study)] or [nothing]
+        ),
         next_section(study),
-        discussion_section(study, found),
     ]
     folded = [
         groups_section(study),
@@ -162,6 +164,13 @@ def report_sections(study: StudyFiles, found: Sequence[Answer]) -> list[Section]
         *(with_details_folded(section, SHOWN) for section in opened),
         *(dataclasses.replace(section, folded=True) for section in folded),
     ]
+
+
+def time_charts(study: StudyFiles) -> list[Chart]:
+    """Return the figure of perplexity against time, if two settings have times."""
+    one = study.compared.on_one_text
+    timed = [setting for setting in one.settings if units.is_number(setting.seconds_to_best)]
+    return [time_chart(timed, scope_of(one.runs, len(one.absent)))] if len(timed) > 1 else []
 
 
 STATES = ("done", "running", "queued", "pending", "stopped", "cancelled", "failed", "absent")

@@ -43,7 +43,7 @@ def expected(facts: Facts) -> Answer:
     points, claims = expected_points(facts)
     if not points:
         return cannot(name, title, "the manifest states no expectations as [[expect]] tables")
-    return Answer(name=name, title=title, points=points, claims=claims, evidence=("comparisons",))
+    return Answer(name=name, title=title, points=points, claims=claims, evidence=("results",))
 
 
 # -- the optimizers ----------------------------------------------------------------------------------------------------
@@ -104,7 +104,7 @@ def optimizers(facts: Facts) -> Answer:
     else:
         listed = [f"{who} {value:.0f}" for who, value in zip(claim.members, claim.values, strict=True)]
         points.append(f"Settings tried, of which the lowest counts: {', '.join(listed)}.")
-    return Answer(name=name, title=title, points=points, claims=claims, evidence=("comparisons", "effects"))
+    return Answer(name=name, title=title, points=points, claims=claims, evidence=("results", "effects"))
 
 
 def times_of_optimizers(facts: Facts, question: str) -> tuple[list[Claim], list[str]]:
@@ -179,7 +179,7 @@ def picks(facts: Facts) -> Answer:
             points.append(f"Times are those on {timed[0].machine}, without {units.count(left, 'setting')}.")
     else:
         points.append("Time: fewer than two settings have recorded times on one machine.")
-    return Answer(name=name, title=title, points=points, claims=claims, evidence=("comparisons", "time-and-perplexity"))
+    return Answer(name=name, title=title, points=points, claims=claims, evidence=("results", "time-and-perplexity"))
 
 
 # -- reliability -------------------------------------------------------------------------------------------------------
@@ -251,7 +251,7 @@ def reliability(facts: Facts) -> Answer:
         title=title,
         points=points,
         claims=[claim, *claims],
-        evidence=("comparisons",),
+        evidence=("results",),
     )
 
 

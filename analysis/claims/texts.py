@@ -11,8 +11,8 @@ from analysis.study.examined import examined_runs
 
 HELD_OUT = "validation text"
 SCALE = (
-    "Means over samples ± one standard error, in brackets those of pieces of the validation text. Known: the training text "
-    "has such a pair or triple of tokens."
+    "Means over samples ± one standard error, in brackets those of pieces of the validation text. Known: the training "
+    "text has such a pair or triple of tokens."
 )
 
 
