@@ -241,10 +241,11 @@ def words_of(pdf: Path) -> tuple[list[str], list[tuple[float, float]]]:
 
 @pytest.mark.process
 @pytest.mark.parametrize("screen", [DESKTOP, PHONE], ids=["desktop", "phone"])
+@pytest.mark.parametrize("file", ["index.html", "samples.html"])
 def test_the_page_asks_for_nothing_but_itself_and_has_nothing_to_complain(
-    browser: Browser, report: Path, screen: Screen
+    browser: Browser, report: Path, screen: Screen, file: str
 ) -> None:
-    page = browser.open(report / "index.html", screen)
+    page = browser.open(report / file, screen)
     assert page.requests() == [(page.url, None)]
     assert page.console() == []
 
@@ -285,7 +286,7 @@ def test_a_table_is_sorted_from_the_keyboard_alone(page: Page) -> None:
 def test_on_a_phone_only_tables_and_figures_scroll_sideways(browser: Browser, report: Path, tmp_path: Path) -> None:
     text = {"corpus": "files", "sha256": "ab" * 32}  # one long word in a sentence
     add_run(tmp_path, 0, "own-text", "gru", "adam", [90.0], data=text)
-    for file in (report / "index.html", write_report(tmp_path)):
+    for file in (report / "index.html", report / "samples.html", write_report(tmp_path)):
         page = browser.open(file, PHONE)
         for _ in range(2):
             assert page.script("return document.documentElement.scrollWidth") <= PHONE.width
@@ -302,6 +303,18 @@ def test_a_link_into_a_folded_section_opens_it(page: Page) -> None:
 
 
 @pytest.mark.process
+def test_a_chosen_sample_leads_to_its_place_among_all_samples_and_back(page: Page) -> None:
+    page.script(OPEN)
+    label = page.texts(".sample .why a")[0]
+    words = page.texts(".sample .text")[0]
+    page.click(label)
+    assert page.script("return location.pathname").endswith("/samples.html")
+    assert page.texts(".sample:target .text") == [words]
+    page.click("Back to the report")
+    assert page.script("return location.pathname").endswith("/index.html")
+    assert page.visible(".sample"), "the section is open"
+
+
 def test_names_of_runs_are_on_one_line_and_the_table_scrolls(browser: Browser, report: Path) -> None:
     page = browser.open(report / "index.html", Screen(width=1100, height=900))
     heights = page.script("return Array.from(document.querySelectorAll(arguments[0]), row => row.offsetHeight)", ROWS)
