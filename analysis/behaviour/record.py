@@ -24,7 +24,7 @@ from seqlm.data.corpus import Corpus
 from seqlm.data.tokenizer import Tokenizer
 from seqlm.data.tokens import UNK
 from seqlm.errors import SeqlmError, UsageError
-from seqlm.files import file_sha256, replacing, write_json_lines
+from seqlm.files import file_sha256, write_bytes, write_json_lines
 from seqlm.models import LanguageModel, build_reference
 from seqlm.models.language_model import hidden_states_of
 from seqlm.models.products import set_switches
@@ -100,8 +100,7 @@ def record_behaviour(attempt: Attempt, task: Task, corpus: Corpus) -> BehaviourR
         panel=panel,
         held_out=held_out,
     )
-    with replacing(trained.run.losses_file, guard=guard) as temporary:
-        temporary.write_bytes(behaviour.losses_content())
+    write_bytes(trained.run.losses_file, behaviour.losses_content(), guard=guard)
     write_json_lines(trained.run.samples_file, [sample.to_line().to_plain() for sample in samples], guard=guard)
     behaviour.to_file().write_file(trained.run.behaviour_file, guard=guard)
     result = BehaviourResult(

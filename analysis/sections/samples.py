@@ -37,7 +37,7 @@ MOST_QUOTED = 12
 BEFORE = 2
 """Tokens that a quotation shows before the least likely word, and after it."""
 CLEAR = 2.0
-"""A mean over samples and one over pieces of the validation text are told apart from this many standard errors on."""
+"""A mean over samples clearly differs from one over pieces of the validation text from this many standard errors on."""
 
 SMALLEST = 1e-9
 """A standard error up to this one is that of rounding."""
