@@ -166,6 +166,8 @@ class RunDirectory:
     metrics_file = _Below("metrics.jsonl")
     trace_file = _Below("steps.f32")
     """Loss, gradient norm and time of every step (:mod:`seqlm.trace`)."""
+    token_losses_file = _Below("valid.f32")
+    """Loss of each token of the validation text (:mod:`seqlm.token_losses`)."""
     result_file = _Below(Result.FILE)
     model_dir = _Below("model")
     """The files of the user's own model, kept when the run was launched. Other runs have no such folder."""

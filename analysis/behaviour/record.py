@@ -15,7 +15,6 @@ from analysis.behaviour.measures import distinct, known_sequences, longest_copie
 from analysis.behaviour.sampling import Drawn, Text, draw_samples, drawn_tokens, log_probs, pieces_of, prompt_ids
 from analysis.behaviour.step_losses import step_losses
 from analysis.behaviour.task import Task
-from analysis.behaviour.token_losses import MOST_TOKENS, by_frequency, mean_loss, token_losses
 from analysis.behaviour.trained import Trained
 from analysis.study.behaviour import Behaviour, GradientNorms, Measures, Sample
 from analysis.study.values import Values
@@ -68,7 +67,7 @@ def record_behaviour(attempt: Attempt, task: Task, corpus: Corpus) -> BehaviourR
         prompt, unknown_words = prompt_ids(settings.prompt, corpus.vocabulary, data.level, tokenizer)
 
     model = trained.model(device)
-    train, valid = corpus.splits["train"], corpus.splits["valid"]
+    valid = corpus.splits["valid"]
     of_steps = step_losses(
         model,
         columns(valid, 1, device=device)[:, 0],
@@ -76,8 +75,6 @@ def record_behaviour(attempt: Attempt, task: Task, corpus: Corpus) -> BehaviourR
         settings.window,
         between,
     )
-    of_tokens = token_losses(model, config, valid, between)
-    of_training = token_losses(model, config, train[: len(valid)], between)
     drawn = draw_samples(model, settings, prompt, between)
     lengths = [drawn_tokens(length, prompt) for length in settings.lengths]
     pieces = pieces_of(valid, len(drawn[0].text.prompt), lengths, settings.samples)
@@ -100,10 +97,6 @@ def record_behaviour(attempt: Attempt, task: Task, corpus: Corpus) -> BehaviourR
         corpus=data.corpus,
         loss_per_step=of_steps,
         gradient_norms=norms,
-        token_losses=of_tokens[:MOST_TOKENS].astype(np.float32),
-        valid_loss=mean_loss(of_tokens),
-        train_loss=mean_loss(of_training),
-        loss_by_frequency=by_frequency(of_tokens, np.asarray(valid), np.asarray(train), len(corpus.vocabulary)),
         panel=panel,
         held_out=held_out,
     )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from analysis.blocks.section import Block, Points, Section, Subheading, paragraphs
+from analysis.blocks.section import Block, Section, Subheading, paragraphs
 from analysis.blocks.sentences import sentences
 from analysis.blocks.table import Column, Table, number
 from analysis.plots.behaviour import gradient_chart, loss_chart
@@ -18,7 +18,6 @@ from analysis.sections.samples import (
     MOST_REPEATED,
     chosen_samples,
     sample_sections,
-    sample_sentences,
     samples_table,
     texts_of,
 )
@@ -30,16 +29,8 @@ from analysis.study.study import StudyFiles
 from analysis.study.units import plain_text
 from analysis.study.values import Values, rows_of
 
-STRETCH = 10
-"""Steps over which losses are averaged where a single step's would say too little."""
-NEAR = 1.02
-"""A loss up to this many times the lowest counts as near it."""
 VANISHED = 0.01
 """A gradient below this share of its maximum counts as vanished."""
-CLEAR = 2.0
-"""A change counts as one from this many standard errors on."""
-FEWEST = 3
-"""Steps without which a mean is not compared."""
 
 TWO_DECIMALS = units.decimals(".2f")
 
@@ -81,12 +72,11 @@ def behaviour_section(study: StudyFiles) -> Section:
         blocks += [
             loss_chart(shown),
             *([gradient_chart(with_gradients)] if with_gradients else []),
-            Points(items=behaviour_sentences(shown)),
             Subheading(text="Samples"),
             *paragraphs(rules),
         ]
         if texts:
-            blocks += [Points(items=sample_sentences(shown)), chosen_samples(shown), samples_table(runs)]
+            blocks += [chosen_samples(shown), samples_table(runs)]
         blocks.append(behaviour_table(runs))
     return Section(name="behaviour", title="Behaviour of the trained models", short="Behaviour", blocks=blocks)
 
@@ -101,70 +91,25 @@ def panel_of(run: ExaminedRun) -> list[str]:
     return [member.name for member in run.behaviour.panel or ()]
 
 
-# -- what the curves and samples come to ---------------------------------------------------------------------------
-
-
-def behaviour_sentences(runs: Sequence[ExaminedRun]) -> list[str]:
-    """Compare the runs, then say of each what its curves show."""
-    facts = [facts_of(run) for run in runs]
-    compared: dict[str, tuple[Callable[[Any], str], Callable[[dict[str, Any]], float | None]]] = {
-        "Perplexity in windows with a zero state": (units.perplexity, lambda f: f["zero"]),
-        "Steps back with a gradient above 1 % of its maximum": (units.whole, lambda f: f["reach"]),
-    }
-    extremes = []
-    for what, (write, value) in compared.items():
-        found = sorted((v, write(v), f["reference"]) for f in facts if units.is_number(v := value(f)))
-        if found and found[0][1] != found[-1][1]:
-            extremes.append((what, found[0], found[-1]))
-    return sentences("behaviour", extremes=extremes, runs=facts, STRETCH=STRETCH, CLEAR=CLEAR)
+# -- what the curves come to ---------------------------------------------------------------------------------------
 
 
 def facts_of(run: ExaminedRun) -> dict[str, Any]:
     """What the curves of a run come to, in numbers."""
-    losses, norms = run.losses.zero_state, run.gradients if run.reaches_back else None
+    norms = run.gradients if run.reaches_back else None
     return {
-        **{name: getattr(run, name) for name in ("reference", "losses", "carries_state", "gradients", "reaches_back")},
-        "stretch": (stretch := max(1, min(STRETCH, len(losses) - 1))),
-        "last": float(losses[-stretch:].mean()),
-        "settles": settles_at(losses),
-        "zero": mean_perplexity(losses),
+        "losses": run.losses,
+        "zero": mean_perplexity(run.losses.zero_state),
         "carried": mean_perplexity(run.losses.carried_state),
-        "beyond": beyond(losses, run.behaviour.seq_len),
         "back": vanishes_after(norms.overall) if norms else None,
         "single": vanishes_after(norms.mean_of_norms) if norms else None,
-        "reach": (vanishes_after(norms.overall) or norms.window) - 1 if norms else None,
-        "left": norms.overall[0] / np.nanmax(norms.overall) if norms else None,
     }
-
-
-def settles_at(losses: Values) -> int | None:
-    """Return the first step from which the mean of ``STRETCH`` successive losses is within 2 % of the lowest such mean.
-
-    ``None``: there are no two such stretches, or a loss is not finite.
-    """
-    if len(losses) <= STRETCH or not np.isfinite(losses).all():
-        return None
-    means = np.convolve(losses, np.full(STRETCH, 1 / STRETCH), mode="valid")
-    return int(np.flatnonzero(means <= NEAR * means.min())[0]) + 1
 
 
 def mean_perplexity(losses: Values) -> float:
     """The perplexity over all steps; NaN if it is too large for a number."""
     mean = float(losses.mean())
     return math.exp(mean) if mean < 700 else math.nan
-
-
-def beyond(losses: Values, seq_len: int) -> tuple[float, float] | None:
-    """Return the change of the mean loss past the training length and its standard error; ``None`` for too few steps.
-
-    It is compared with the second half of the training length, where context is no longer scarce.
-    """
-    inside, after = losses[seq_len // 2 : seq_len], losses[seq_len:]
-    if min(len(inside), len(after)) < FEWEST:
-        return None
-    change = float(after.mean() - inside.mean())
-    error = math.sqrt(inside.var(ddof=1) / len(inside) + after.var(ddof=1) / len(after))
-    return (change, error) if math.isfinite(change + error) else None
 
 
 def vanishes_after(norms: Values) -> int | None:

@@ -230,9 +230,9 @@ def _entropy_rise(text: Text) -> tuple[float, str]:
 # -- against held-out text -----------------------------------------------------------------------------------------
 
 MEASURES = {
-    "rating": ("loss under the panel", units.decimals(".2f"), " nats per token"),
-    "known_pairs": ("pairs of tokens known from training", units.percent, ""),
-    "known_triples": ("triples of tokens known from training", units.percent, ""),
+    "rating": ("loss under the panel", units.decimals(".2f"), " nats"),
+    "known_pairs": ("known pairs", units.percent, ""),
+    "known_triples": ("known triples", units.percent, ""),
     "repetition": ("tokens that occur among the 16 before them", units.percent, ""),
     "distinct_2": ("distinct pairs of tokens", units.percent, ""),
     "unk_share": ("<unk>", units.percent, ""),
@@ -266,7 +266,8 @@ def standing(run: ExaminedRun) -> dict[str, dict[str, Any]]:
         away = (mean - scale) / together if together > SMALLEST else math.nan
 
         said, of_scale = (_with_error(write, *values) for values in ((mean, error), (scale, scale_error)))
-        found[name] = {"what": what, "unit": unit, "said": said, "scale": of_scale, "away": away}
+        numbers = {"mean": mean, "scale_mean": scale, "away": away}
+        found[name] = dict[str, Any](what=what, unit=unit, said=said, scale=of_scale, **numbers)
     return found
 
 

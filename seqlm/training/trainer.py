@@ -7,6 +7,7 @@ follow its events (:mod:`seqlm.training.train`).
 import itertools
 import math
 import time
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -272,6 +273,28 @@ class Trainer:
                     total[1] += targets.numel()
         loss_nats, tokens = self.rank.sum(total).tolist()
         return TokenLoss(loss_nats=loss_nats, tokens=int(tokens))
+
+    @torch.no_grad()
+    def token_losses(self, ids: memoryview, before_window: Callable[[], object] = lambda: None) -> Tensor:
+        """Return the loss of each token of a text in nats, as float64 on the CPU; NaN: it is not predicted.
+
+        The text is scored as by :meth:`evaluate`, and ``before_window`` is called as there. Every rank gets all losses.
+        """
+        self.model.eval()
+        places = memoryview(array("i", range(len(ids))))  # where the tokens of each column stand in the text
+        losses, known = torch.zeros(2, len(ids), dtype=torch.float64, device=self.rank.device)
+        for part, part_places in zip(self._scored_columns(ids), self._scored_columns(places), strict=True):
+            state = self.model.initial_state(part.shape[1])
+            scored = windows(part, self._window, last_shorter=True)
+            scored_places = windows(part_places, self._window, last_shorter=True)
+            for (inputs, targets), (_, target_places) in zip(scored, scored_places, strict=True):
+                before_window()
+                if targets.numel():
+                    of_window, state = self.model.token_losses(inputs, targets, state)
+                    losses[target_places.flatten()] = of_window.flatten()
+                    known[target_places.flatten()] = 1
+        losses, known = self.rank.sum(torch.stack([losses, known]))
+        return torch.where(known > 0, losses, math.nan).cpu()
 
     @torch.no_grad()
     def _record_windows(self, window_loss: Captured[Any]) -> None:

@@ -1,7 +1,6 @@
 """Behaviour files made up for tests, in the form that ``launch.py behaviour`` writes."""
 
 import hashlib
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,13 +9,12 @@ import numpy as np
 from seqlm.files import write_json, write_json_lines
 from seqlm.rundir import BEHAVIOUR_VERSION, RunDirectory
 
-TOKEN_LOSSES = (math.nan, 1.0, 2.0, math.nan, 3.0, 4.0)
 BLOCKS = ((6.5, 5.5, 5.0, 4.5), (5.5, 4.5, 4.0, 4.0))
 
 
 def add_behaviour(run: RunDirectory, **changes: Any) -> dict[str, Any]:
     """Write ``behaviour.json`` and ``losses.f32``; ``changes`` replace whole keys of the first."""
-    losses = np.concatenate([TOKEN_LOSSES, np.ravel(BLOCKS)]).astype("<f4").tobytes()
+    losses = np.ravel(BLOCKS).astype("<f4").tobytes()
     run.losses_file.write_bytes(losses)
     raw: dict[str, Any] = {
         "version": BEHAVIOUR_VERSION,
@@ -24,14 +22,7 @@ def add_behaviour(run: RunDirectory, **changes: Any) -> dict[str, Any]:
         "best_epoch": 3,
         "panel": [member("first"), member("second")],
         "held_out": [raw_measures(rating=4.0, copied=[]), raw_measures(rating=5.0, copied=[])],
-        "losses": {"tokens": 6, "blocks": 2, "sha256": hashlib.sha256(losses).hexdigest()},
-        "valid_loss": {"tokens": 4, "loss": 2.5},
-        "train_loss": {"tokens": 4, "loss": 2.25},
-        "loss_by_frequency": [
-            {"first": 1, "last": 10, "tokens": 3, "loss": 2.0},
-            {"first": 11, "last": 100, "tokens": 1, "loss": 4.0},
-            {"first": 101, "last": None, "tokens": 0, "loss": None},
-        ],
+        "losses": {"blocks": 2, "sha256": hashlib.sha256(losses).hexdigest()},
         "settings": {
             "window": 4,
             "samples": 2,

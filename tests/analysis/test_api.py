@@ -28,7 +28,6 @@ FIGURES = {
     "plot_curves": {},
     "plot_pareto": {},
     "plot_effects": {"key": "model.hidden_size"},
-    "plot_timeline": {},
     "plot_step_losses": {},
     "plot_gradient_norms": {},
 }

@@ -267,7 +267,7 @@ def test_what_earlier_versions_have_not_recorded_is_said_to_be_missing(run: RunD
     study = load_study(run.path.parent)
     assert study.warnings == []
     behaviour = study.behaviours[run.id]
-    assert behaviour.loss_per_step.tokens is behaviour.token_losses is behaviour.panel is behaviour.held_out is None
+    assert behaviour.loss_per_step.tokens is behaviour.panel is behaviour.held_out is None
     assert len(behaviour.samples) == 3
     (sentence,) = sample_sentences(behaved(run))
     assert "not recorded" in sentence

@@ -11,7 +11,7 @@ from analysis.study.behaviour import LARGEST_LOSSES, read_behaviour
 from analysis.study.study import load_study
 from seqlm import reading
 from seqlm.rundir import RunDirectory
-from tests.analysis.behaviour_made_up import BLOCKS, TOKEN_LOSSES, add_behaviour, add_samples, raw_sample
+from tests.analysis.behaviour_made_up import BLOCKS, add_behaviour, add_samples, raw_sample
 from tests.analysis.synthetic import make_run
 
 
@@ -98,21 +98,20 @@ def test_a_missing_number_is_nan_and_not_damage(run: RunDirectory) -> None:
     assert math.isnan(behaviour.loss_per_step.zero_state[0])
 
 
-# -- the losses of tokens --------------------------------------------------------------------------------------------
+# -- losses of blocks -----------------------------------------------------------------------------------------------
 
 
-def test_the_losses_of_tokens_are_those_of_the_file(run: RunDirectory) -> None:
+def test_the_losses_of_blocks_are_those_of_the_file(run: RunDirectory) -> None:
     behaviour, warnings = read_behaviour(run)
     assert behaviour is not None
     assert warnings == []
-    np.testing.assert_equal(behaviour.token_losses, np.array(TOKEN_LOSSES, np.float32))
     np.testing.assert_equal(behaviour.loss_per_step.blocks, np.array(BLOCKS, np.float32))
     assert behaviour.loss_per_step.tokens == 200
 
 
 def plant(run: RunDirectory, content: bytes, **losses: int) -> None:
     """Write ``losses.f32`` as somebody would who means harm: with the digest and the sizes that go with it."""
-    said = {"tokens": 6, "blocks": 2, **losses, "sha256": hashlib.sha256(content).hexdigest()}
+    said = {"blocks": 2, **losses, "sha256": hashlib.sha256(content).hexdigest()}
     add_behaviour(run, losses=said)
     run.losses_file.write_bytes(content)
 
@@ -134,34 +133,34 @@ def test_losses_that_cannot_be_used_cost_the_losses_alone(run: RunDirectory, dam
             with run.losses_file.open("wb") as sparse:
                 sparse.truncate(2**40)
         case "more than it says":
-            plant(run, content, tokens=2**62, blocks=2**62)
+            plant(run, content, blocks=2**62)
     behaviour, (warning,) = read_behaviour(run)
     assert behaviour is not None
     assert "losses.f32" in warning
-    assert behaviour.token_losses is behaviour.loss_per_step.blocks is None
+    assert behaviour.loss_per_step.blocks is None
     assert behaviour.loss_per_step.zero_state.tolist() == [6.0, 5.0, 4.5, 4.25]
     assert len(behaviour.samples) == 2
     if damage == "huge":
         assert f"at most {LARGEST_LOSSES:,} bytes" in warning
 
 
-def test_what_is_no_loss_is_not_predicted(run: RunDirectory) -> None:
+def test_what_is_no_loss_is_not_known(run: RunDirectory) -> None:
     nonsense = [math.inf, -math.inf, -1.0, math.nan, 2.0, 3e38]
-    plant(run, np.array([*nonsense, *[1.0] * 8], "<f4").tobytes())
+    plant(run, np.array([*nonsense, 1.0, 1.0], "<f4").tobytes())
     behaviour, warnings = read_behaviour(run)
     assert behaviour is not None, warnings
-    assert behaviour.token_losses is not None
-    assert np.isnan(behaviour.token_losses).tolist() == [True] * 4 + [False] * 2
+    assert behaviour.loss_per_step.blocks is not None
+    assert np.isnan(behaviour.loss_per_step.blocks).ravel().tolist() == [True] * 4 + [False] * 4
 
 
 def test_the_losses_of_many_runs_do_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stranger's study may have thousands of files that are each as large as is read."""
     runs = [make_run(tmp_path / "many", order, epochs=2) for order in (0, 3)]
     for run in runs:
-        plant(run, np.ones(100_000, "<f4").tobytes(), tokens=100_000 - 8)
+        plant(run, np.ones(100_000, "<f4").tobytes(), blocks=25_000)
     monkeypatch.setattr(reading, "LARGEST_TOGETHER", 600_000)
     study = load_study(tmp_path / "many")
-    have = [study.behaviours[run.id].token_losses is not None for run in runs]
+    have = [study.behaviours[run.id].loss_per_step.blocks is not None for run in runs]
     assert sorted(have) == [False, True]
     (warning,) = study.warnings
     assert "losses.f32" in warning

@@ -146,10 +146,11 @@ optim.optimizer = "adam"
 text = "gates help"
 lower = "arch=gru"
 higher = "arch=rnn optimizer=sgd"
+otherwise = "they do not"
 [report]
 behaviour = ["known"]
 groups.RNNs = ["grid-rnn-*"]
-notes.effects = "Width first."
+notes.effects = "Width first: {run.known.val_ppl}."
 """
 
 
