@@ -154,6 +154,17 @@ class Study(files.StudyFiles):
         """
         return behaviour_data(examined_runs(self))["samples"]
 
+    @cached_property
+    def held_out(self) -> pd.DataFrame:
+        """One row for each piece of validation text against which samples are measured; without its words.
+
+        >>> study.held_out[["number", "rating", "known_pairs"]]
+           number  rating  known_pairs
+        0       4     4.0         0.75
+        1       4     5.0         0.75
+        """
+        return behaviour_data(examined_runs(self))["held_out"]
+
     def columns(self, table: str) -> pd.DataFrame:
         """Describe the columns of a table of this study, such as ``epochs``.
 

@@ -12,9 +12,7 @@ from typing import Literal, TypeAlias, get_args
 from seqlm.errors import UsageError, nearest
 from seqlm.schema import show
 
-Metric: TypeAlias = Literal[
-    "val_ppl", "train_ppl", "test_ppl", "gap", "final_gap", "wall_seconds", "epoch_seconds"
-]
+Metric: TypeAlias = Literal["val_ppl", "train_ppl", "test_ppl", "gap", "final_gap", "wall_seconds", "epoch_seconds"]
 """A result of a run that a manifest names in a reference. Of each, less is better."""
 ComparedMetric: TypeAlias = Literal[Metric, "seconds_to_common"]
 """What an ``[[expect]]`` compares: such a result, or the time to the lowest perplexity that both sides reach."""

@@ -11,21 +11,23 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 from seqlm.files import Guard, replacing
-from seqlm.reading import read_bytes
+from seqlm.reading import read_kept_bytes
 from seqlm.rundir import RunDirectory
 
 NUMBER_BYTES = 4
+LARGEST_BYTES = 16 * 2**20
+"""Most bytes that are read: four million tokens."""
 
 
 def read_token_losses(run: RunDirectory) -> "array[float] | None":
     """Return the losses of the tokens (nats); ``None``: the run has recorded none.
 
     Raises:
-        FileError: the file cannot be read.
+        FileError: the file cannot be read, or is too large.
     """
     losses = array("f")
     with suppress(FileNotFoundError):
-        content = read_bytes(run.token_losses_file)
+        content = read_kept_bytes(run.token_losses_file, LARGEST_BYTES)
         losses.frombytes(content[: len(content) // NUMBER_BYTES * NUMBER_BYTES])
     if sys.byteorder == "big":
         losses.byteswap()

@@ -51,11 +51,10 @@ def longest_copies(
 def known_sequences(
     texts: Sequence[Sequence[int]], source: npt.NDArray[np.integer], n: int
 ) -> list[npt.NDArray[np.bool_]]:
-    """For each token of each text from the n-th on, whether the n tokens that end with it follow each other in ``source``.
+    """For each token of each text from the n-th on, whether ``source`` has the n tokens that end with it.
 
     Ids are from 0 on. Each token that occurs in a text gets a small number, all others share one, and n numbers become
-    one key, so that all keys are looked up at once among those of the texts. (0.2 s for 40 texts of 70 words against the
-    Penn Treebank.)
+    one key, so that all keys are looked up at once among those of the texts.
     """
     used = np.unique(np.concatenate([np.asarray(text, np.int64) for text in texts] or [np.zeros(0, np.int64)]))
     size = 1 + max(int(used.max(initial=0)), int(source.max(initial=0)))

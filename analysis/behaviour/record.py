@@ -4,8 +4,10 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from analysis.behaviour.gradient_norms import gradient_norms
@@ -13,7 +15,6 @@ from analysis.behaviour.measures import distinct, known_sequences, longest_copie
 from analysis.behaviour.sampling import Drawn, Text, draw_samples, drawn_tokens, log_probs, pieces_of, prompt_ids
 from analysis.behaviour.step_losses import step_losses
 from analysis.behaviour.task import Task
-from analysis.behaviour.token_losses import MOST_TOKENS, by_frequency, mean_loss, token_losses
 from analysis.behaviour.trained import Trained
 from analysis.study.behaviour import Behaviour, GradientNorms, Measures, Sample
 from analysis.study.values import Values
@@ -23,7 +24,7 @@ from seqlm.data.corpus import Corpus
 from seqlm.data.tokenizer import Tokenizer
 from seqlm.data.tokens import UNK
 from seqlm.errors import SeqlmError, UsageError
-from seqlm.files import file_sha256, replacing, write_json_lines
+from seqlm.files import file_sha256, write_bytes, write_json_lines
 from seqlm.models import LanguageModel, build_reference
 from seqlm.models.language_model import hidden_states_of
 from seqlm.models.products import set_switches
@@ -66,7 +67,7 @@ def record_behaviour(attempt: Attempt, task: Task, corpus: Corpus) -> BehaviourR
         prompt, unknown_words = prompt_ids(settings.prompt, corpus.vocabulary, data.level, tokenizer)
 
     model = trained.model(device)
-    train, valid = corpus.splits["train"], corpus.splits["valid"]
+    valid = corpus.splits["valid"]
     of_steps = step_losses(
         model,
         columns(valid, 1, device=device)[:, 0],
@@ -74,8 +75,6 @@ def record_behaviour(attempt: Attempt, task: Task, corpus: Corpus) -> BehaviourR
         settings.window,
         between,
     )
-    of_tokens = token_losses(model, config, valid, between)
-    of_training = token_losses(model, config, train[: len(valid)], between)
     drawn = draw_samples(model, settings, prompt, between)
     lengths = [drawn_tokens(length, prompt) for length in settings.lengths]
     pieces = pieces_of(valid, len(drawn[0].text.prompt), lengths, settings.samples)
@@ -84,9 +83,7 @@ def record_behaviour(attempt: Attempt, task: Task, corpus: Corpus) -> BehaviourR
     del model
     texts = [*(sample.text for sample in drawn), *pieces]
     panel, ratings = rate(task.panel, trained, texts, device, between)
-    samples, held_out = sample_records(
-        drawn, pieces, own, ratings, corpus, tokenizer, random_start=prompt is None
-    )
+    samples, held_out = sample_records(drawn, pieces, own, ratings, corpus, tokenizer, random_start=prompt is None)
     between()
 
     behaviour = Behaviour(
@@ -100,15 +97,10 @@ def record_behaviour(attempt: Attempt, task: Task, corpus: Corpus) -> BehaviourR
         corpus=data.corpus,
         loss_per_step=of_steps,
         gradient_norms=norms,
-        token_losses=of_tokens[:MOST_TOKENS],
-        valid_loss=mean_loss(of_tokens),
-        train_loss=mean_loss(of_training),
-        loss_by_frequency=by_frequency(of_tokens, np.asarray(valid), np.asarray(train), len(corpus.vocabulary)),
         panel=panel,
         held_out=held_out,
     )
-    with replacing(trained.run.losses_file, guard=guard) as temporary:
-        temporary.write_bytes(behaviour.losses_content())
+    write_bytes(trained.run.losses_file, behaviour.losses_content(), guard=guard)
     write_json_lines(trained.run.samples_file, [sample.to_line().to_plain() for sample in samples], guard=guard)
     behaviour.to_file().write_file(trained.run.behaviour_file, guard=guard)
     result = BehaviourResult(
@@ -149,7 +141,9 @@ def rate(
     for member in panel:
         between()
         try:
-            other = trained if member == trained.run.id else Trained.load(RunDirectory(trained.run.path.parent / member))
+            other = (
+                trained if member == trained.run.id else Trained.load(RunDirectory(trained.run.path.parent / member))
+            )
             if other.checkpoint.vocabulary != trained.checkpoint.vocabulary:
                 raise UsageError(f"{member} has another vocabulary than {trained.run.id}")
             model = other.model(device)
@@ -188,7 +182,11 @@ def sample_records(
     samples, held_out = [], []
     for index, (text, (first, length)) in enumerate(zip(texts, copies, strict=True)):
         log_prob = own[index].round(DECIMALS)
-        panel = np.array([of_member[index] for of_member in ratings]).reshape(len(ratings), len(text.tokens)).round(DECIMALS)
+        panel = (
+            np.array([of_member[index] for of_member in ratings])
+            .reshape(len(ratings), len(text.tokens))
+            .round(DECIMALS)
+        )
         is_word = np.array(text.tokens) != unknown
         ids, given = [*text.prompt, *text.tokens], len(text.prompt)
         words = tokenizer.pieces(ids) if tokenizer else [corpus.vocabulary[number] for number in ids]
@@ -225,6 +223,6 @@ def sample_records(
     return samples, tuple(held_out)
 
 
-def _mean(values: Values) -> float:
+def _mean(values: npt.NDArray[Any]) -> float:
     """The mean of numbers; NaN for none."""
     return float(values.mean()) if values.size else math.nan

@@ -112,9 +112,7 @@ def drawn_tokens(length: int, prompt: list[int] | None) -> int:
     return length if prompt else max(1, length - 1)
 
 
-def log_probs(
-    model: LanguageModel, texts: Sequence[Text], between: Callable[[], None] = lambda: None
-) -> list[Values]:
+def log_probs(model: LanguageModel, texts: Sequence[Text], between: Callable[[], None] = lambda: None) -> list[Values]:
     """The log-probability of each token of each text after its prompt, as float64.
 
     The model reads a text as if it wrote it itself, one token at a time: a Transformer sees at most the last

@@ -18,10 +18,15 @@ _ANCHOR_LINK = re.compile(r"\[([^\]]*)\]\(#([^)\s]*)\)")
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
-    """Samples under titles of groups, and the scale of their shades. A sample is what the template shows of it."""
+    """Samples under titles of groups, and the scale of their shades. A sample is what the template shows of it.
+
+    A group may have an empty title.
+    """
 
     legend: list[tuple[int, str]]
     groups: list[tuple[str, list[dict[str, Any]]]]
+    more: str = ""
+    """Words of a link to the page with all samples. Empty: this is that page."""
 
 
 @dataclass(frozen=True, kw_only=True)

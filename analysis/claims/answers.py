@@ -12,6 +12,7 @@ from analysis.claims.expected import expected_points
 from analysis.claims.facts import Facts, best_of_each, highest, on_one_machine
 from analysis.claims.mechanisms import curious
 from analysis.claims.models import gradients, steps
+from analysis.claims.texts import samples
 from analysis.claims.verdict import Noise, Verdict, difference, verdicts
 from analysis.study import units
 from analysis.study.comparison import WITHIN
@@ -25,11 +26,15 @@ ENOUGH = 2
 """Optimizers that architectures must have in common for their spreads to be compared."""
 
 
-def answers(study: StudyFiles) -> list[Answer]:
-    """Return an answer to each question; ``study`` is one at equal epochs."""
-    one = Facts(study=study.on_one_text)
-    questions = [optimizers, picks, reliability, steps, gradients, curious]
-    return [expected(Facts(study=study)), *(question(one) for question in questions)]
+def answers(study: StudyFiles) -> tuple[list[Answer], list[str]]:
+    """Return an answer to each question, and a warning for each file that cannot be read.
+
+    ``study`` is one at equal epochs.
+    """
+    all_texts, one = Facts(study=study), Facts(study=study.on_one_text)
+    questions = [optimizers, picks, reliability, steps, gradients, samples, curious]
+    found = [expected(all_texts), *(question(one) for question in questions)]
+    return found, list(dict.fromkeys([*all_texts.warnings, *one.warnings]))
 
 
 def expected(facts: Facts) -> Answer:
@@ -38,7 +43,7 @@ def expected(facts: Facts) -> Answer:
     points, claims = expected_points(facts)
     if not points:
         return cannot(name, title, "the manifest states no expectations as [[expect]] tables")
-    return Answer(name=name, title=title, points=points, claims=claims, evidence=("comparisons",))
+    return Answer(name=name, title=title, points=points, claims=claims, evidence=("results",))
 
 
 # -- the optimizers ----------------------------------------------------------------------------------------------------
@@ -99,7 +104,7 @@ def optimizers(facts: Facts) -> Answer:
     else:
         listed = [f"{who} {value:.0f}" for who, value in zip(claim.members, claim.values, strict=True)]
         points.append(f"Settings tried, of which the lowest counts: {', '.join(listed)}.")
-    return Answer(name=name, title=title, points=points, claims=claims, evidence=("comparisons", "effects"))
+    return Answer(name=name, title=title, points=points, claims=claims, evidence=("results", "effects"))
 
 
 def times_of_optimizers(facts: Facts, question: str) -> tuple[list[Claim], list[str]]:
@@ -174,7 +179,7 @@ def picks(facts: Facts) -> Answer:
             points.append(f"Times are those on {timed[0].machine}, without {units.count(left, 'setting')}.")
     else:
         points.append("Time: fewer than two settings have recorded times on one machine.")
-    return Answer(name=name, title=title, points=points, claims=claims, evidence=("comparisons", "time-and-perplexity"))
+    return Answer(name=name, title=title, points=points, claims=claims, evidence=("results", "time-and-perplexity"))
 
 
 # -- reliability -------------------------------------------------------------------------------------------------------
@@ -246,7 +251,7 @@ def reliability(facts: Facts) -> Answer:
         title=title,
         points=points,
         claims=[claim, *claims],
-        evidence=("comparisons",),
+        evidence=("results",),
     )
 
 

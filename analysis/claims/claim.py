@@ -16,6 +16,9 @@ from typing import Any
 from analysis.claims.verdict import Difference, Noise, Verdict
 from analysis.study import units
 
+MANY_SECONDS = 600
+"""From here on times are written in minutes."""
+
 
 class Kind(StrEnum):
     """What a claim says of its members."""
@@ -46,6 +49,11 @@ class Measure:
     unit: str = ""
 
 
+def seconds(value: Any) -> str:
+    """Return a time with three digits, so that two times are not rounded to one: ``73 s``, ``12 min``."""
+    return f"{value:.3g} s" if units.is_number(value) and value < MANY_SECONDS else units.duration(value)
+
+
 NATS = units.decimals(".3f")
 MEASURES: Mapping[str, Measure] = MappingProxyType(
     {
@@ -62,13 +70,16 @@ MEASURES: Mapping[str, Measure] = MappingProxyType(
             write=units.signed,
             unit="nats",
         ),
-        "epoch_seconds": Measure(words="time of an epoch", less="shorter", more="longer", write=units.duration),
+        "epoch_seconds": Measure(words="time of an epoch", less="shorter", more="longer", write=seconds),
         "wall_seconds": Measure(words="time of all epochs", less="shorter", more="longer", write=units.duration),
-        "seconds_to_target": Measure(words="time to a perplexity", less="sooner", more="later", write=units.duration),
+        "seconds_to_target": Measure(words="time to a perplexity", less="sooner", more="later", write=seconds),
         "spread": Measure(words="spread of the losses", less="less", more="more", write=NATS, unit="nats"),
         "step_loss": Measure(words="loss at a time step", less="lower", more="higher", write=NATS, unit="nats"),
         "context_tokens": Measure(words="context that lowers the loss", less="fewer", more="more", write=units.whole),
         "gradient_factor": Measure(words="factor of the gradient per step", less="smaller", more="larger", write=NATS),
+        "rating": Measure(words="loss of texts under the panel", less="lower", more="higher", write=NATS, unit="nats"),
+        "known_pairs": Measure(words="known pairs of tokens", less="fewer", more="more", write=units.percent),
+        "known_triples": Measure(words="known triples of tokens", less="fewer", more="more", write=units.percent),
         "share": Measure(words="share", less="smaller", more="larger", write=units.percent),
     }
 )

@@ -32,7 +32,7 @@ from analysis.study.values import rows_of
 
 COMMON = "seconds_to_common"
 MOST_TOLD = 4
-"""Cases that an answer names; the table of comparisons has all."""
+"""Cases that an answer names; ``data/claims.json`` has all."""
 
 
 class Reached(NamedTuple):

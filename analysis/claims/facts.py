@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import statistics
-import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -20,7 +18,7 @@ from analysis.study.comparison import finished
 from analysis.study.numbering import RunNumber
 from analysis.study.settings import Setting
 from analysis.study.study import StudyFiles
-from seqlm.errors import FileError
+from analysis.study.values import read_or_warn
 from seqlm.token_losses import read_token_losses
 
 SAME_LOSS_NATS = 0.002
@@ -33,6 +31,8 @@ class Facts:
 
     study: StudyFiles
     """At equal epochs."""
+    warnings: list[str] = field(default_factory=list)
+    """What could not be read, one line each."""
 
     @property
     def settings(self) -> list[Setting]:
@@ -105,16 +105,15 @@ class Facts:
 
     def _losses_of(self, run: RunNumber) -> Losses | None:
         row = self.rows[run]
-        recorded = None
-        with contextlib.suppress(FileError):
-            recorded = read_token_losses(self.study.directory_of(row["id"]))
+        recorded = read_or_warn(lambda: read_token_losses(self.study.directory_of(row["id"])), None, self.warnings)
         if recorded is None:
             return None
         losses = np.array(recorded, np.float64)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # no token is known, or a number is too large
-            mean = float(np.nanmean(losses))
-        return losses if abs(mean - math.log(row["val_ppl"])) < SAME_LOSS_NATS else None
+        losses[~(np.isfinite(losses) & (losses >= 0))] = math.nan
+        known = losses[np.isfinite(losses)]
+        # Else they are those of another epoch: the run has gone on, or is compared as it was earlier.
+        is_of_epoch = len(known) and abs(float(known.mean()) - math.log(row["val_ppl"])) < SAME_LOSS_NATS
+        return losses if is_of_epoch else None
 
     def difference(self, a: Setting, b: Setting) -> Difference:
         """Return the validation loss of ``b`` less that of ``a``."""

@@ -17,7 +17,7 @@ from analysis.claims.facts import Facts, best_of_each
 from analysis.claims.models import context_used, shrinks_by
 from analysis.study import units
 from analysis.study.examined import examined_runs
-from analysis.study.settings import Setting
+from analysis.study.settings import Setting, best_settings
 from seqlm.errors import FileError
 from seqlm.trace import read_trace
 
@@ -131,10 +131,9 @@ def memory(facts: Facts) -> list[Case]:
 
 
 def size(facts: Facts) -> list[Case]:
-    """Parameters, and the gap to the training loss without dropout."""
-    best = best_of_each(facts.settings)
+    """Parameters of the lowest setting of each architecture, and its gap to the training loss without dropout."""
     found = []
-    for setting in best.values():
+    for setting in best_settings(facts.settings):
         parameters, gap = facts.mean(setting, "parameters"), facts.gap(setting)
         if math.isfinite(parameters) and math.isfinite(gap):
             found.append(Case(setting.reference, parameters, gap))

@@ -91,16 +91,27 @@ class Difference:
     seeds: tuple[int, int] = (1, 1)
     """Of a and of b."""
 
+    def _variances(self, noise: Noise) -> list[tuple[float, int]]:
+        """Return the variances that add up to that of the difference, each with its degrees of freedom."""
+        parts = []
+        if math.isfinite(self.text_error):
+            parts.append((self.text_error**2, self.blocks - 1))
+        if noise.is_known:
+            parts.append((noise.variance * (1 / self.seeds[0] + 1 / self.seeds[1]), noise.freedom))
+        return parts
+
     def error(self, noise: Noise) -> float:
         """Return its standard error; NaN: nothing is known of its chance."""
-        parts = [] if math.isnan(self.text_error) else [self.text_error**2]
-        if noise.is_known:
-            parts.append(noise.variance * (1 / self.seeds[0] + 1 / self.seeds[1]))
-        return math.sqrt(sum(parts)) if parts else math.nan
+        parts = self._variances(noise)
+        return math.sqrt(sum(variance for variance, _ in parts)) if parts else math.nan
 
-    def freedom(self, noise: Noise) -> int:
-        """Return the degrees of freedom of Student's t: those of the seeds where they are known."""
-        return noise.freedom if noise.is_known else self.blocks - 1
+    def freedom(self, noise: Noise) -> float:
+        """Return the degrees of freedom of Student's t: those of a sum of variances (Satterthwaite, 1946)."""
+        parts = self._variances(noise)
+        total = sum(variance for variance, _ in parts)
+        if not total:
+            return float(sum(freedom for _, freedom in parts))
+        return total**2 / sum(variance**2 / freedom for variance, freedom in parts)
 
     def p_value(self, noise: Noise) -> float:
         """Return how often chance alone gives a difference as large; NaN: not known."""
@@ -126,7 +137,7 @@ class Difference:
             return None
         from scipy.special import stdtrit
 
-        wanted = abs(self.nats) / float(stdtrit(noise.freedom, 1 - LEVEL / 2))
+        wanted = abs(self.nats) / float(stdtrit(self.freedom(noise), 1 - LEVEL / 2))
         room = wanted**2 - (0.0 if math.isnan(self.text_error) else self.text_error**2)
         needed = math.ceil(2 * noise.variance / room) if room > 0 else MOST_SEEDS + 1
         return needed if max(self.seeds) < needed <= MOST_SEEDS else None

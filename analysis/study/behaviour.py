@@ -8,9 +8,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from analysis.study.values import Values, clean, read_or_warn
 from seqlm.errors import DamagedFileError, FileError
@@ -19,10 +20,8 @@ from seqlm.reading import read_kept_bytes
 from seqlm.records.behaviour import (
     BehaviourFile,
     BehaviourSettings,
-    FrequencyClass,
     GradientNormsPart,
     LossesPart,
-    MeanLoss,
     MeasuresPart,
     Numbers,
     PanelMember,
@@ -31,6 +30,8 @@ from seqlm.records.behaviour import (
 )
 from seqlm.rundir import BEHAVIOUR_READABLE_FROM, BEHAVIOUR_VERSION, RunDirectory
 
+Floats: TypeAlias = npt.NDArray[np.float32]
+"""Numbers of ``losses.f32``."""
 BLOCK = 100
 """Successive tokens of a block, over whose means the uncertainty of a difference of losses is estimated."""
 LARGEST_LOSSES = 8 * 2**20
@@ -56,7 +57,7 @@ class StepLosses:
     """Tokens that ``zero_state`` predicts at every step, from as many tokens before them as the step says: the same for
     all steps, and for all runs with this text and ``window``. ``None``: not recorded (version 3), so the steps of
     ``zero_state`` are means over different tokens."""
-    blocks: Values | None = None
+    blocks: Floats | None = None
     """The means of ``zero_state`` over each whole block of ``BLOCK`` of them (blocks x window), float32. ``None``: not
     recorded."""
 
@@ -228,12 +229,6 @@ class Behaviour:
     corpus: str
     loss_per_step: StepLosses
     gradient_norms: GradientNorms | None
-    token_losses: Values | None = None
-    """Loss of each token of the validation text, in its order, float32; NaN: it is not predicted. Of two runs on the
-    same text, those compare that neither has as NaN. ``None``: not recorded. The same of the next five."""
-    valid_loss: MeanLoss | None = None
-    train_loss: MeanLoss | None = None
-    loss_by_frequency: tuple[FrequencyClass, ...] | None = None
     panel: tuple[PanelMember, ...] | None = None
     held_out: tuple[Measures, ...] | None = None
     samples: list[Sample] = field(default_factory=list)
@@ -256,42 +251,34 @@ class Behaviour:
             corpus=file.corpus,
             loss_per_step=StepLosses.of(file.loss_per_step),
             gradient_norms=None if file.gradient_norms is None else GradientNorms.of(file.gradient_norms),
-            valid_loss=file.valid_loss,
-            train_loss=file.train_loss,
-            loss_by_frequency=file.loss_by_frequency,
             panel=None if file.panel is None else tuple(replace(one, name=clean(one.name)) for one in file.panel),
             held_out=None if file.held_out is None else tuple(Measures.of(part) for part in file.held_out),
         )
 
     def losses_content(self) -> bytes:
-        """Return the content of ``losses.f32``, of a behaviour that has all of it."""
-        assert self.token_losses is not None
+        """Return the content of ``losses.f32``, of a behaviour that has it."""
         assert self.loss_per_step.blocks is not None
-        numbers = np.concatenate([self.token_losses, self.loss_per_step.blocks.ravel()])
-        return numbers.astype(LOSS_TYPE).tobytes()
+        return self.loss_per_step.blocks.astype(LOSS_TYPE).tobytes()
 
     def with_losses(self, part: LossesPart, content: bytes) -> Self:
         """Return the behaviour with the content of ``losses.f32``. Raises ``ValueError``: it is not what ``part`` says.
 
-        What is no loss counts as not predicted.
+        What is no loss counts as not known.
         """
-        expected = LOSS_TYPE.itemsize * (part.tokens + part.blocks * self.loss_per_step.window)
+        expected = LOSS_TYPE.itemsize * part.blocks * self.loss_per_step.window
         if len(content) != expected:
             raise ValueError(f"expected {expected:,} bytes, found {len(content):,}")
         if hashlib.sha256(content).hexdigest() != part.sha256:
             raise ValueError("it has another digest than behaviour.json says")
-        numbers = np.frombuffer(content, LOSS_TYPE).astype(np.float32)
-        numbers[~(np.isfinite(numbers) & (numbers >= 0))] = np.nan
-        blocks = numbers[part.tokens :].reshape(part.blocks, self.loss_per_step.window)
-        losses = replace(self.loss_per_step, blocks=blocks)
-        return replace(self, token_losses=numbers[: part.tokens], loss_per_step=losses)
+        blocks = np.frombuffer(content, LOSS_TYPE).astype(np.float32).reshape(part.blocks, self.loss_per_step.window)
+        blocks[~(np.isfinite(blocks) & (blocks >= 0))] = np.nan
+        return replace(self, loss_per_step=replace(self.loss_per_step, blocks=blocks))
 
     def to_file(self) -> BehaviourFile:
         """Return the record of the file."""
-        losses = None
-        if self.token_losses is not None and self.loss_per_step.blocks is not None:
-            digest = hashlib.sha256(self.losses_content()).hexdigest()
-            losses = LossesPart(tokens=len(self.token_losses), blocks=len(self.loss_per_step.blocks), sha256=digest)
+        losses, blocks = None, self.loss_per_step.blocks
+        if blocks is not None:
+            losses = LossesPart(blocks=len(blocks), sha256=hashlib.sha256(self.losses_content()).hexdigest())
         return BehaviourFile(
             version=BEHAVIOUR_VERSION,
             checkpoint_sha256=self.checkpoint_sha256,
@@ -305,9 +292,6 @@ class Behaviour:
             loss_per_step=self.loss_per_step.to_part(),
             gradient_norms=None if self.gradient_norms is None else self.gradient_norms.to_part(),
             losses=losses,
-            valid_loss=self.valid_loss,
-            train_loss=self.train_loss,
-            loss_by_frequency=self.loss_by_frequency,
             panel=self.panel,
             held_out=None if self.held_out is None else tuple(piece.to_part() for piece in self.held_out),
         )

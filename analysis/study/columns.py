@@ -217,6 +217,18 @@ BEHAVIOUR = _meanings(
     ("value", "nats/token; gradients: 1", "mean validation loss at step t, or norm of the last step's gradient there"),
 )
 
+_MEASURES = (
+    ("rating", "nats/token", "mean loss under the panel, without <unk>; missing without a panel"),
+    ("known_pairs", "", "share of the pairs of successive tokens that the training text contains"),
+    ("known_triples", "", "the same for three successive tokens"),
+    ("repetition", "", "share of the tokens that occur among the 16 before them"),
+    ("distinct_1", "", "distinct tokens divided by tokens"),
+    ("distinct_2", "", "distinct pairs of successive tokens divided by pairs"),
+    ("distinct_3", "", "the same for three successive tokens"),
+    ("unk_share", "", "share of <unk>"),
+    ("longest_copy", "tokens", "longest passage without <unk> that the training text contains"),
+)
+
 SAMPLES = _meanings(
     _NUMBER,
     _ID,
@@ -226,14 +238,16 @@ SAMPLES = _meanings(
     ("text", "", "what it wrote"),
     ("entropy", "nats", "mean entropy of the distributions that the tokens were drawn from"),
     ("perplexity_own", "", "perplexity of the text under the model itself"),
-    ("perplexity_other", "", "perplexity under the judge; missing without one"),
-    ("repetition", "", "share of the tokens that occur among the 16 before them"),
-    ("distinct_1", "", "distinct tokens divided by tokens"),
-    ("distinct_2", "", "distinct pairs of successive tokens divided by pairs"),
-    ("distinct_3", "", "the same for three successive tokens"),
-    ("unk_share", "", "share of <unk>"),
-    ("longest_copy", "tokens", "longest passage without <unk> that the training text contains"),
+    *_MEASURES,
     ("copied", "", "that passage"),
+)
+
+HELD_OUT = _meanings(
+    _NUMBER,
+    _ID,
+    ("index", "", "place of the sample that the piece of validation text is as long as, from 0"),
+    ("perplexity_own", "", "perplexity of the piece under the model itself"),
+    *_MEASURES,
 )
 
 RESOURCES = _meanings(
@@ -261,6 +275,7 @@ TABLES: Mapping[str, Mapping[str, Meaning]] = MappingProxyType(
         "resources": RESOURCES,
         "behaviour": BEHAVIOUR,
         "samples": SAMPLES,
+        "held_out": HELD_OUT,
     }
 )
 """Table -> column -> meaning, in the order of the columns."""

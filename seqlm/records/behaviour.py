@@ -72,38 +72,13 @@ class PanelMember(Record):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class MeanLoss(Record):
-    """The mean of -log p(token), in nats, over tokens of a text, without dropout."""
-
-    tokens: NotNegative
-    loss: float | None
-    """``None`` for no tokens too."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class FrequencyClass(Record):
-    """The mean loss of the validation tokens that have a certain place among those of the training text.
-
-    The most frequent token has place 1; of equally frequent ones, the one with the lower id comes first.
-    """
-
-    first: Count
-    last: Count | None
-    """``None``: all further places."""
-    tokens: NotNegative
-    loss: float | None
-
-
-@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class LossesPart(Record):
     """What is in ``losses.f32``: little-endian float32, in nats.
 
-    First the loss of each of the first ``tokens`` tokens of the validation text, in its order; NaN: it is not
-    predicted. Then, for each of ``blocks`` blocks of 100 successive tokens, the mean losses at the steps of a window,
-    whose mean over all tokens is ``zero_state``.
+    For each of ``blocks`` blocks of 100 successive tokens, the mean losses at the steps of a window, whose mean over
+    all tokens is ``zero_state``.
     """
 
-    tokens: NotNegative
     blocks: NotNegative
     sha256: str
     """Digest of the file."""
@@ -153,12 +128,6 @@ class BehaviourFile(Record):
     gradient_norms: GradientNormsPart | None
     """``None``: the model shows no hidden states, so there are no gradients by them."""
     losses: LossesPart | None = None
-    valid_loss: MeanLoss | None = None
-    """Over the predicted tokens of the validation text, in the columns and windows in which training scores it."""
-    train_loss: MeanLoss | None = None
-    """The same for the beginning of the training text, as long as the validation text."""
-    loss_by_frequency: tuple[FrequencyClass, ...] | None = None
-    """The parts of ``valid_loss``."""
     panel: tuple[PanelMember, ...] | None = None
     """The runs that rate the samples; may be empty."""
     held_out: tuple[MeasuresPart, ...] | None = None

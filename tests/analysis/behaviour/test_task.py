@@ -43,7 +43,14 @@ def test_a_task_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     job = RunDirectory(tmp_path)
     with pytest.raises(FileError, match=r"task\.json is missing"):
         Task.read(job, CONFIG)
-    for raw in ({"panel": ["gru", "../gru"]}, {"panel": [""]}, {"panel": [".."]}, {"panel": "gru"}, {"panel": [3]}, {"settings": []}):
+    for raw in (
+        {"panel": ["gru", "../gru"]},
+        {"panel": [""]},
+        {"panel": [".."]},
+        {"panel": "gru"},
+        {"panel": [3]},
+        {"settings": []},
+    ):
         write_json(tmp_path / "task.json", raw)
         with pytest.raises((ConfigError, DamagedFileError)):
             Task.read(job, CONFIG)

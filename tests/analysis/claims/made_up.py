@@ -43,8 +43,8 @@ def make_study(
 ) -> list[RunDirectory]:
     """Make runs of three architectures and three optimizers.
 
-    ``seeds``: seeds of some of them, else one. ``order``: places of the runs in the manifest. ``slow``: by name, an epoch
-    and the factor of its time. ``losses``: the losses of some of them. ``keys``: of :func:`add_run`.
+    ``seeds``: seeds of some of them, else one. ``order``: places of the runs in the manifest. ``slow``: by name, an
+    epoch and the factor of its time. ``losses``: the losses of some of them. ``keys``: of :func:`add_run`.
     """
     runs = []
     wanted = [

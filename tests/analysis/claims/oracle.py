@@ -30,6 +30,8 @@ class Oracle:
             limit = run["compared_epochs"]
             if not limit or int(row["epoch"]) < int(limit):
                 self.epochs[row["number"]].append(row)
+        paths = [report / "data" / f"{name}.csv" for name in ("samples", "held_out")]
+        self.samples, self.held_out = (table(path) if path.exists() else [] for path in paths)
         self.curves: dict[tuple[str, str], list[float]] = defaultdict(list)
         behaviour = report / "data" / "behaviour.csv"
         for row in table(behaviour) if behaviour.exists() else ():
@@ -42,7 +44,9 @@ class Oracle:
                 yield f"{claim['question']} {claim['kind']} {claim['measure']} {claim['members']}: {fault}"
 
     def faults_of(self, claim: Mapping[str, Any]) -> Iterator[str]:
-        if claim["kind"] in ("compare", "first") and claim["question"] != "steps":
+        if claim["question"] == "samples":
+            yield from self._samples(claim)
+        elif claim["kind"] in ("compare", "first") and claim["question"] != "steps":
             yield from self._losses(claim) if "seconds" not in claim["measure"] else self._times(claim)
         elif claim["kind"] == "spread":
             yield from self._spread(claim)
@@ -113,10 +117,10 @@ class Oracle:
         squares += sum(2 * one**2 / 3.655 for one in ranges)
         return (squares / freedom if freedom else math.nan), freedom
 
-    def difference(self, measure: str, a: str, b: str) -> tuple[float, float, int]:
+    def difference(self, measure: str, a: str, b: str) -> tuple[float, float, float]:
         """Difference, its standard error and degrees of freedom; NaN: nothing is known of its chance."""
         nats = self.value(measure, b) - self.value(measure, a)
-        parts, blocks = [], 0
+        parts = []
         first, second = (self.tokens(a), self.tokens(b)) if measure == "val_ppl" else (None, None)
         if first and second and len(first) == len(second):
             each = [y - x for x, y in zip(first, second, strict=True) if not math.isnan(x + y)]
@@ -124,11 +128,14 @@ class Oracle:
             if blocks >= 10:
                 nats = statistics.fmean(each)
                 means = [statistics.fmean(each[BLOCK * k : BLOCK * (k + 1)]) for k in range(blocks)]
-                parts.append(statistics.variance(means) / blocks)
+                parts.append((statistics.variance(means) / blocks, blocks - 1))
         variance, freedom = self.noise(self.members(a)[0]["text"], measure)
         if freedom:
-            parts.append(variance * (1 / len(self.members(a)) + 1 / len(self.members(b))))
-        return nats, math.sqrt(sum(parts)) if parts else math.nan, freedom or blocks - 1
+            seeds = 1 / len(self.members(a)) + 1 / len(self.members(b))
+            parts.append((variance * seeds, freedom))
+        total = sum(part for part, _ in parts)
+        together = total**2 / sum(part**2 / own for part, own in parts) if total else math.nan
+        return nats, math.sqrt(total) if parts else math.nan, together
 
     def _losses(self, claim: Mapping[str, Any]) -> Iterator[str]:
         measure, (a, b) = claim["measure"], claim["members"][:2]
@@ -138,7 +145,7 @@ class Oracle:
         yield from same("values", claim["values"], values)
         if claim["kind"] == "first" and values != sorted(values):
             yield f"the members are not in the order of {values}"
-        nats, error, freedom = self.difference(measure, a, b)
+        nats, error, _ = self.difference(measure, a, b)
         yield from same("difference", [claim["difference"]], [nats])
         yield from same("error", [claim["error"]], [error])
         family = [other for other in self.claims if self.is_of_family(claim, other)]
@@ -159,7 +166,7 @@ class Oracle:
             and self.members(other["members"][0])[0]["text"] == self.members(claim["members"][0])[0]["text"]
         )
 
-    def verdicts(self, differences: Sequence[tuple[float, float, int]], measure: str, member: str) -> list[str]:
+    def verdicts(self, differences: Sequence[tuple[float, float, float]], measure: str, member: str) -> list[str]:
         _, known = self.noise(self.members(member)[0]["text"], measure)
         ps = [p_value(*one) for one in differences]
         order = sorted((p, place) for place, p in enumerate(ps) if not math.isnan(p))
@@ -300,6 +307,19 @@ class Oracle:
         slope = sum((k - middle) * one for k, one in enumerate(used)) / sum((k - middle) ** 2 for k in range(len(used)))
         yield from same("factor", claim["values"], [math.exp(slope)])
 
+    def _samples(self, claim: Mapping[str, Any]) -> Iterator[str]:
+        name, measure = claim["members"][0].split()[0], claim["measure"]
+        sides = [
+            [float(row[measure]) for row in rows if row["number"] == name and row[measure]]
+            for rows in (self.samples, self.held_out)
+        ]
+        means = [statistics.fmean(side) if side else math.nan for side in sides]
+        yield from same("values", claim["values"], means)
+        errors = [statistics.stdev(side) / math.sqrt(len(side)) if len(side) > 1 else math.nan for side in sides]
+        apart = abs(means[0] - means[1]) >= 2 * math.hypot(*errors)
+        if apart != (claim["verdict"] == "told apart"):
+            yield f"verdict {claim['verdict']!r}"
+
     def _mechanism(self, claim: Mapping[str, Any]) -> Iterator[str]:
         given, values, outcomes = claim["given"], claim["values"], claim["given"]["outcomes"]
         sign = {"clipping": -1}.get(given["mechanism"], 1)
@@ -333,7 +353,7 @@ def same(what: str, found: Sequence[float | None], wanted: Sequence[float]) -> I
         yield f"{what} {list(found)}, wanted {list(wanted)}"
 
 
-def p_value(nats: float, error: float, freedom: int) -> float:
+def p_value(nats: float, error: float, freedom: float) -> float:
     """Two-sided, of Student's t, by Simpson's rule."""
     if math.isnan(error):
         return math.nan
@@ -341,7 +361,7 @@ def p_value(nats: float, error: float, freedom: int) -> float:
         return 0.0 if nats else 1.0
     t = abs(nats) / error
     scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(freedom * math.pi)
-    steps, end = 4000, min(t, 400.0)
+    steps, end = 400, min(t, 60.0)
     width = end / steps
     weights = (1 if k in (0, steps) else 4 if k % 2 else 2 for k in range(steps + 1))
     area = sum(w * (1 + (k * width) ** 2 / freedom) ** (-(freedom + 1) / 2) for k, w in enumerate(weights))
