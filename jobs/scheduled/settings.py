@@ -17,7 +17,7 @@ Lines: TypeAlias = Annotated[tuple[Line, ...], Valid("a list of texts, each one 
 
 @dataclass(frozen=True, kw_only=True)
 class Pool(Table):
-    """Jobs of one node each that share out runs, several at once."""
+    """Jobs of one node each that have several runs at once."""
 
     NAME: ClassVar[str] = "pool"
 
@@ -38,7 +38,7 @@ class JobShape:
     """What the jobs of runs that want the same have."""
 
     nodes: int
-    """A job with several nodes has one run."""
+    """A job with several nodes has one run at a time."""
     at_once: int | None
     """Maximum number of runs at once. ``None``: it is a job of the pool, with as many as there is room for."""
     cpus: int
@@ -135,7 +135,7 @@ class ScheduledTable(BackendTable):
                 f"resources.ranks: expected a multiple of ranks_per_node = {each}, such as {below} or {above}, "
                 f"got {ranks}"
             )
-        sharing = int((1 + TINY) / gpus) if 0 < gpus < 1 else 1
+        sharing = int((1 + TINY) / gpus) if 0 < gpus < 1 and each == ranks else 1
         at_once = min(sharing, self.max_parallel or sharing)
         return JobShape(
             nodes=ranks // each,

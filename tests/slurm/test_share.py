@@ -21,7 +21,7 @@ __all__ = ["room"]
 
 pytestmark = pytest.mark.process
 
-SHARED: dict[str, Any] = {"jobs": 3, "is_pool": True}
+SHARED: dict[str, Any] = {"jobs": 3}
 JOBS = ["0-0", "0-1", "0-2"]
 
 
