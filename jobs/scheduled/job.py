@@ -97,8 +97,8 @@ class JobHost(Host):
     started: float = field(default_factory=time.time)
     is_sick: bool = False
     """Whether this node has failed, so that the job starts nothing more on it."""
-    has_lost_ranks: bool = False
-    """Whether a run on several nodes has failed, one of which may be to blame: the job starts nothing more on them."""
+    goes_back: bool = False
+    """Whether the job starts nothing more, since its only run is to be tried again later or elsewhere."""
     has_news: bool = False
     """Whether a worker of this start of the job has begun to train."""
     unread: set[str] = field(default_factory=set)
@@ -112,17 +112,25 @@ class JobHost(Host):
     def tries_again(self, failure: End | None, found: Verdict, number: int) -> bool:
         """Return whether the run is tried again here. What another node or more memory may help with waits.
 
-        After a failure of its node, a run is tried again here until the node has failed twice in a row.
+        After a failure of its node, a run is tried again here until the node has failed twice in a row. A job that has
+        one run at a time then goes back into the queue. It does so too if the run is to wait for long.
         """
+        is_alone = self.share.array.at_once == 1
+        tries = self._tries_again(failure, found, number, most_seconds=FIRST_DELAY_SECONDS if is_alone else math.inf)
+        self.goes_back = self.goes_back or (is_alone and not tries)
+        return tries
+
+    def _tries_again(self, failure: End | None, found: Verdict, number: int, *, most_seconds: float) -> bool:
         if self.context.nodes > 1:
-            self.has_lost_ranks = True
             return False
         if failure is None:
             return number <= BUSY_TRIES
         self.is_sick = self.is_sick or self.context.host in found.sick_nodes
         if self.is_sick:
             return False
-        return failure.kind == "node" or (failure.kind == "oom" and self.more_memory_mb([failure]) is None)
+        if failure.kind == "node":
+            return (found.delay or 0.0) <= most_seconds
+        return failure.kind == "oom" and self.more_memory_mb([failure]) is None
 
     def more_memory_mb(self, failures: Sequence[End]) -> int | None:
         """Return how much memory the job is to ask for in its next start. ``None``: none of the failures is of that."""
@@ -150,7 +158,7 @@ class JobHost(Host):
 
     @property
     def _is_done_here(self) -> bool:
-        return self.is_sick or self.has_lost_ranks
+        return self.is_sick or self.goes_back
 
     def saw(self, run: RunDirectory, attempt: int) -> None:
         if not self.has_news and exists(run.worker_file(attempt)):

@@ -135,7 +135,7 @@ class ScheduledTable(BackendTable):
                 f"resources.ranks: expected a multiple of ranks_per_node = {each}, such as {below} or {above}, "
                 f"got {ranks}"
             )
-        sharing = int((1 + TINY) / gpus) if 0 < gpus < 1 and each == ranks else 1
+        sharing = int((1 + TINY) / gpus) if 0 < gpus < 1 else 1
         at_once = min(sharing, self.max_parallel or sharing)
         return JobShape(
             nodes=ranks // each,

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, final
 
 from jobs.manifests.policy import Policy
-from jobs.scheduled.slot import NEWS
+from jobs.scheduled.slot import NEWS, OVER
 from jobs.study.budget import Budget
 from seqlm import reading
 from seqlm.errors import SeqlmError
@@ -190,7 +190,42 @@ def what_is_finished_stays(story: Story, process: Process, path: str) -> None:
         story.kernel.violate(f"KEPT: {lost}")
 
 
-AT_WRITES = (only_owners_write, what_is_finished_stays)
+UNSEEN_RUNS = UNSURE_LEASES | {"files_late", "node_without_device", "retry", "run", "cancel_and_retry"}
+"""Accidents after which a job may not see a run that waits, or its request may not be the newest."""
+LOOKS_AGAIN_SECONDS = 60.0
+"""A job has looked at all runs of its array so long before its end."""
+
+
+def no_run_waits_for_a_job_that_ends(story: Story, process: Process, path: str) -> None:
+    """Check at the end of a job for good: no run of its array has never begun although the run's own job has started.
+
+    Its own job is busy with other runs, or was lost.
+    """
+    job = next((one for one in story.study_jobs if process in one.processes), None)
+    if path != OVER or job is None or story.harm.happened & UNSEEN_RUNS or _may_be_over(story):
+        return
+    folder = story.files.look(job.folder)
+    if folder is None or "canary" in job.folder or "withdrawn.json" in folder.names:
+        return
+    arrays = json.loads(folder.names["batch.json"].content)["arrays"]
+    (number,) = [place for place, array in enumerate(arrays) if array["job"] == str(job.array)]
+    for place, run in enumerate(arrays[number]["runs"]):
+        own = story.files.look(f"{job.folder}/job-{number}-{place % arrays[number]['jobs']}/1")
+        is_wanted = not story.requests_of(name_of(run))[-1].is_cancel
+        has_begun = story.files.look(f"{STUDY}/{run}/attempts/0001") is not None
+        if own is None or has_begun or not is_wanted:
+            continue
+        began_at = min(inode.changed_at for inode in own.names.values()) if own.names else story.kernel.now
+        if story.kernel.now > began_at + LOOKS_AGAIN_SECONDS:
+            story.kernel.violate(f"WAITS: job {job.id} ends, and {run}, whose own job has started, has never begun")
+
+
+def _may_be_over(story: Story) -> bool:
+    """Return whether runs may not start any more: the budget is spent, or a search does not train them."""
+    return story.study.core_hours is not None or story.study.is_search
+
+
+AT_WRITES = (only_owners_write, what_is_finished_stays, no_run_waits_for_a_job_that_ends)
 """Checks at each name that a process makes, replaces or removes."""
 
 

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from analysis.study.pools import used_of_pools
 from analysis.study.study import load_study
 from seqlm.files import read_json, write_json
 from seqlm.records.batch import Batch
+from seqlm.resources import Resources
 from seqlm.rundir import RunDirectory
 from tests.analysis.attempt_files import write_attempt, write_job
 from tests.analysis.study.test_attempts import resumed_run
