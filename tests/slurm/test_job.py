@@ -542,6 +542,33 @@ def test_each_node_starts_its_own_ranks_of_the_same_attempt(tmp_path: Path, room
     assert (first["SEQLM_ATTEMPT"], second["SEQLM_ATTEMPT"]) == ("1", "1")
 
 
+def test_a_job_on_several_nodes_has_one_run_after_another(tmp_path: Path, room: Path) -> None:
+    runs = [make(tmp_path, name) for name in "abc"]
+    told = plan(*runs, resources=TWO, array={"at_once": 1})
+    assert work_on_two(told, room)
+    for run in runs:
+        first, second = (json.loads((run.path / f"told-{rank}").read_text()) for rank in (0, 1))
+        assert (first["SEQLM_NODE"], second["SEQLM_NODE"]) == ("n1", "n2")
+        assert first["SEQLM_RENDEZVOUS"] == second["SEQLM_RENDEZVOUS"] == str(run.attempt_dir(1) / "rendezvous")
+        assert run.is_done()
+    assert asked(told) == []
+
+
+def test_a_job_on_several_nodes_starts_nothing_more_on_them_after_a_failure_that_another_node_may_help_with(
+    tmp_path: Path, room: Path
+) -> None:
+    failing, other = make(tmp_path, "a"), make(tmp_path, "b")
+    program = (
+        f"import os, sys\nif sys.argv[1].endswith('a'):\n    os.environ['RANK'] == '0' and sys.exit(1)\n    {KILLED}\n"
+    )
+    program += TELL
+    told = plan(failing, other, program=program, resources=TWO, policy=Policy(), array={"at_once": 1})
+    assert work_on_two(told, room)
+    assert [failed.kind for failed in failing.failures()] == ["node"]
+    assert other.attempts() == []
+    assert len(asked(told)) == 1
+
+
 def test_each_node_has_logs_of_its_own_and_the_one_that_failed_says_why(tmp_path: Path, room: Path) -> None:
     run = make(tmp_path)
     program = (
