@@ -246,9 +246,9 @@ def plan_jobs(
 
 
 def divided(wanted: Sequence[int], places: int) -> list[int]:
-    """Divide places among those that want so many: each gets one, and none much less than its part of the rest.
+    """Return shares of a number of places, near in proportion to what is ``wanted``. Each share is 1 or more.
 
-    No more is given than is wanted. If there are fewer places than those that want one, more is given than there is.
+    No share is larger than what is wanted. With fewer places than shares, the sum of the shares exceeds the places.
     """
     shares = [1] * len(wanted)
     while sum(shares) < min(places, sum(wanted)):
@@ -311,9 +311,9 @@ def _merged(arrays: Sequence[ArrayPlan]) -> ArrayPlan:
 
 
 def fitted(plan: JobPlan, places: int, most_runs: int | None) -> JobPlan:
-    """Return a plan whose arrays have so many jobs together, if there is a place for each array.
+    """Return a plan whose arrays together have this number of jobs.
 
-    If there are too few, the runs of one node are one array.
+    With fewer places than arrays, the runs of one node are one array. Each array keeps at least one job.
     """
     if len(plan.arrays) > places:
         plan = merged(plan, most_runs)
@@ -342,19 +342,17 @@ def submit(plan: JobPlan, place: Submitter, canaries: JobPlan | None = None) -> 
         return _submit(plans, place)
     except _NoRoomError as error:
         places, most = error.taken, place.settings.max_parallel
-    if canaries is not None:  # a single job for each kind of GPUs leaves most room
-        few = fitted(canaries, 0, most)
-        plans, places = [few], places - len(few.arrays)
-        plans.append(fitted(plan, places, most))
-    else:
-        plans = [fitted(plan, places, most)]
-    return _submit(plans, place, is_last=True)
+    # A single job for the canaries of each kind of GPUs leaves most room.
+    few = [] if canaries is None else [fitted(canaries, 0, most)]
+    places -= sum(len(one.arrays) for one in few)
+    return _submit([*few, fitted(plan, places, most)], place, is_last=True)
 
 
 class _NoRoomError(TooManyJobsError):
-    """The scheduler takes no job of an array, and so many of those before."""
+    """The scheduler takes no job of an array."""
 
     def __init__(self, why: str, taken: int) -> None:
+        """``taken``: the number of jobs that it has taken of the arrays before."""
         super().__init__(why)
         self.taken = taken
 

@@ -122,7 +122,7 @@ def cancelled_means_that_no_worker_lives(story: Story, command: Process) -> None
 
 def nothing_is_trained_at_the_limit(story: Story, job: Job) -> None:
     """Check at the time limit of a job: its workers have ended, whatever they do at a signal."""
-    if story.harm.happened & (UNSURE_LEASES | {"silence", "controller_gone", "cut_off_node"}):
+    if story.harm.happened & (UNSURE_LEASES | {"silence", "controller_gone", "cut_off_node", "stop_program"}):
         return
     for worker in story.cluster.members(job):
         if run_of(worker) is not None:
@@ -303,6 +303,22 @@ def _is_without_job(story: Story, name: str, arrays: Mapping[int, int]) -> bool:
     return may_lack_one and bool(asked) and asked[-1] not in arrays
 
 
+GIVE_UP_SECONDS = 240.0
+"""How long the program on the first node may live after the ranks there: it gives the other nodes two minutes."""
+
+
+def nobody_waits_for_a_node_that_does_not_answer(story: Story, program: Process) -> None:
+    """Check at the end of a program on the first of several nodes: it has not waited for the others for ever."""
+    jobs = [job for job in story.study_jobs if len(job.nodes) > 1 and program in job.processes[1:2]]
+    if not jobs or not story.harm.happened <= {"stop_program", "kill_worker", "preempt", "requeue"}:
+        return
+    ranks = [one for one in story.kernel.processes if one.parent is program]
+    last = max((one.ended_at for one in ranks if one.ended_at is not None), default=story.kernel.now)
+    if story.kernel.now > last + GIVE_UP_SECONDS:
+        waited = story.kernel.now - last
+        story.kernel.violate(f"ANSWER: {program} has waited for the other nodes for {waited:.0f} s after its ranks")
+
+
 @at_end
 def jobs_of_others_are_left_alone(story: Story) -> None:
     for job in story.others:
@@ -322,6 +338,26 @@ def a_job_avoids_a_node_that_failed_twice(story: Story) -> None:
             news = story.files.look(f"{job.folder}/job-0-{job.index}/{number}/{NEWS}")
             if not others and lost == {node} and len(up) > 1 and news is not None:
                 raise ViolationError(f"NODES: job {job.id} trains on {node}, which it has just lost twice in a row")
+
+
+UNSEEN_SCANCELS = UNSURE_LEASES | {
+    *("silence", "controller_gone", "kill_program", "stop_program", "lose_node", "cut_off_node", "hang_worker"),
+    *("memory_of_job_used_up", "scancel", "slow_start", "stop_worker", "kill_worker", "terminate_worker", "requeue"),
+    *("preempt", "ranks_abort", "device_error", "node_without_device"),
+}
+"""Accidents after which the program of a job may end before it records that its user has cancelled the job."""
+
+
+@at_end
+def a_run_that_was_cancelled_in_slurm_says_so(story: Story) -> None:
+    """That is for the time when SLURM has forgotten its job."""
+    if story.harm.happened & UNSEEN_SCANCELS:
+        return
+    ends = ends_of(story)
+    for name, when in story.harm.cancelled_by_slurm.items():
+        is_newest = all(one.filed_at < when for one in story.requests_of(name))
+        if is_newest and ends.get(name, ("missing",))[0] in ("pending", "missing"):
+            raise ViolationError(f"SCANCEL: {name} is {ends.get(name)}, and its job was cancelled while it trained")
 
 
 COUNTED = {

@@ -249,7 +249,9 @@ def test_preemptions_and_time_limits_cost_no_epoch_and_accounting_knows_a_job_th
             "the accounting to have the end of the job",
             until=lambda state: state.startswith("CANCELLED"),
         )
-        assert study.each()[0] == "cancelled"
+        assert study.each()[0] == "queued", "the other job has yet to take it"
+        cluster.run("scancel", jobs(study)[limited.id])
+        wait_for(study.each, "no job to be left", until=lambda states: states == ["cancelled"] * 2)
         assert study("cancel", "small", "--all").returncode == 0
         assert study.each() == ["cancelled", "cancelled"]
         assert study.epochs() == [list(range(len(epochs_of(run)))) for run in runs]
