@@ -463,7 +463,7 @@ def _run_part(plan: JobPlan, number: int, context: Allocation, signals: Signals,
     Raises:
         UsageError: the job is not to start: its launch is withdrawn, or the plan is not its own.
     """
-    if exists(plan.folder / Withdrawn.FILE):
+    if look_again(exists, plan.folder / Withdrawn.FILE):
         raise UsageError("this job does not start: its launch is withdrawn")
     if context.array not in (one.job for one in plan.arrays[number : number + 1]):
         raise UsageError(f"this job does not start: {plan.folder / Batch.FILE} is that of another study's jobs")
@@ -471,7 +471,7 @@ def _run_part(plan: JobPlan, number: int, context: Allocation, signals: Signals,
     if context.node_rank:
         serve(plan, number, context, signals, first_host, start)
         return
-    with start.alive():
+    with look_again(start.alive):
         run_job(plan, number, context, signals, start)
 
 

@@ -92,7 +92,11 @@ def test_an_array_that_shares_its_runs_and_is_cancelled_leaves_all_of_them_cance
     )
     assert study("run", "small.toml", "--no-wait").returncode == 0
     (array,) = {job.array.id for job in read_jobs(tmp_path / "runs/small").values()}
-    wait_for(study.each, "two runs to begin", until=lambda states: sorted(states)[-2:] == ["running", "running"])
+    wait_for(
+        lambda: sum(run.worker_file(1).exists() for run in study.runs()),
+        "two runs to begin",
+        until=lambda begun: begun == 2,
+    )
     slurm_cluster.run("scancel", array)
     until_all_end(study)
     assert study.each() == ["cancelled"] * 5
