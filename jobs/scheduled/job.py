@@ -161,6 +161,7 @@ class JobHost(Host):
         return self.is_sick or self.goes_back
 
     def saw(self, run: RunDirectory, attempt: int) -> None:
+        self.share.saw(run)
         if not self.has_news and exists(run.worker_file(attempt)):
             self.start.note_news()
             self.has_news = True

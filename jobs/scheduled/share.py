@@ -5,8 +5,9 @@ none of them has. A run belongs to the job that has started its newest attempt, 
 (:mod:`jobs.scheduled.slot`). The scheduler is not asked: a container may not have its commands. If two jobs start the
 same attempt, the one that writes its ``start.json`` goes on with the run.
 
-A run whose own job has never started is taken only while half of this job's time is left: its own job will have all of
-its time. A run whose own job has started waits for other runs of that job, or that job was lost.
+A run whose own job has never started is taken only if this job has as much time left as its longest run has taken: the
+own job will have all of its time. A run whose own job has started waits for other runs of that job, or the job was
+lost.
 """
 
 import contextlib
@@ -50,14 +51,22 @@ class Share:
         """The runs that the job may take, in the order in which it takes them, without those seen to be over."""
         self._kinds = set(self.array.runs.values())
         self._looked_at = -math.inf
-        self._half_at = time.monotonic() + 30 * self.array.timeout_min
-        """When half of the job's time is over, on the monotonic clock."""
-        if context.end_time is not None and (left := context.end_time - time.time()) > 0:
-            self._half_at = time.monotonic() + left / 2
+        left = 0.0 if context.end_time is None else context.end_time - time.time()
+        self._ends_at = time.monotonic() + (left if left > 0 else 60 * self.array.timeout_min)
+        """When the job's time is over, on the monotonic clock."""
+        self._seen_at: dict[str, float] = {}
+        """Run id -> when this start of the job has first seen its own attempt of the run."""
+        self._longest = 0.0
+        """Seconds that the longest run of this start of the job has taken so far."""
 
     def is_own(self, run: RunDirectory) -> bool:
         """Return whether the job is the run's own."""
         return self._index_of[run.id] == self._context.index
+
+    def saw(self, run: RunDirectory) -> None:
+        """Note that this start of the job trains a run, or has just seen its end."""
+        now = time.monotonic()
+        self._longest = max(self._longest, now - self._seen_at.setdefault(run.id, now))
 
     def may_take(self, run: RunDirectory, seen: Observation) -> bool:
         """Return whether this job may start the next attempt of a run.
@@ -116,7 +125,7 @@ class Share:
         self._looked_at = now
         for run in [one for one in self.runs if one.id not in but and self.array.runs[one.id] in fitting]:
             with contextlib.suppress(FileError, OSError):  # the next look is soon
-                if now >= self._half_at and not self.has_own_job_started(run):
+                if self._ends_at - now < self._longest and not self.has_own_job_started(run):
                     continue
                 seen = run.observe()
                 if is_over(seen):

@@ -109,7 +109,7 @@ def test_a_run_whose_node_failed_waits_for_its_time_whichever_job_goes_on_with_i
 
 @pytest.mark.parametrize("is_late", [False, True])
 @pytest.mark.parametrize("owner", ["has never started", "is busy", "was lost"])
-def test_a_job_that_is_done_early_takes_a_run_that_waits_unless_its_own_job_will_have_more_time(
+def test_a_job_that_is_done_early_takes_a_run_that_waits_unless_the_time_is_short_and_the_own_job_will_have_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: str, *, is_late: bool
 ) -> None:
     own, waiting = make(tmp_path, "own"), make(tmp_path, "waiting")
@@ -118,9 +118,11 @@ def test_a_job_that_is_done_early_takes_a_run_that_waits_unless_its_own_job_will
     if owner != "has never started":
         starts_of(told, JOBS[1])
     ours = share(told, start)
+    ours.saw(own)
     write_result(own)
     late, now = 31 * 60.0 if is_late else 29 * 60.0, time.monotonic()
     monkeypatch.setattr(shares.time, "monotonic", lambda: now + late)
+    ours.saw(own)
     if owner == "was lost":
         begin(waiting, told, Start(told.folder / f"{SLOT}{JOBS[1]}" / "1"))
     found = ours.next_run(Capacity([Node(name="n", cpus=8, gpus={})], where="here"), is_idle=True)
