@@ -45,7 +45,8 @@ def make_study(
     """Make runs of three architectures and three optimizers.
 
     ``seeds``: seeds of some of them, else one. ``order``: places of the runs in the manifest. ``slow``: by name, an
-    epoch and the factor of its time. ``losses``: the losses of some of them. ``behaviours``: of the runs with Adam; their training length is 2. ``keys``: of :func:`add_run`.
+    epoch and the factor of its time. ``losses``: the losses of some of them. ``behaviours``: of the runs with Adam;
+    their training length is 2. ``keys``: of :func:`add_run`.
     """
     runs = []
     wanted = [

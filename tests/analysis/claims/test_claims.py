@@ -75,9 +75,7 @@ def test_every_claim_follows_from_the_data(tmp_path: Path, made: dict[str, Any])
     assert list(oracle.faults()) == []
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in test_golden.STUDIES if name != "nine"]
-)  # its behaviours are of 2 steps
+@pytest.mark.parametrize("name", [name for name in test_golden.STUDIES if name != "nine"])
 def test_every_claim_on_a_small_study_follows_from_the_data(tmp_path: Path, name: str) -> None:
     """A search, published results, unfinished and diverged runs, several texts, runs of unequal length."""
     test_golden.STUDIES[name](tmp_path / name)
