@@ -64,7 +64,7 @@ def add_behaviour_of_version_3(run: RunDirectory) -> None:
     """Write the files of a version that had neither a panel nor ``losses.f32``."""
     raw = add_behaviour(run, version=3)
     run.losses_file.unlink()
-    for key in ("panel", "held_out", "losses", "valid_loss", "train_loss", "loss_by_frequency"):
+    for key in ("panel", "held_out", "losses"):
         del raw[key]
     del raw["loss_per_step"]["tokens"]
     judge = {"id": "other-1", "name": "the judge", "checkpoint_sha256": "cd" * 32}
