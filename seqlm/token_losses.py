@@ -10,7 +10,7 @@ from array import array
 from collections.abc import Iterable
 from contextlib import suppress
 
-from seqlm.files import Guard, replacing
+from seqlm.files import Guard, write_bytes
 from seqlm.reading import read_kept_bytes
 from seqlm.rundir import RunDirectory
 
@@ -43,5 +43,4 @@ def write_token_losses(run: RunDirectory, losses: Iterable[float], *, guard: Gua
     numbers = array("f", losses)
     if sys.byteorder == "big":
         numbers.byteswap()
-    with replacing(run.token_losses_file, guard=guard) as temporary:
-        temporary.write_bytes(numbers.tobytes())
+    write_bytes(run.token_losses_file, numbers.tobytes(), guard=guard)

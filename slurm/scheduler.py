@@ -133,17 +133,20 @@ class Row:
 
 
 def rows_of(claims: Iterable[Claim], rows: Iterable[Row]) -> dict[Claim, list[Row]]:
-    """Return the rows about each claimed job, or about all jobs of a claimed array, that are those of its request.
+    """Return the rows about all jobs of the array of each claim that are those of its request.
 
     A claim without such a row is left out.
     """
     is_there = functools.cache(works_in)
-    named = defaultdict[str, list[Row]](list)
+    arrays = defaultdict[str, list[Row]](list)
     for row in rows:
-        for name in {row.job, row.job.partition("_")[0]}:
-            named[name].append(row)
-    found = {one: [row for row in named.get(one.id, ()) if is_there(row.folder, one.folder)] for one in claims}
-    return {claim: rows for claim, rows in found.items() if rows}
+        arrays[row.job.partition("_")[0]].append(row)
+
+    @functools.cache
+    def of_array(array: Claim) -> list[Row]:
+        return [row for row in arrays.get(array.id, ()) if is_there(row.folder, array.folder)]
+
+    return {claim: found for claim in claims if (found := of_array(claim.array))}
 
 
 @final
@@ -172,12 +175,9 @@ class Slurm(Scheduler):
             why = f"sbatch rejected the job: {error}"
             if not any(known in why for known in TOO_MANY):
                 raise BackendError(why + "".join(f"; set {key}" for key in KEYS if f"nvalid {key}" in why)) from None
-            too_many = TooManyJobsError(why)
             if TOO_LARGE in why:
-                advice = "the cluster may take no job arrays (MaxArraySize); ask the administrator to allow some"
-                too_many = TooManyJobsError(f"{why}; {advice}")
-                too_many.is_array_too_large = True
-            raise too_many from None
+                why += "; the cluster may take no job arrays (MaxArraySize); ask the administrator to allow some"
+            raise TooManyJobsError(why) from None
         job = answer.strip().partition(";")[0]
         if not job.isdigit():
             raise BackendError(f'sbatch: expected a job id, got "{job}"')
@@ -203,8 +203,7 @@ class Slurm(Scheduler):
             if not _is_answer(error):
                 raise
         found = rows_of(claims, read_squeue(text))
-        is_live = {claim: any(row.view.stage in ("queued", "running") for row in rows) for claim, rows in found.items()}
-        return [Job(claim.id, claim.folder) for claim in found if is_live[claim]]
+        return [Job(claim.id, claim.folder) for claim, rows in found.items() if any(_is_live(row.view) for row in rows)]
 
     def waiting_in(self, folders: Collection[Path]) -> list[Job]:
         """Return the waiting jobs of this user that work in the folders of requests."""
@@ -220,7 +219,10 @@ class Slurm(Scheduler):
         ]
 
     def views(self, claims: Collection[Claim]) -> dict[Claim, View]:
-        """Return the state of each job (``12_3``), or of an array (``12``) as a run that waits in it sees it."""
+        """Return the state of each job (``12_3``), or of an array (``12``) as a run that waits in it sees it.
+
+        A job that has ended is as its array while others of that are live: they share out its runs.
+        """
         wanted = frozenset(claims)
         queue = _answer(*SQUEUE, "-j", ",".join(parents(wanted)))
         listed = [] if queue is None else read_squeue(queue)
@@ -371,8 +373,20 @@ def views_of(claims: Iterable[Claim], rows: Iterable[Row]) -> dict[Claim, View]:
 
     Claims that are not are left out.
     """
-    found = {claim: {row.job: row.view for row in its} for claim, its in rows_of(claims, rows).items()}
-    return {claim: jobs.get(claim.id) or _of_array(claim.id, list(jobs.values())) for claim, jobs in found.items()}
+    found = {}
+    for claim, its in rows_of(claims, rows).items():
+        jobs = {row.job: row.view for row in its}
+        array, own = claim.array.id, jobs.get(claim.id)
+        is_live = any(_is_live(view) for view in jobs.values())
+        if own is None and (is_live or claim.id == array):
+            found[claim] = _of_array(array, list(jobs.values()))
+        elif own is not None:
+            found[claim] = own if _is_live(own) or not is_live else _of_array(array, list(jobs.values()))
+    return found
+
+
+def _is_live(view: View) -> bool:
+    return view.stage in ("queued", "running")
 
 
 def _of_array(array: str, jobs: Sequence[View]) -> View:

@@ -32,8 +32,8 @@ def waiting_jobs(jobs: Mapping[str, Claim]) -> dict[str, Waiting]:
             queues[partition].append(name)
     found = {}
     for run_id, claim in jobs.items():
-        # of an array its first job that waits
-        job = claim.id if claim.id in rows else next((one for one in rows if one.partition("_")[0] == claim.id), None)
+        of_array = (one for one in rows if one.partition("_")[0] == claim.array.id)
+        job = claim.id if claim.id in rows else next(of_array, None)  # the first one that waits
         if job is not None and works_in(rows[job][-1], claim.folder):
             partitions, reason, start, limit, _ = rows[job]
             (text, action), partition = meaning(reason), partitions.partition(",")[0]

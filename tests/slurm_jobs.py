@@ -22,7 +22,10 @@ def write_jobs(study_dir: Path, jobs: Mapping[str, str]) -> Request:
     plans = []
     for array, places in arrays.items():
         names = [places.get(index, f"other-{index}") for index in range(max(places) + 1)]
-        plans.append(array_of(*names, job=array, jobs=len(names), is_pool=array in jobs.values()))
+        if array in jobs.values():  # runs that wait behind the first one of a single job
+            plans.append(array_of("first", *names, job=array, jobs=1))
+        else:
+            plans.append(array_of(*names, job=array, jobs=len(names)))
     Batch(arrays=tuple(plans)).write(request.folder)
     Submitted().write(request.folder)
     return request

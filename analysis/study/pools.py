@@ -1,4 +1,4 @@
-"""How much of what the jobs of pools had was used, from the plans of launches and the times of attempts."""
+"""How much was used of what jobs had that runs share, from the plans of launches and the times of attempts."""
 
 import math
 from collections.abc import Iterable
@@ -8,21 +8,32 @@ import pandas as pd
 
 from seqlm.reading import listed, moment
 from seqlm.records.batch import Batch
+from seqlm.resources import Resources
 
 
 def rooms(study_dir: Path) -> dict[str, tuple[float, float]]:
-    """Return the GPUs and cores of each job of a pool, by the id of its array. A damaged record is left out."""
+    """Return the GPUs and cores of each job with room for several runs, by the id of its array.
+
+    A damaged record is left out.
+    """
     rooms_by_job = {}
     for folder in listed(study_dir / "launches"):
         batch = Batch.read(folder, tell=lambda line: None) or Batch()
         for array in batch.arrays:
-            if array.is_pool and array.job is not None:
-                rooms_by_job[array.job] = (float(array.gpus), float(array.cpus))
+            room = (float(array.nodes * array.gpus), float(array.nodes * array.cpus))
+            if array.job is not None and not all(_fills(run, room) for run in array.runs.values()):
+                rooms_by_job[array.job] = room
     return rooms_by_job
 
 
+def _fills(run: Resources, room: tuple[float, float]) -> bool:
+    """Return whether a run needs all GPUs and cores of a job."""
+    gpus, cores = room
+    return run.ranks * (run.gpus or 0) >= gpus and (gpus > 0 or run.ranks * (run.cpus or 1) >= cores)
+
+
 def used_of_pools(study_dirs: Iterable[Path], attempts: pd.DataFrame) -> dict[str, tuple[float, float]]:
-    """Return of the jobs of pools the hours that they had and those that their runs used, of GPUs and of cores.
+    """Return of such jobs the hours that they had and those that their runs used, of GPUs and of cores.
 
     A job has its GPUs and cores as long as one of its attempts runs. Those of a job with GPUs are not counted as cores.
     """

@@ -125,14 +125,11 @@ class LocalBackend(Backend, Executor):
             variables[machine.ORDER] = machine.PCI_ORDER  # a GPU without a UUID has nvidia-smi's number
         return variables
 
-    def ranks(self, job_id: str) -> Supervisor:
-        """Return the ranks of a run that have not been seen to end."""
-        return self._jobs[job_id][0]
-
     def poll(self, job_id: str) -> Ended | None:
-        ended = self.ranks(job_id).poll()
+        ranks, _, claims = self._jobs[job_id]
+        ended = ranks.poll()
         if ended is not None:
-            _, _, claims = self._jobs.pop(job_id)
+            del self._jobs[job_id]
             if self._cards is not None:
                 self._cards.forget(claims)
         return ended

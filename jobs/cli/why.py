@@ -152,7 +152,7 @@ def spent(one: ObservedRun) -> dict[str, str]:
         details["time"] = ", ".join(f"{phase} {share:.0%}" for share, phase in shares if share >= 0.005)
     request = numbered(run.path.parent, start.request or 0)
     batch = Batch.read(request) or Batch()
-    job = next((array for array in batch.arrays if run.id in array.runs and not array.is_pool), None)
+    job = next((array for array in batch.arrays if run.id in array.runs and array.at_once == 1), None)
     if (found := used(run, attempt, asked.ranks)) is not None:
         needs = enough(cores=max(found.cores), had=asked.cpus, memory_bytes=found.memory_bytes, seconds=found.seconds)
         cores = math.fsum(found.cores)

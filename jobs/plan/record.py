@@ -94,7 +94,9 @@ def record_of(manifest: Manifest, chosen: Sequence[RunSpec], data_path: Path | N
             for title, runs in manifest.groups.items()
         ),
         notes=tuple(
-            ManifestNote(part=part, text=text, runs={run: prints[run] for run in runs_in(text)}, manifest=name)
+            ManifestNote(
+                part=part, text=text, runs={run: prints[run] for run in runs_in(text) if run in prints}, manifest=name
+            )
             for part, text in manifest.notes.items()
         ),
         samples=tuple({**sample, "manifest": name} for sample in manifest.samples),

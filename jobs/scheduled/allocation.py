@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import final
 
@@ -10,11 +10,13 @@ from jobs.attempt.supervisor import Ended, first_cause, interface_of, rank_varia
 from jobs.backends.local import LocalBackend
 from jobs.plan import capacity
 from jobs.plan.capacity import Capacity, Card, Node
+from jobs.scheduled.slot import Start
 from jobs.spec import Submission
 from jobs.study.scheduler import Allocation, Scheduler
 from seqlm import machine
+from seqlm.environment import MICRO_BATCHES
 from seqlm.errors import EXIT_LOST, BackendError, FileError
-from seqlm.records.batch import ArrayPlan
+from seqlm.records.batch import ArrayPlan, Joint
 from seqlm.rundir import RunDirectory
 
 LOST_SECONDS = 120.0
@@ -25,8 +27,10 @@ LOST_SECONDS = 120.0
 class JobBackend(LocalBackend):
     """The cores and GPUs of a job, whose ranks on this node it starts. Each node does so."""
 
-    def __init__(self, scheduler: Scheduler, context: Allocation, array: ArrayPlan, first_host: str) -> None:
-        """``array``: that of the job; ``first_host``: its first node.
+    def __init__(
+        self, scheduler: Scheduler, context: Allocation, array: ArrayPlan, first_host: str, start: Start
+    ) -> None:
+        """``array``: that of the job; ``first_host``: its first node; ``start``: this start of the job.
 
         Raises:
             BackendError: the scheduler gave the job fewer GPUs than it asked for.
@@ -47,6 +51,7 @@ class JobBackend(LocalBackend):
             variable = f"is {','.join(context.devices)}" if context.devices else "is empty"
             advice = f"; {scheduler.NO_GPUS}" if scheduler.NO_GPUS else ""
             raise BackendError(f"{scheduler.title} gave this job {has}: CUDA_VISIBLE_DEVICES {variable}{advice}")
+        self._start, self._joints = start, 0
         self._ended: tuple[Ended, float] | None = None
         """How the ranks of a run on several nodes ended on this node, and when, while those on others have not."""
 
@@ -65,8 +70,22 @@ class JobBackend(LocalBackend):
         )
 
     def submit(self, submission: Submission) -> str:
-        self._submission = submission  # a job with several nodes has one run
+        self._submission = submission  # a job with several nodes has one run at a time
+        if self._context.nodes > 1 and self._context.node_rank == 0:
+            self._joints += 1
+            parts = MICRO_BATCHES.read(submission.env)
+            joint = Joint(run=submission.run_dir.name, attempt=submission.attempt, micro_batches=parts)
+            self._start.note_joint(self._joints, joint)
         return super().submit(submission)
+
+    def follow(
+        self, job_id: str, poll_seconds: float, *, is_stopped: Callable[[], bool], has_peer_failed: Callable[[], bool]
+    ) -> Ended:
+        """Wait for the ranks on a node that is not the first, as :meth:`jobs.attempt.supervisor.Supervisor.follow`."""
+        ranks, _, _ = self._jobs[job_id]
+        ended = ranks.follow(poll_seconds, is_stopped=is_stopped, has_peer_failed=has_peer_failed)
+        del self._jobs[job_id]
+        return ended
 
     def poll(self, job_id: str) -> Ended | None:
         ended, since = self._ended or (super().poll(job_id), time.monotonic())

@@ -26,7 +26,17 @@ from jobs.scheduled.canary import plan_canaries, withdraw_stuck
 from jobs.scheduled.environment import program_of, setup_lines, submission_environment
 from jobs.scheduled.settings import ScheduledTable
 from jobs.scheduled.site import Site
-from jobs.scheduled.submission import Asked, JobPlan, Submitter, plan_jobs, plan_program, plan_sha256, script, submit
+from jobs.scheduled.submission import (
+    Asked,
+    JobPlan,
+    Submitter,
+    plan_jobs,
+    plan_program,
+    plan_sha256,
+    script,
+    submit,
+    take_turns,
+)
 from jobs.spec import RunSpec
 from jobs.study.folder import ObservedRun, open_jobs, read_jobs
 from jobs.study.kept_code import Code, live_code
@@ -244,8 +254,9 @@ class ScheduledBackend(Backend, Submitter):
         the N-th array in one that waits for it.
         """
         self.require_path(options.study_dir.absolute())
-        plan, is_limited = self._plan(todo, options, live_code(), None), self.settings.max_parallel is not None
-        follows = [[f"ARRAY_{number}"] if number and is_limited else [] for number in range(len(plan.arrays))]
+        plan = self._plan(todo, options, live_code(), None)
+        waits = take_turns(plan.arrays, self.settings.max_parallel)
+        follows = [[f"ARRAY_{number}"] if number and waits else [] for number in range(len(plan.arrays))]
         return [script(plan, number, self, after=after) for number, after in enumerate(follows)]
 
     def submit_last(
@@ -300,15 +311,18 @@ class ScheduledBackend(Backend, Submitter):
 
     @classmethod
     def cancel(cls, study_dir: Path, marked: Sequence[ObservedRun]) -> dict[Path, str]:
-        """Cancel the jobs and arrays of runs that were marked as cancelled. One that has other live runs is kept.
+        """Cancel the arrays of runs that were marked as cancelled. One that has other live runs is kept.
 
         Return the folder of each run whose job could not be cancelled, and why. A job that is not this user's goes on
         until it sees the mark.
         """
-        jobs, scheduler = read_jobs(study_dir), registry.scheduler(cls.name)
+        jobs = {run_id: job.array for run_id, job in read_jobs(study_dir).items()}
+        scheduler = registry.scheduler(cls.name)
         wanted = {one.run.id: jobs[one.run.id] for one in marked if one.run.id in jobs}
         live = {job for run_id, job in jobs.items() if not RunDirectory(study_dir / run_id).has_ended()}
-        canaries = [] if live else [job for job, _ in open_jobs(study_dir / CANARY_FOLDER).values() if job is not None]
+        canaries = (
+            [] if live else [job.array for job, _ in open_jobs(study_dir / CANARY_FOLDER).values() if job is not None]
+        )
         try:
             scheduler.cancel(scheduler.live({*set(wanted.values()) - live, *canaries}))
         except BackendError as error:

@@ -1,7 +1,7 @@
 """A job on its allocation: a dispatcher over the job's runs, as on any machine, and what follows from their ends.
 
 ``python -m jobs.scheduled.job SCHEDULER PLAN DIGEST ARRAY START FIRST_NODE`` runs once on each node. The first node's
-process dispatches the runs of the job. Those of the other nodes start their ranks of the one run that such a job has.
+process dispatches the runs of the job. Those of the other nodes start their ranks of each run that it begins.
 ``START`` is the folder of this start of the job (:mod:`jobs.scheduled.slot`). Unless the program says that the job is
 over, the job's script puts it back into the queue (:mod:`jobs.scheduled.script`).
 
@@ -13,12 +13,14 @@ over, the job's script puts it back into the queue (:mod:`jobs.scheduled.script`
 """
 
 import contextlib
+import functools
+import itertools
 import math
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
@@ -41,15 +43,15 @@ from jobs.scheduled.slot import Start
 from jobs.scheduled.submission import JobPlan
 from jobs.spec import RunSpec
 from jobs.study.budget import Budget
-from jobs.study.kept_code import running_code
+from jobs.study.kept_code import Code, running_code
 from jobs.study.scheduler import Allocation, Scheduler
 from seqlm.ends import FIRST_DELAY_SECONDS, End, Verdict
 from seqlm.environment import ATTEMPT, MICRO_BATCHES
-from seqlm.errors import DamagedFileError, FileError, SeqlmError, UsageError, is_storage_failure
+from seqlm.errors import DamagedFileError, FileError, SeqlmError, UsageError
 from seqlm.reading import confine, exists
 from seqlm.records import attempts
 from seqlm.records.attempts import Exit
-from seqlm.records.batch import ArrayPlan, Batch, Withdrawn
+from seqlm.records.batch import ArrayPlan, Batch, Joint, Withdrawn
 from seqlm.rundir import Observation, RunDirectory
 from seqlm.state import FailureKind
 
@@ -95,6 +97,8 @@ class JobHost(Host):
     started: float = field(default_factory=time.time)
     is_sick: bool = False
     """Whether this node has failed, so that the job starts nothing more on it."""
+    goes_back: bool = False
+    """Whether the job starts nothing more, since its only run is to be tried again later or elsewhere."""
     has_news: bool = False
     """Whether a worker of this start of the job has begun to train."""
     unread: set[str] = field(default_factory=set)
@@ -108,8 +112,15 @@ class JobHost(Host):
     def tries_again(self, failure: End | None, found: Verdict, number: int) -> bool:
         """Return whether the run is tried again here. What another node or more memory may help with waits.
 
-        A job that shares its runs has others to do, so it tries again here until its node has failed twice in a row.
+        After a failure of its node, a run is tried again here until the node has failed twice in a row. A job that has
+        one run at a time then goes back into the queue. It does so too if the run is to wait for long.
         """
+        is_alone = self.share.array.at_once == 1
+        tries = self._tries_again(failure, found, number, most_seconds=FIRST_DELAY_SECONDS if is_alone else math.inf)
+        self.goes_back = self.goes_back or (is_alone and not tries)
+        return tries
+
+    def _tries_again(self, failure: End | None, found: Verdict, number: int, *, most_seconds: float) -> bool:
         if self.context.nodes > 1:
             return False
         if failure is None:
@@ -118,7 +129,7 @@ class JobHost(Host):
         if self.is_sick:
             return False
         if failure.kind == "node":
-            return self.share.array.is_pool
+            return (found.delay or 0.0) <= most_seconds
         return failure.kind == "oom" and self.more_memory_mb([failure]) is None
 
     def more_memory_mb(self, failures: Sequence[End]) -> int | None:
@@ -143,15 +154,20 @@ class JobHost(Host):
         if failed is not None and not self.start.has_asked_to_avoid(self.context.host):
             _, found = failed
             self.is_sick = self.is_sick or self.context.host in found.sick_nodes
-        return not self.is_sick and self.share.may_take(run, seen)
+        return not self._is_done_here and self.share.may_take(run, seen)
+
+    @property
+    def _is_done_here(self) -> bool:
+        return self.is_sick or self.goes_back
 
     def saw(self, run: RunDirectory, attempt: int) -> None:
+        self.share.saw(run)
         if not self.has_news and exists(run.worker_file(attempt)):
             self.start.note_news()
             self.has_news = True
 
     def next_run(self, free: Capacity, *, is_idle: bool, but: Collection[str]) -> PlannedRun | None:
-        while not self.is_sick:
+        while not self._is_done_here:
             found = self.share.next_run(free, is_idle=is_idle, but={*but, *self.unread})
             if found is None:
                 return None
@@ -181,7 +197,7 @@ class JobHost(Host):
 
     def _has_heirs(self) -> bool:
         """Return whether another job can take over the runs of this one, as the scheduler says now."""
-        return self.share.array.is_pool and self.scheduler.has_other_jobs(self.context)
+        return self.context.jobs > 1 and self.scheduler.has_other_jobs(self.context)
 
 
 def run_job(plan: JobPlan, number: int, context: Allocation, signals: Signals, start: Start) -> None:
@@ -192,7 +208,7 @@ def run_job(plan: JobPlan, number: int, context: Allocation, signals: Signals, s
     untold: dict[str, str] = {}
     has_fault = False
     try:
-        backend = JobBackend(place, context, share.array, context.host)
+        backend = JobBackend(place, context, share.array, context.host, start)
         code = running_code(plan.code)
         options = replace(plan.options, max_parallel=share.array.at_once)
         dispatcher = Dispatcher(backend, code, options, writes_queue=False, host=host)
@@ -208,8 +224,11 @@ def run_job(plan: JobPlan, number: int, context: Allocation, signals: Signals, s
         fault = _in_words(error)
         print(f"error: {fault}", flush=True)
         host.is_sick = has_fault = True
-        untold |= dict.fromkeys((run.id for run in share.begun()), fault)
-    left = {run: one for run in share.runs if (one := _again(run, host, untold.get(run.id))) is not None}
+        untold |= dict.fromkeys((run.id for run in share.mine()), fault)
+    mine = share.mine()
+    left = {run: one for run in mine if (one := _again(run, host, untold.get(run.id))) is not None}
+    if not left and signals.warned_at is not None and not start.is_last():  # jobs that were lost may have left others
+        left = dict(itertools.islice(_left_by_others(host, mine), 1))
     # The scheduler requeues the job, or a user has cancelled it.
     is_stopped = signals.stop and signals.warned_at is None and not has_fault
     budget = _budget(plan)
@@ -219,7 +238,7 @@ def run_job(plan: JobPlan, number: int, context: Allocation, signals: Signals, s
             return
         for run, (end, _) in left.items():
             _give_up(run, end, host)
-    seen = [_told(run, budget) for run in share.begun()]
+    seen = [_told(run, budget) for run in mine if share.has_begun(run) or run.id in host.unread]
     if plan.grid is not None and any(one.state in ("failed", "cancelled") and one.is_final for one in seen):
         look_again(withdraw, [plan.grid], place)
     if is_stopped:
@@ -267,12 +286,8 @@ def _to_do(plan: JobPlan, run: RunDirectory, host: JobHost) -> PlannedRun | None
         if not look_again(host.share.may_take, run, seen) or not look_again(host.share.is_due, run, seen):
             return None
         return look_again(_planned, plan, host.share.array, run, seen)
-    except DamagedFileError as error:  # `status` says the same
+    except (FileError, OSError) as error:  # of a damaged file, `status` says the same
         host.leave(run, error)
-    except (FileError, OSError) as error:
-        host.leave(run, error)
-        if not host.share.array.is_pool:  # another job may have the run
-            _fail(run, error, host)
     return None
 
 
@@ -280,7 +295,7 @@ def _again(run: RunDirectory, host: JobHost, why: str | None) -> tuple[End, Verd
     """Return why and when a run is to be tried again. ``None``: it is not, or a later request names it.
 
     A run that has not failed is tried again if the job was told that its time is up, if the dispatcher says ``why``, if
-    its files cannot be read, or if nobody has begun or ended it and it is one of the job's own, or could not be read.
+    its files cannot be read, or if nobody has begun or ended it.
     """
     try:
         seen = look_again(run.observe)
@@ -293,8 +308,7 @@ def _again(run: RunDirectory, host: JobHost, why: str | None) -> tuple[End, Verd
         # One that seems to run has a worker of an earlier start of this job, on a node that nobody reaches.
         if seen.state in ("pending", "running") and host.interrupts.warned_at is not None:
             return End(attempt=0, kind="preempted", message="the job's time is up"), Verdict(delay=0.0)
-        is_for_this_job = run in host.share.own or run.id in host.unread
-        if why is None and seen.state == "pending" and is_for_this_job:
+        if why is None and seen.state == "pending":
             look_again(run.read_config)
             return End(attempt=0, kind="node", message=f"{run.id} could not be begun"), Verdict(delay=0.0)
     except DamagedFileError:
@@ -302,6 +316,15 @@ def _again(run: RunDirectory, host: JobHost, why: str | None) -> tuple[End, Verd
     except (FileError, OSError) as error:
         why = str(error)
     return None if why is None else (End(attempt=0, kind="node", message=why), Verdict(delay=WAIT_SECONDS))
+
+
+def _left_by_others(host: JobHost, mine: Sequence[RunDirectory]) -> Iterator[tuple[RunDirectory, tuple[End, Verdict]]]:
+    """Yield runs that wait of jobs which have started, and why and when they are to be tried again."""
+    for run in host.share.runs:
+        if run not in mine and look_again(host.share.has_own_job_started, run):
+            again = _again(run, host, None)
+            if again is not None:
+                yield run, again
 
 
 def _budget(plan: JobPlan) -> Budget:
@@ -326,12 +349,6 @@ def _told(run: RunDirectory, budget: Budget) -> Observation:
         return Observation.damaged(error)
     print(f"{run.id} {seen.state}: {seen.reason or 'well'}", flush=True)
     return seen
-
-
-def _fail(run: RunDirectory, error: Exception, host: JobHost) -> None:
-    """Record an error in the files of a run that is not over: an attempt could not even be started."""
-    kind: FailureKind = "node" if is_storage_failure(error) else "code"
-    _record(run, Exit(kind=kind, message=_in_words(error)), host)
 
 
 def _in_words(error: Exception) -> str:
@@ -362,25 +379,31 @@ def _record(run: RunDirectory, record: Exit, host: JobHost) -> None:
 
 
 def serve(plan: JobPlan, number: int, context: Allocation, signals: Interrupts, first_host: str, start: Start) -> None:
-    """Start this node's ranks of the job's run once its first node has started its own, and record how they end.
+    """Start this node's ranks of each run that the first node starts, and record how they end, until that one ends.
 
-    Whatever else happens is decided on the first node. If that one has ended, nothing is left to do here.
+    Whatever else happens is decided on the first node.
     """
-    share = Share(plan, number, context, start)
-    array, (run,) = share.array, share.own
-    backend = JobBackend(scheduler(plan.scheduler), context, array, first_host)
-    while not share.has_begun(run):
-        if _now_true(start.has_ended):
-            return
-        time.sleep(POLL_SECONDS)
-    attempt = look_again(run.last_attempt)
-    begun = look_again(attempts.Start.read, run.attempt_dir(attempt)) or attempts.Start()
-    item = look_again(_planned, plan, array, run, Observation(state="pending"))
+    backend = JobBackend(scheduler(plan.scheduler), context, plan.arrays[number], first_host, start)
     code = running_code(plan.code)
+    for place in itertools.count(1):
+        while not _now_true(functools.partial(exists, start.joint_file(place))):
+            if _now_true(start.has_ended):
+                return
+            time.sleep(POLL_SECONDS)
+        joint = look_again(Joint.read_file, start.joint_file(place))
+        if joint is not None:
+            _serve_one(plan, number, joint, backend, code, signals, context.node_rank)
+
+
+def _serve_one(
+    plan: JobPlan, number: int, joint: Joint, backend: JobBackend, code: Code, signals: Interrupts, node_rank: int
+) -> None:
+    run, attempt = RunDirectory(plan.options.study_dir / joint.run), joint.attempt
+    item = look_again(_planned, plan, plan.arrays[number], run, Observation(state="pending"))
     submission = look_again(next_submission, item, plan.options, code)
-    env = {ATTEMPT.name: str(attempt), MICRO_BATCHES.name: str(begun.micro_batches)}
+    env = {ATTEMPT.name: str(attempt), MICRO_BATCHES.name: str(joint.micro_batches)}
     submission = replace(submission, attempt=attempt, env={**submission.env, **env})
-    ranks = backend.ranks(backend.submit(submission))
+    job_id = backend.submit(submission)
 
     def is_stopped() -> bool:
         return signals.stop or _now_true(run.is_cancelled)
@@ -388,8 +411,8 @@ def serve(plan: JobPlan, number: int, context: Allocation, signals: Interrupts, 
     def has_peer_failed() -> bool:
         return _now_true(lambda: run.end(attempt).kind is not None)
 
-    ended = ranks.follow(POLL_SECONDS, is_stopped=is_stopped, has_peer_failed=has_peer_failed)
-    look_again(ended.write_file, node_file(submission, context.node_rank))
+    ended = backend.follow(job_id, POLL_SECONDS, is_stopped=is_stopped, has_peer_failed=has_peer_failed)
+    look_again(ended.write_file, node_file(submission, node_rank))
 
 
 def _now_true(look: Callable[[], bool]) -> bool:
@@ -441,7 +464,7 @@ def _run_part(plan: JobPlan, number: int, context: Allocation, signals: Signals,
     Raises:
         UsageError: the job is not to start: its launch is withdrawn, or the plan is not its own.
     """
-    if exists(plan.folder / Withdrawn.FILE):
+    if look_again(exists, plan.folder / Withdrawn.FILE):
         raise UsageError("this job does not start: its launch is withdrawn")
     if context.array not in (one.job for one in plan.arrays[number : number + 1]):
         raise UsageError(f"this job does not start: {plan.folder / Batch.FILE} is that of another study's jobs")
@@ -449,7 +472,7 @@ def _run_part(plan: JobPlan, number: int, context: Allocation, signals: Signals,
     if context.node_rank:
         serve(plan, number, context, signals, first_host, start)
         return
-    with start.alive():
+    with look_again(start.alive):
         run_job(plan, number, context, signals, start)
 
 

@@ -17,7 +17,7 @@ Lines: TypeAlias = Annotated[tuple[Line, ...], Valid("a list of texts, each one 
 
 @dataclass(frozen=True, kw_only=True)
 class Pool(Table):
-    """Jobs of one node each that share out runs, several at once."""
+    """Jobs of one node each that have several runs at once."""
 
     NAME: ClassVar[str] = "pool"
 
@@ -38,7 +38,7 @@ class JobShape:
     """What the jobs of runs that want the same have."""
 
     nodes: int
-    """A job with several nodes has one run."""
+    """A job with several nodes has one run at a time."""
     at_once: int | None
     """Maximum number of runs at once. ``None``: it is a job of the pool, with as many as there is room for."""
     cpus: int

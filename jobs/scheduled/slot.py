@@ -8,6 +8,7 @@
             sick                nodes that the next start is to avoid, one a line
             again               changes of the job before its next start, one a line: ``wait_s=300``
             lease/              the heartbeat of the program on the first node (:mod:`seqlm.lease`)
+            joint-1.json, ...   the attempts whose ranks each of several nodes starts, in their order
             end                 the program on the first node has ended
 
 Unless the job is over, its script puts it back into the queue, whatever the program's exit code is
@@ -23,8 +24,9 @@ from typing import final
 from seqlm.files import make_directory, write_text
 from seqlm.lease import Lease, claim, kept, live_owner
 from seqlm.reading import exists, read_bytes
+from seqlm.records.batch import Joint
 
-OVER, BEGUN, NEWS, SICK, AGAIN, END = "over", "begun-", "news", "sick", "again", "end"
+OVER, BEGUN, NEWS, SICK, AGAIN, JOINT, END = "over", "begun-", "news", "sick", "again", "joint", "end"
 """Names of the files."""
 SLOT, LEASE = "job-", "lease"
 """Names of folders: the beginning of that of a job, and that of a start's lease."""
@@ -93,6 +95,14 @@ class Start:
         sick = self.folder.with_name(str(self.number - 1)) / SICK
         return exists(sick) and node in read_bytes(sick).decode("utf-8", "replace").splitlines()
 
+    def joint_file(self, number: int) -> Path:
+        """Return the file of the attempt with this number, from 1, whose ranks each node of the job starts."""
+        return self.folder / f"{JOINT}-{number}.json"
+
+    def note_joint(self, number: int, joint: Joint) -> None:
+        """Have the other nodes of the job start their ranks of an attempt."""
+        joint.write_file(self.joint_file(number))
+
     def note_end(self) -> None:
         """Record that the program on the first node ends, for those on the others."""
         self._write(END)
@@ -108,6 +118,15 @@ class Start:
 
     def _write(self, name: str, lines: Sequence[str] = ()) -> None:
         write_text(self.folder / name, "".join(f"{line}\n" for line in lines))
+
+
+def has_started(launch: Path, number: int, index: int) -> bool:
+    """Return whether a job of array ``number`` of a launch has ever been started.
+
+    Raises:
+        FileError: the folder of the launch cannot be read.
+    """
+    return exists(launch / f"{SLOT}{number}-{index}")
 
 
 def is_alive(launch: Path, name: str) -> bool:

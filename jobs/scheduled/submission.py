@@ -145,9 +145,9 @@ class JobPlan:
             if not exists(folder / Submitted.FILE):
                 Submitted(at=timestamp()).write(folder, once=True)
 
-    def with_arrays(self, number: int, *arrays: ArrayPlan) -> Self:
-        """Return the plan with these arrays in place of one."""
-        return replace(self, arrays=(*self.arrays[:number], *arrays, *self.arrays[number + 1 :]))
+    def with_array(self, number: int, array: ArrayPlan) -> Self:
+        """Return the plan with this array in place of one."""
+        return replace(self, arrays=(*self.arrays[:number], array, *self.arrays[number + 1 :]))
 
     def to_batch(self) -> Batch:
         """Return the record of the plan, which :meth:`read` reads."""
@@ -211,7 +211,7 @@ def plan_jobs(
     request: int | None,
     limits: Mapping[str, tuple[Limits, Limits]] = MappingProxyType({}),
 ) -> JobPlan:
-    """Group runs into arrays, and return what their jobs do.
+    """Group runs into arrays of equal jobs, and return what these do.
 
     The runs of the pool are one array. All others are arrays of equal resources and limits.
 
@@ -227,19 +227,15 @@ def plan_jobs(
         groups.setdefault(group, {})[item.run.id] = wanted
     arrays = []
     for (shape, _, asked, largest), runs in groups.items():
-        at_once, limit, jobs = shape.at_once, settings.max_parallel, settings.pool.jobs
-        if at_once is not None:
-            jobs = math.ceil(len(runs) / at_once)
-        elif limit is not None:
-            at_once = max(1, limit // jobs)
-        size = vars(shape) | vars(asked) | {"jobs": min(jobs, len(runs)), "at_once": at_once, "most": largest}
-        arrays.append(ArrayPlan(runs=runs, is_pool=shape.at_once is None, **size))
+        jobs = settings.pool.jobs if shape.at_once is None else math.ceil(len(runs) / shape.at_once)
+        size = vars(shape) | vars(asked) | {"jobs": min(jobs, len(runs)), "most": largest}
+        arrays.append(ArrayPlan(runs=runs, **size))
     stage = {STAGE.name: "1"} if settings.stage else {}
     env = {**stage, **plain_env(settings), **progress_variables(settings.progress_s), **options.env}
     study_dir = options.study_dir.absolute()
     return JobPlan(
         options=replace(options, study_dir=study_dir, env=env, request=request, tasks={}, record=None),
-        arrays=tuple(arrays),
+        arrays=limited(arrays, settings.max_parallel),
         code=code.archive or code.path,
         data={item.run.id: path.absolute() for item in todo if (path := item.spec.data_path) is not None},
         launched={item.run.id: item.spec.may_run() for item in todo},
@@ -249,32 +245,80 @@ def plan_jobs(
     )
 
 
-def pooled(plan: JobPlan, most: int | None = None) -> JobPlan:
-    """Return a plan whose runs of one node are a pool for each type of GPUs.
+def divided(wanted: Sequence[int], places: int) -> list[int]:
+    """Return shares of a number of places, near in proportion to what is ``wanted``. Each share is 1 or more.
 
-    A pool has at most ``most`` jobs, each with room for each of its runs.
+    No share is larger than what is wanted. With fewer places than shares, the sum of the shares exceeds the places.
     """
+    shares = [1] * len(wanted)
+    while sum(shares) < min(places, sum(wanted)):
+        neediest = max(range(len(wanted)), key=lambda one: wanted[one] / shares[one])
+        shares[neediest] += 1
+    return shares
+
+
+def limited(arrays: Sequence[ArrayPlan], most: int | None) -> tuple[ArrayPlan, ...]:
+    """Return arrays that have at most ``most`` runs at once. ``None``: any number.
+
+    A scheduler limits the jobs of one array alone. So the arrays divide the number, or, if that ends sooner, each has
+    all of it and they take turns (:func:`take_turns`). That is so for a large array and several small ones, or for
+    more arrays than runs at once.
+    """
+    if most is None:
+        return tuple(arrays)
+    numbers = [len(array.runs) for array in arrays]
+    shares = divided(numbers, most)
+    rounds = max(math.ceil(number / share) for number, share in zip(numbers, shares, strict=True))
+    if sum(shares) > most or rounds > sum(math.ceil(number / most) for number in numbers):
+        shares = [most] * len(arrays)
+    return tuple(_limited(array, share) for array, share in zip(arrays, shares, strict=True))
+
+
+def _limited(array: ArrayPlan, most: int) -> ArrayPlan:
+    if array.at_once is not None:
+        return replace(array, most_runs=most, at_once=min(array.at_once, most))
+    jobs = min(array.jobs, most)
+    return replace(array, most_runs=most, jobs=jobs, at_once=most // jobs)
+
+
+def take_turns(arrays: Sequence[ArrayPlan], most: int | None) -> bool:
+    """Return whether each array waits for the one before: together they would have more than ``most`` runs at once."""
+    return most is not None and sum(array.most_runs or 0 for array in arrays) > most
+
+
+def merged(plan: JobPlan, most_runs: int | None) -> JobPlan:
+    """Return a plan whose runs of one node are one array for each type of GPUs, with room for each of its runs."""
     small: dict[str | None, list[ArrayPlan]] = {}
     for array in plan.arrays:
         if array.nodes == 1:
             small.setdefault(array.accelerator_type, []).append(array)
-    pools = [_pool(arrays, most) for arrays in small.values()]
-    return replace(plan, arrays=(*pools, *(array for array in plan.arrays if array.nodes > 1)))
+    arrays = [*map(_merged, small.values()), *(array for array in plan.arrays if array.nodes > 1)]
+    return replace(plan, arrays=limited(arrays, most_runs))
 
 
-def _pool(arrays: Sequence[ArrayPlan], most: int | None) -> ArrayPlan:
+def _merged(arrays: Sequence[ArrayPlan]) -> ArrayPlan:
     runs = sorted((run for array in arrays for run in array.runs.items()), key=lambda run: -run[1].priority)
     at_once = [array.at_once for array in arrays]
     return replace(
         max(arrays, key=lambda array: (array.gpus, array.cpus)),
         runs=dict(runs),
-        jobs=min(sum(array.jobs for array in arrays), most or len(runs)),
+        jobs=sum(array.jobs for array in arrays),
         cpus=max(array.cpus for array in arrays),
         at_once=None if None in at_once else max(filter(None, at_once)),
         timeout_min=max(array.timeout_min for array in arrays),
         mem_gb=max((array.mem_gb for array in arrays if array.mem_gb is not None), default=None),
-        is_pool=True,
     )
+
+
+def fitted(plan: JobPlan, places: int, most_runs: int | None) -> JobPlan:
+    """Return a plan whose arrays together have this number of jobs.
+
+    With fewer places than arrays, the runs of one node are one array. Each array keeps at least one job.
+    """
+    if len(plan.arrays) > places:
+        plan = merged(plan, most_runs)
+    jobs = divided([array.jobs for array in plan.arrays], places)
+    return replace(plan, arrays=tuple(replace(one, jobs=few) for one, few in zip(plan.arrays, jobs, strict=True)))
 
 
 # -- scripts ---------------------------------------------------------------------------------------------------------
@@ -286,8 +330,8 @@ def submit(plan: JobPlan, place: Submitter, canaries: JobPlan | None = None) -> 
     The first jobs are held until everything is submitted and recorded. What a launcher leaves that is killed before
     cannot start (:func:`jobs.scheduled.canary.withdraw_stuck`).
 
-    If the scheduler takes fewer jobs of the user, the runs of one node become a pool of half as many jobs, and so on.
-    Runs of several nodes for which there is no job wait for the next launch.
+    If the scheduler takes fewer jobs of the user, the arrays share those that it takes. Runs of an array for which
+    there is none wait for the next launch.
 
     Raises:
         BackendError: the scheduler rejected an array, or takes no job at all. Nothing is submitted.
@@ -296,31 +340,50 @@ def submit(plan: JobPlan, place: Submitter, canaries: JobPlan | None = None) -> 
     plans = [plan] if canaries is None else [canaries, plan]
     try:
         return _submit(plans, place)
-    except TooManyJobsError:  # a single job for all canaries leaves most room
-        return _submit([pooled(one, 1 if one is canaries else None) for one in plans], place)
+    except _NoRoomError as error:
+        places, most = error.taken, place.settings.max_parallel
+    # A single job for the canaries of each kind of GPUs leaves most room.
+    few = [] if canaries is None else [fitted(canaries, 0, most)]
+    places -= sum(len(one.arrays) for one in few)
+    return _submit([*few, fitted(plan, places, most)], place, is_last=True)
 
 
-def _submit(plans: Sequence[JobPlan], place: Submitter) -> list[str]:
+class _NoRoomError(TooManyJobsError):
+    """The scheduler takes no job of an array."""
+
+    def __init__(self, why: str, taken: int) -> None:
+        """``taken``: the number of jobs that it has taken of the arrays before."""
+        super().__init__(why)
+        self.taken = taken
+
+
+def _submit(plans: Sequence[JobPlan], place: Submitter, *, is_last: bool = False) -> list[str]:
     """Submit plans, all of which depend on the first, and record them; return the ids of the last.
 
-    A scheduler limits the jobs of one array alone. If runs at once are limited, each array waits for the one before.
+    With ``is_last``, an array of the last plan of which no job is taken is left to the next launch, unless that plan
+    then has none.
 
     Raises:
+        _NoRoomError: the scheduler takes no job of an array. What was submitted is cancelled.
         BackendError, FileError, UsageError: as :func:`submit`. What was submitted is cancelled.
     """
     ids: list[list[str]] = []
+    most, taken = place.settings.max_parallel, 0
     try:
         for plan in plans:
-            is_held = not ids
+            is_held, may_lack = not ids, is_last and plan is plans[-1]
             after_well = () if is_held else tuple(ids[0])
             ids.append([])
-            number = 0
-            while number < len(plan.arrays):
-                after = ids[-1][-1:] if place.settings.max_parallel is not None else []
-                found = _submit_array(plan, number, place, after, after_well, is_held=is_held)
-                ids[-1] += [found[0].job] if found[0].job is not None else []
-                plan = plan.with_arrays(number, *found)
-                number += 1
+            takes_turns = take_turns(plan.arrays, most)
+            for number in range(len(plan.arrays)):
+                after = ids[-1][-1:] if takes_turns else []
+                array = _submit_array(plan, number, place, after, after_well, is_held=is_held)
+                if array.job is not None:
+                    ids[-1].append(array.job)
+                    taken += array.jobs
+                elif not may_lack:
+                    raise _NoRoomError(array.why, taken)
+                plan = plan.with_array(number, array)
             left = [array for array in plan.arrays if array.job is None]
             if not ids[-1]:
                 raise TooManyJobsError(left[0].why)
@@ -341,44 +404,37 @@ def _submit(plans: Sequence[JobPlan], place: Submitter) -> list[str]:
 
 def _submit_array(
     plan: JobPlan, number: int, place: Submitter, after: Sequence[str], after_well: Sequence[str], *, is_held: bool
-) -> list[ArrayPlan]:
-    """Submit an array with as many of its jobs as are taken; return it, and an array of runs that have no job yet.
+) -> ArrayPlan:
+    """Submit an array with about as many of its jobs as are taken, and return it. It may have none.
 
     Raises:
         BackendError: the scheduler rejected the array.
-        TooManyJobsError: it takes fewer jobs, and each has runs of its own.
     """
     array, why = plan.arrays[number], ""
-    runs, jobs = list(array.runs.items()), array.jobs
+    jobs = array.jobs
     while jobs:
-        count = jobs if array.nodes > 1 else len(runs)  # a job with several nodes has one run
-        part = replace(array, jobs=jobs, runs=dict(runs[:count]))
-        text = script(plan.with_arrays(number, part), number, place, after=after, after_well=after_well)
+        part = replace(array, jobs=jobs)
+        text = script(plan.with_array(number, part), number, place, after=after, after_well=after_well)
         try:
-            part = replace(part, job=place.submit_script(plan.folder / f"array-{number}.sh", text, is_held=is_held))
+            return replace(part, job=place.submit_script(plan.folder / f"array-{number}.sh", text, is_held=is_held))
         except TooManyJobsError as error:
             why = str(error)
-            if array.nodes == 1 and not array.is_pool and not error.is_array_too_large:
-                raise
-            jobs, array = jobs // 2, replace(array, is_pool=array.nodes == 1)
-        else:
-            rest = runs[count:]
-            return [part, *([replace(array, jobs=len(rest), runs=dict(rest))] if rest else [])]
-    return [replace(array, jobs=0, why=why)]
+            jobs -= math.ceil(jobs / 10)
+    return replace(array, jobs=0, why=why)
 
 
 def script(
     plan: JobPlan, number: int, place: Submitter, *, after: Sequence[str] = (), after_well: Sequence[str] = ()
 ) -> str:
     """Return the script of an array. ``after`` and ``after_well``: the jobs that it waits for, as in :class:`Asked`."""
-    array, limit, folder, settings = plan.arrays[number], place.settings.max_parallel, plan.folder, place.settings
+    array, folder, settings = plan.arrays[number], plan.folder, place.settings
     asked = Asked(
         name=f"seqlm-{study_name(plan.options.study_dir).replace('/', '-')}",
         folder=folder,
         output=folder / f"array-{number}_{{index}}.out",
         minutes=array.timeout_min,
         array=array,
-        at_once=None if limit is None else max(1, limit // (array.at_once or 1)),
+        at_once=None if array.most_runs is None else max(1, array.most_runs // (array.at_once or 1)),
         signal_before_s=plan.signal_before_s,
         lower_priority=min(max(one.priority for one in plan.arrays) - array.priority, MOST_LOWER),
         after=after,

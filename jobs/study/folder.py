@@ -449,7 +449,8 @@ def newest_limit(study_dir: Path, request: int) -> int | None:
 def read_jobs(study_dir: Path) -> dict[str, Claim]:
     """Return the job of each run whose newest request went to a scheduler, by run id, as the files claim.
 
-    It is a job, such as ``12_3``, or an array, such as ``12``, whose jobs share out their runs.
+    It is a job, such as ``12_3``, for a run with which that job begins unless another one has taken it before. For all
+    others it is an array, such as ``12``, whose jobs take them one after another.
     """
     return {run_id: job for run_id, (job, _) in _submitted(study_dir).items() if job is not None}
 
@@ -489,8 +490,9 @@ def _jobs_of(request: Request) -> Iterator[tuple[str, Claim | None, str]]:
                 why = f"no more jobs of yours are taken now ({array.why}); the next `run` submits it"
                 yield run_id, None, why
             else:
-                task = f"{array.job}_{place % max(1, array.jobs)}"
-                yield run_id, Claim(array.job if array.is_pool else task, request.folder, batch.scheduler), ""
+                is_first = place < array.jobs * (array.at_once or 1)
+                job = f"{array.job}_{place % array.jobs}" if is_first else array.job
+                yield run_id, Claim(job, request.folder, batch.scheduler), ""
 
 
 def write_queue(study_dir: Path, waiting: Mapping[str, str], request: int | None = None) -> None:

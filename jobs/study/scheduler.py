@@ -13,7 +13,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, final
 
@@ -28,9 +28,6 @@ EVERY_SECONDS = 10.0
 class TooManyJobsError(BackendError):
     """The scheduler takes fewer jobs of this user now, or in one array."""
 
-    is_array_too_large: bool = False
-    """Whether other arrays may be taken: this one has too many jobs."""
-
 
 @final
 @dataclass(frozen=True)
@@ -42,6 +39,11 @@ class Claim:
     """The folder of its request, in which its jobs work."""
     scheduler: str
     """The name of its scheduler."""
+
+    @property
+    def array(self) -> "Claim":
+        """The array of the job, or itself."""
+        return replace(self, id=self.id.partition("_")[0])
 
 
 @final
@@ -157,6 +159,7 @@ class Scheduler(ABC):
     def views(self, claims: Collection[Claim]) -> Mapping[Claim, View]:
         """Return the state of each job, or of an array as a run that waits in it sees it. Raises nothing.
 
+        The jobs of an array share out its runs, so a job that has ended is as its array while others of that are live.
         A job that works in another folder than that of its request is ``gone``. Of one whose state cannot be asked now,
         it is ``unknown``.
         """

@@ -20,14 +20,14 @@ class Limits(Record):
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class ArrayPlan(Record):
-    """An array: equal jobs, and their runs (:mod:`jobs.scheduled.share`)."""
+    """An array: equal jobs, which share out its runs (:mod:`jobs.scheduled.share`)."""
 
     runs: Mapping[str, Resources]
     """Run id -> its resources, in the order in which the runs start."""
     jobs: NotNegative
     """The number of jobs. 0: it is not submitted."""
     nodes: int
-    """Nodes of each job. A job with several nodes has one run."""
+    """Nodes of each job. A job with several nodes has one run at a time."""
     cpus: int
     """Cores of each node. Likewise ``gpus``."""
     gpus: int
@@ -35,13 +35,13 @@ class ArrayPlan(Record):
     """The type of the GPUs, as the scheduler has it. ``None``: any."""
     at_once: int | None
     """Maximum number of runs of a job at once. ``None``: as many as there is room for."""
+    most_runs: int | None = None
+    """Maximum number of runs of all its jobs at once. ``None``: any number."""
     timeout_min: int
     mem_gb: float | None = None
     """Memory of each node. ``None``: the cluster's default."""
     most: Limits | None = None
     """The most that a job may ask for after one of its limits has ended it. ``None``: no more."""
-    is_pool: bool = False
-    """Whether a job with room takes runs of the others."""
     job: Annotated[str, Valid("the id of a job", pattern="^[0-9]{1,18}$")] | None = None
     """The id of the array. ``None``: it is not submitted."""
     why: str = ""
@@ -50,6 +50,16 @@ class ArrayPlan(Record):
     @property
     def priority(self) -> int:
         return max(resources.priority for resources in self.runs.values())
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Joint(Record):
+    """``joint-K.json`` in the folder of a start of a job: the K-th attempt whose ranks each of its nodes starts."""
+
+    run: str
+    """The id of the run."""
+    attempt: NotNegative
+    micro_batches: NotNegative
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)

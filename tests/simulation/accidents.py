@@ -114,6 +114,9 @@ class Harm:
     """Host -> until when some of its looks at files fail."""
     without_replies: dict[Host, float] = field(default_factory=dict)
     """Host -> until when answers to what it asks the file server are lost."""
+    cancelled_by_slurm: dict[str, float] = field(default_factory=dict)
+    """Name of a run whose first rank trained it when all jobs of the user were ended with SLURM's own command -> when.
+    """
     lost: dict[tuple[str, int], str] = field(default_factory=dict)
     """Id of a job and number of its start -> the node of it that has lost power."""
     begun: Counter[str] = field(default_factory=Counter)
@@ -204,6 +207,19 @@ def kill_program(story: Story, given: Accident) -> None:
 
 
 @accident
+def stop_program(story: Story, given: Accident) -> None:
+    """Of a job of several nodes that on a node which is not the first: nobody there records how its ranks end."""
+    jobs = [job for job in story.cluster.running() if len(job.nodes) > 1]
+    programs = [(job, one) for job in jobs for one in job.processes[2:] if one.lives]
+    if (found := pick(programs, given)) is not None:
+        job, program = found
+        story.kernel.tell(f"the program of {program.tag} stands still for {given.seconds:g} s")
+        story.harm.hit_all(story.cluster.members(job))
+        story.kernel.send(program, signal.SIGSTOP)
+        story.kernel.after(given.seconds, lambda: story.kernel.send(program, signal.SIGCONT))
+
+
+@accident
 def lose_node(story: Story, given: Accident) -> None:
     nodes = [node for node in story.nodes if node.is_up]
     if len(nodes) > 1 and (node := pick(nodes, given)) is not None:
@@ -288,6 +304,8 @@ def operator_cancels(story: Story, given: Accident) -> None:
     """An operator ends all jobs of the user, as one does before a maintenance."""
     if jobs := [job for job in story.study_jobs if job.is_live]:
         story.kernel.tell("an operator types `scancel -u user`")
+        names = {name_of(run) for one in story.workers() if rank_of(one) == 0 and (run := run_of(one)) is not None}
+        story.harm.cancelled_by_slurm.update(dict.fromkeys(names, story.kernel.now))
         ended_for_good(story, *jobs)
         story.cluster.cancel(*jobs)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, final
 
 from jobs.manifests.policy import Policy
-from jobs.scheduled.slot import NEWS
+from jobs.scheduled.slot import NEWS, OVER
 from jobs.study.budget import Budget
 from seqlm import reading
 from seqlm.errors import SeqlmError
@@ -122,7 +122,7 @@ def cancelled_means_that_no_worker_lives(story: Story, command: Process) -> None
 
 def nothing_is_trained_at_the_limit(story: Story, job: Job) -> None:
     """Check at the time limit of a job: its workers have ended, whatever they do at a signal."""
-    if story.harm.happened & (UNSURE_LEASES | {"silence", "controller_gone", "cut_off_node"}):
+    if story.harm.happened & (UNSURE_LEASES | {"silence", "controller_gone", "cut_off_node", "stop_program"}):
         return
     for worker in story.cluster.members(job):
         if run_of(worker) is not None:
@@ -190,7 +190,42 @@ def what_is_finished_stays(story: Story, process: Process, path: str) -> None:
         story.kernel.violate(f"KEPT: {lost}")
 
 
-AT_WRITES = (only_owners_write, what_is_finished_stays)
+UNSEEN_RUNS = UNSURE_LEASES | {"files_late", "node_without_device", "retry", "run", "cancel_and_retry"}
+"""Accidents after which a job may not see a run that waits, or its request may not be the newest."""
+LOOKS_AGAIN_SECONDS = 60.0
+"""A job has looked at all runs of its array so long before its end."""
+
+
+def no_run_waits_for_a_job_that_ends(story: Story, process: Process, path: str) -> None:
+    """Check at the end of a job for good: no run of its array has never begun although the run's own job has started.
+
+    Its own job is busy with other runs, or was lost.
+    """
+    job = next((one for one in story.study_jobs if process in one.processes), None)
+    if path != OVER or job is None or story.harm.happened & UNSEEN_RUNS or _may_be_over(story):
+        return
+    folder = story.files.look(job.folder)
+    if folder is None or "canary" in job.folder or "withdrawn.json" in folder.names:
+        return
+    arrays = json.loads(folder.names["batch.json"].content)["arrays"]
+    (number,) = [place for place, array in enumerate(arrays) if array["job"] == str(job.array)]
+    for place, run in enumerate(arrays[number]["runs"]):
+        own = story.files.look(f"{job.folder}/job-{number}-{place % arrays[number]['jobs']}/1")
+        is_wanted = not story.requests_of(name_of(run))[-1].is_cancel
+        has_begun = story.files.look(f"{STUDY}/{run}/attempts/0001") is not None
+        if own is None or has_begun or not is_wanted:
+            continue
+        began_at = min(inode.changed_at for inode in own.names.values()) if own.names else story.kernel.now
+        if story.kernel.now > began_at + LOOKS_AGAIN_SECONDS:
+            story.kernel.violate(f"WAITS: job {job.id} ends, and {run}, whose own job has started, has never begun")
+
+
+def _may_be_over(story: Story) -> bool:
+    """Return whether runs may not start any more: the budget is spent, or a search does not train them."""
+    return story.study.core_hours is not None or story.study.is_search
+
+
+AT_WRITES = (only_owners_write, what_is_finished_stays, no_run_waits_for_a_job_that_ends)
 """Checks at each name that a process makes, replaces or removes."""
 
 
@@ -268,6 +303,22 @@ def _is_without_job(story: Story, name: str, arrays: Mapping[int, int]) -> bool:
     return may_lack_one and bool(asked) and asked[-1] not in arrays
 
 
+GIVE_UP_SECONDS = 240.0
+"""How long the program on the first node may live after the ranks there: it gives the other nodes two minutes."""
+
+
+def nobody_waits_for_a_node_that_does_not_answer(story: Story, program: Process) -> None:
+    """Check at the end of a program on the first of several nodes: it has not waited for the others for ever."""
+    jobs = [job for job in story.study_jobs if len(job.nodes) > 1 and program in job.processes[1:2]]
+    if not jobs or not story.harm.happened <= {"stop_program", "kill_worker", "preempt", "requeue"}:
+        return
+    ranks = [one for one in story.kernel.processes if one.parent is program]
+    last = max((one.ended_at for one in ranks if one.ended_at is not None), default=story.kernel.now)
+    if story.kernel.now > last + GIVE_UP_SECONDS:
+        waited = story.kernel.now - last
+        story.kernel.violate(f"ANSWER: {program} has waited for the other nodes for {waited:.0f} s after its ranks")
+
+
 @at_end
 def jobs_of_others_are_left_alone(story: Story) -> None:
     for job in story.others:
@@ -287,6 +338,26 @@ def a_job_avoids_a_node_that_failed_twice(story: Story) -> None:
             news = story.files.look(f"{job.folder}/job-0-{job.index}/{number}/{NEWS}")
             if not others and lost == {node} and len(up) > 1 and news is not None:
                 raise ViolationError(f"NODES: job {job.id} trains on {node}, which it has just lost twice in a row")
+
+
+UNSEEN_SCANCELS = UNSURE_LEASES | {
+    *("silence", "controller_gone", "kill_program", "stop_program", "lose_node", "cut_off_node", "hang_worker"),
+    *("memory_of_job_used_up", "scancel", "slow_start", "stop_worker", "kill_worker", "terminate_worker", "requeue"),
+    *("preempt", "ranks_abort", "device_error", "node_without_device"),
+}
+"""Accidents after which the program of a job may end before it records that its user has cancelled the job."""
+
+
+@at_end
+def a_run_that_was_cancelled_in_slurm_says_so(story: Story) -> None:
+    """That is for the time when SLURM has forgotten its job."""
+    if story.harm.happened & UNSEEN_SCANCELS:
+        return
+    ends = ends_of(story)
+    for name, when in story.harm.cancelled_by_slurm.items():
+        is_newest = all(one.filed_at < when for one in story.requests_of(name))
+        if is_newest and ends.get(name, ("missing",))[0] in ("pending", "missing"):
+            raise ViolationError(f"SCANCEL: {name} is {ends.get(name)}, and its job was cancelled while it trained")
 
 
 COUNTED = {

@@ -9,17 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.attempt import supervisor
+from jobs.attempt import attempt, supervisor
 from jobs.cli import studying
 from jobs.launch import dispatch
 from jobs.launch.dispatch import Dispatcher
-from jobs.scheduled import job, share
+from jobs.scheduled import allocation, job, share
 from jobs.scheduled.slot import OVER
 from jobs.study.stopping import Stopping
 from seqlm import ends, lease
 from seqlm.ends import End
 from seqlm.rundir import RunDirectory
 from slurm.backend import SlurmBackend
+from slurm.scheduler import Slurm
 from tests.simulation import script
 from tests.simulation.accidents import Accident
 from tests.simulation.study import Study
@@ -170,12 +171,24 @@ def _an_aborted_rank_explains_all_others() -> None:
     ends.OWN_SIGNALS = supervisor.OWN_SIGNALS = ()
 
 
+def _no_scancel_is_noticed() -> None:
+    Slurm.is_cancelled = lambda self, allocation: False  # type: ignore[method-assign]
+
+
+def _workers_that_find_another_one_have_failed() -> None:
+    attempt.EXIT_BUSY = -1
+
+
+def _a_node_is_waited_for_without_end() -> None:
+    allocation.LOST_SECONDS = 1e9
+
+
 KEPT = (
     Kept(
         name="busy-preemption",
         fault="a job was not put back after a preemption: its run had a worker on a node that SLURM had lost",
         check="END",
-        study=Study(runs=2, jobs=1, epoch_seconds=600.0, minutes=240, nodes=2, is_pool=False),
+        study=Study(runs=2, jobs=1, epoch_seconds=600.0, minutes=240, nodes=2),
         accidents=[
             Accident(at=300.0, kind="cut_off_node", target=0.0, seconds=1000.0),
             Accident(at=760.0, kind="preempt", target=0.0, seconds=5.0),
@@ -336,5 +349,32 @@ KEPT = (
             Accident(at=30.0, kind="memory_of_job_used_up", target=0.0, seconds=5.0),
         ],
         undo=_nothing_follows_canaries,
+    ),
+    Kept(
+        name="unseen-scancel",
+        fault="a job that its user had cancelled with scancel did not record that",
+        check="SCANCEL",
+        study=Study(runs=3, jobs=2, epoch_seconds=600.0, minutes=240),
+        accidents=[Accident(at=300.0, kind="operator_cancels", target=0.0, seconds=5.0)],
+        undo=_no_scancel_is_noticed,
+        orders=(0, 1),
+    ),
+    Kept(
+        name="silent-node",
+        fault="a job on several nodes waited without end for the program on a node that did not answer",
+        check="ANSWER",
+        study=Study(runs=2, jobs=1, epoch_seconds=60.0, minutes=240, ranks=2, ranks_per_node=1, is_pool=False),
+        accidents=[Accident(at=100.0, kind="stop_program", target=0.0, seconds=4000.0)],
+        undo=_a_node_is_waited_for_without_end,
+        orders=(0, 1),
+    ),
+    Kept(
+        name="busy-run",
+        fault="attempts that found another worker at their run counted as failures, so the run failed for good",
+        check="END",
+        study=Study(runs=2, jobs=1, epoch_seconds=600.0, minutes=240, nodes=2),
+        accidents=[Accident(at=300.0, kind="cut_off_node", target=0.0, seconds=1000.0)],
+        undo=_workers_that_find_another_one_have_failed,
+        orders=(0, 1),
     ),
 )

@@ -118,6 +118,17 @@ def _nothing_is_over() -> None:
     share.is_over = lambda seen: False
 
 
+def _jobs_take_their_own_runs_alone() -> None:
+    """A job leaves the runs of other jobs alone."""
+    before = share.Share.next_run
+
+    def next_run(self: share.Share, *arguments: Any, **options: Any) -> Any:
+        self.runs = self.own
+        return before(self, *arguments, **options)
+
+    share.Share.next_run = next_run  # type: ignore[method-assign]
+
+
 def _only_the_last_epoch() -> None:
     """The metrics lose what went before."""
     before = stub_worker.CheckpointFiles.write_metrics
@@ -171,6 +182,13 @@ PLANTED: Mapping[str, Planted] = {
     "never-over": Planted(plant=_nothing_is_over, check="ATTEMPTS", accidents=["preempt", "run"]),
     "no-takeover": Planted(
         plant=_leases_never_end, check="LEFT", accidents=["lose_node"], study={"runs": 2, "jobs": 1, "backend": "slurm"}
+    ),
+    "own-runs": Planted(
+        plant=_jobs_take_their_own_runs_alone,
+        check="WAITS",
+        accidents=["lose_node", "preempt"],
+        study={"core_hours": None, "is_search": False, "backend": "slurm", "runs": 6, "jobs": 2},
+        first=7,
     ),
     "last-epoch": Planted(plant=_only_the_last_epoch, check="KEPT", accidents=["kill_worker"]),
     "no-flush": Planted(

@@ -379,6 +379,7 @@ class Story:
         """Tell how a command of a user has ended."""
         if process.exit_code == -signal.SIGKILL and (run := run_of(process)) is not None:
             self._forget_error(process, run)
+        checks.nobody_waits_for_a_node_that_does_not_answer(self, process)
         if process in self.users:
             lines = process.output.text().splitlines()
             said = f": {lines[-1]}" if process.exit_code and lines else ""

@@ -58,14 +58,14 @@ class Study:
 
     runs: int
     jobs: int
-    """Jobs of its pool."""
+    """Jobs of its pool, if it has one."""
     epoch_seconds: float
     minutes: int
     """Time limit of a job."""
     nodes: int = 3
     """Of the cluster."""
     is_pool: bool = True
-    """Whether its runs share jobs. Else each has one of its own."""
+    """Whether its jobs have room for two runs each. Else there are as many jobs as runs."""
     ranks: int = 1
     """Of each run."""
     ranks_per_node: int | None = None

@@ -116,7 +116,7 @@ def test_a_copied_study_leaves_the_jobs_of_the_original_alone_and_the_job_that_i
     assert (study.each(), copy.each()) == (["queued"] * 2, ["pending"] * 2)
     plan_file = tmp_path / "runs/small/launches/000001/batch.json"
     plan = read_json(plan_file) or {}
-    write_json(plan_file, {**plan, "arrays": [{**plan["arrays"][0], "job": other, "is_pool": True}]})
+    write_json(plan_file, {**plan, "arrays": [{**plan["arrays"][0], "job": other}]})
     assert copy.each() == ["pending"] * 2
     assert copy("cancel", "small.toml", "--all").returncode == 0
     assert cluster.run("squeue", "-h", "-j", other, "-o", "%T").stdout.strip() in ("PENDING", "RUNNING")
@@ -249,7 +249,9 @@ def test_preemptions_and_time_limits_cost_no_epoch_and_accounting_knows_a_job_th
             "the accounting to have the end of the job",
             until=lambda state: state.startswith("CANCELLED"),
         )
-        assert study.each()[0] == "cancelled"
+        assert study.each()[0] == "queued", "the other job has yet to take it"
+        cluster.run("scancel", jobs(study)[limited.id])
+        wait_for(study.each, "no job to be left", until=lambda states: states == ["cancelled"] * 2)
         assert study("cancel", "small", "--all").returncode == 0
         assert study.each() == ["cancelled", "cancelled"]
         assert study.epochs() == [list(range(len(epochs_of(run)))) for run in runs]

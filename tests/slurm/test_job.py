@@ -349,14 +349,16 @@ PEER_LOST = f"{SAY}say(kind='node', message='lost another rank', peer_lost=True)
 @pytest.mark.parametrize(
     ("nodes", "changes"),
     [
-        (["n1", "n1"], ["-n1", "wait_s=5"]),
-        (["n1", "n1", "n1"], ["-n1", "wait_s=25"]),
-        (["n1", "n2"], ["wait_s=5"]),
-        (["n1", "n2", "n1"], ["wait_s=25"]),
-        (["n1", "n2", "n2", "n1"], ["-n2", "wait_s=125"]),
+        (["n1"], ["-n1", "wait_s=5"]),
+        (["n1", "n2"], ["-n1", "wait_s=25"]),
+        (["n1", "n2", "n1"], ["-n1", "wait_s=125"]),
+        (["n1", "n2", "n2"], ["-n1", "-n2", "wait_s=125"]),
     ],
 )
-def test_a_node_that_fails_twice_in_a_row_is_avoided(tmp_path: Path, nodes: list[str], changes: list[str]) -> None:
+def test_a_run_is_tried_again_at_once_and_a_node_that_fails_twice_in_a_row_is_avoided(
+    tmp_path: Path, nodes: list[str], changes: list[str]
+) -> None:
+    """Only at once: while the run is to wait for long, its job holds no node."""
     told = plan(make(tmp_path), program=KILLED, policy=Policy())
     for restarts, node in enumerate(nodes):
         assert start_again(told, restarts, SLURMD_NODENAME=node)
@@ -402,8 +404,8 @@ def test_a_file_that_another_host_replaces_is_looked_at_again(
     run = make(tmp_path)
     told = plan(run, program="import os, time; time.sleep(0.3); os.kill(os.getpid(), 9)")
     assert work(told)
-    assert [failed.kind for failed in run.failures()] == ["node"]
-    assert asked(told) == [[]]
+    assert [failed.kind for failed in run.failures()] == ["node", "node"]
+    assert asked(told) == [["-n1", "wait_s=5"]]
 
 
 def test_files_that_stay_unreadable_are_a_failure_of_the_node_and_tried_again(
@@ -413,9 +415,9 @@ def test_files_that_stay_unreadable_are_a_failure_of_the_node_and_tried_again(
     monkeypatch.setattr("jobs.attempt.supervisor.append_to", stale)
     told = plan(run)
     assert work(told)
-    assert asked(told) == [[]]
+    assert asked(told) == [["-n1"]]
     assert [failed.kind for failed in run.failures()] == ["node"], "the next start of the job counts it"
-    end = run.end(1)
+    end = run.end(run.last_attempt())
     assert "Stale file handle" in end.message
 
 
@@ -538,6 +540,33 @@ def test_each_node_starts_its_own_ranks_of_the_same_attempt(tmp_path: Path, room
     assert first["SEQLM_RENDEZVOUS_HOST"] == second["SEQLM_RENDEZVOUS_HOST"] == "n1"
     assert first["SEQLM_RENDEZVOUS"] == second["SEQLM_RENDEZVOUS"]
     assert (first["SEQLM_ATTEMPT"], second["SEQLM_ATTEMPT"]) == ("1", "1")
+
+
+def test_a_job_on_several_nodes_has_one_run_after_another(tmp_path: Path, room: Path) -> None:
+    runs = [make(tmp_path, name) for name in "abc"]
+    told = plan(*runs, resources=TWO, array={"at_once": 1})
+    assert work_on_two(told, room)
+    for run in runs:
+        first, second = (json.loads((run.path / f"told-{rank}").read_text()) for rank in (0, 1))
+        assert (first["SEQLM_NODE"], second["SEQLM_NODE"]) == ("n1", "n2")
+        assert first["SEQLM_RENDEZVOUS"] == second["SEQLM_RENDEZVOUS"] == str(run.attempt_dir(1) / "rendezvous")
+        assert run.is_done()
+    assert asked(told) == []
+
+
+def test_a_job_on_several_nodes_starts_nothing_more_on_them_after_a_failure_that_another_node_may_help_with(
+    tmp_path: Path, room: Path
+) -> None:
+    failing, other = make(tmp_path, "a"), make(tmp_path, "b")
+    program = (
+        f"import os, sys\nif sys.argv[1].endswith('a'):\n    os.environ['RANK'] == '0' and sys.exit(1)\n    {KILLED}\n"
+    )
+    program += TELL
+    told = plan(failing, other, program=program, resources=TWO, policy=Policy(), array={"at_once": 1})
+    assert work_on_two(told, room)
+    assert [failed.kind for failed in failing.failures()] == ["node"]
+    assert other.attempts() == []
+    assert len(asked(told)) == 1
 
 
 def test_each_node_has_logs_of_its_own_and_the_one_that_failed_says_why(tmp_path: Path, room: Path) -> None:

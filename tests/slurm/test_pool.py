@@ -91,8 +91,12 @@ def test_an_array_that_shares_its_runs_and_is_cancelled_leaves_all_of_them_cance
         slurm_cluster, tmp_path, env=crawl.env, settings=pool, gpus=0, rates=[0.01, 0.02, 0.03, 0.04, 0.05]
     )
     assert study("run", "small.toml", "--no-wait").returncode == 0
-    (array,) = {job.id for job in read_jobs(tmp_path / "runs/small").values()}
-    wait_for(study.each, "two runs to begin", until=lambda states: sorted(states)[-2:] == ["running", "running"])
+    (array,) = {job.array.id for job in read_jobs(tmp_path / "runs/small").values()}
+    wait_for(
+        lambda: sum(run.worker_file(1).exists() for run in study.runs()),
+        "two runs to begin",
+        until=lambda begun: begun == 2,
+    )
     slurm_cluster.run("scancel", array)
     until_all_end(study)
     assert study.each() == ["cancelled"] * 5

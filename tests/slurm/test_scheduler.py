@@ -74,13 +74,36 @@ def test_the_answers_of_squeue_and_sacct_are_read_by_job() -> None:
 @pytest.mark.process
 def test_a_thousand_runs_take_two_calls_at_most(room: Path) -> None:
     answering(room, "squeue", "".join(f"7_{number}|PENDING|Priority|{room}\n" for number in range(900)))
-    answering(room, "sacct", "".join(f"7_{number}|COMPLETED|0:0|{room}\n" for number in range(900, 1000)))
+    answering(room, "sacct", "".join(f"8_{number}|COMPLETED|0:0|{room}\n" for number in range(100)))
     asker = Views()
-    states = asker.of([Claim(f"7_{number}", room, "slurm") for number in range(1000)])
+    waiting, ended = ([f"{array}_{number}" for number in range(count)] for array, count in ((7, 900), (8, 100)))
+    states = asker.of([Claim(job, room, "slurm") for job in [*waiting, *ended]])
     assert len(states) == 1000
     assert sum(state.stage == "ended" for state in states.values()) == 100
     asker.of([Claim("7_1", room, "slurm")])  # an answer is kept for a while
     assert [len((room / f"{name}.asked").read_text().splitlines()) for name in ("squeue", "sacct")] == [1, 1]
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("own", ["PENDING", "RUNNING", "COMPLETED", "CANCELLED", None])
+@pytest.mark.parametrize("other", ["PENDING", "RUNNING", "COMPLETED"])
+def test_a_run_waits_as_its_own_job_does_and_once_that_has_ended_as_long_as_another_one_of_the_array_may_take_it(
+    room: Path, own: str | None, other: str
+) -> None:
+    rows = [f"7_0|{own}|Priority|{room}\n"] * (own is not None) + [f"7_1|{other}|Resources|{room}\n"]
+    answering(room, "squeue", "".join(rows))
+    answering(room, "sacct", "")
+    claim = Claim("7_0", room, "slurm")
+    (seen,) = Views().of([claim]).values()
+    if own == "PENDING":
+        assert (seen.stage, seen.reason) == ("queued", "other jobs have priority")
+    elif own == "RUNNING":
+        assert seen.stage == "running"
+    elif other in ("PENDING", "RUNNING"):
+        assert seen.stage == "queued"
+    else:
+        assert seen.stage == ("gone" if own is None else "ended")
+        assert (seen.kind == "cancelled") == (own == "CANCELLED")
 
 
 NO_CONTROLLER = "slurmctld does not answer; this is the last known state"

@@ -1,9 +1,12 @@
 """Which runs of a shared array a job takes, without SLURM."""
 
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from jobs.manifests.policy import Policy
 from jobs.plan.capacity import Capacity, Node
@@ -21,7 +24,7 @@ __all__ = ["room"]
 
 pytestmark = pytest.mark.process
 
-SHARED: dict[str, Any] = {"jobs": 3, "is_pool": True}
+SHARED: dict[str, Any] = {"jobs": 3}
 JOBS = ["0-0", "0-1", "0-2"]
 
 
@@ -36,6 +39,11 @@ def starts_of(told: JobPlan, job: str) -> Start:
 def share(told: JobPlan, start: Start) -> Share:
     index = start.folder.parent.name[-1]
     return Share(told, 0, place(SLURM_ARRAY_TASK_ID=index, SLURM_ARRAY_TASK_COUNT="3"), start)
+
+
+def write_result(run: RunDirectory) -> None:
+    """Have a run be done."""
+    run.result_file.write_text("{}")
 
 
 def begin(run: RunDirectory, told: JobPlan, start: Start) -> None:
@@ -97,6 +105,54 @@ def test_a_run_whose_node_failed_waits_for_its_time_whichever_job_goes_on_with_i
     assert [run.id for run, _ in filter(None, [other.next_run(room, is_idle=True)])] == ["well"]
     monkeypatch.setattr(ends, "FIRST_DELAY_SECONDS", 0.0)
     assert other.next_run(room, is_idle=True, but=["well"]) is not None
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+@pytest.mark.parametrize("owner", ["has never started", "is busy", "was lost"])
+def test_a_job_that_is_done_early_takes_a_run_that_waits_unless_the_time_is_short_and_the_own_job_will_have_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: str, *, is_late: bool
+) -> None:
+    own, waiting = make(tmp_path, "own"), make(tmp_path, "waiting")
+    told = plan(own, waiting, array=SHARED, timeout_min=60)
+    start = starts_of(told, JOBS[0])
+    if owner != "has never started":
+        starts_of(told, JOBS[1])
+    ours = share(told, start)
+    ours.saw(own)
+    write_result(own)
+    late, now = 31 * 60.0 if is_late else 29 * 60.0, time.monotonic()
+    monkeypatch.setattr(shares.time, "monotonic", lambda: now + late)
+    ours.saw(own)
+    if owner == "was lost":
+        begin(waiting, told, Start(told.folder / f"{SLOT}{JOBS[1]}" / "1"))
+    found = ours.next_run(Capacity([Node(name="n", cpus=8, gpus={})], where="here"), is_idle=True)
+    assert (found is not None) == (owner != "has never started" or not is_late)
+    assert found is None or found[0].id == "waiting"
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(runs=st.integers(1, 9), jobs=st.integers(1, 9), over=st.sets(st.integers(0, 8)))
+def test_whichever_job_of_an_array_is_left_it_takes_all_runs_its_own_ones_first(
+    tmp_path_factory: pytest.TempPathFactory, runs: int, jobs: int, over: set[int]
+) -> None:
+    jobs = min(jobs, runs)
+    every = [make(tmp_path_factory.mktemp("study"), f"r{number}") for number in range(1)]
+    every += [make(every[0].path.parent, f"r{number}") for number in range(1, runs)]
+    told = plan(*every, array={"jobs": jobs, "at_once": None})
+    for number in over:
+        if number < runs:
+            write_result(every[number])
+    index = runs % jobs
+    context = place(SLURM_ARRAY_TASK_ID=str(index), SLURM_ARRAY_TASK_COUNT=str(jobs))
+    start = starts_of(told, f"0-{index}")
+    ours, taken = Share(told, 0, context, start), list[str]()
+    room = Capacity([Node(name="n", cpus=8, gpus={})], where="here")
+    while (found := ours.next_run(room, is_idle=True, but=taken)) is not None:
+        taken.append(found[0].id)
+    wanted = [f"r{number}" for number in range(runs) if number not in over]
+    own = [name for name in wanted if int(name[1:]) % jobs == index]
+    assert sorted(taken) == sorted(wanted)
+    assert taken[: len(own)] == own
 
 
 def test_a_job_that_shares_its_runs_tries_one_again_until_its_node_has_failed_twice_in_a_row(

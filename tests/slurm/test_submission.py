@@ -3,6 +3,7 @@
 ``python -m tests.slurm.test_submission`` writes the scripts in ``scripts.txt`` again; read their diff.
 """
 
+import math
 import re
 import shutil
 import sys
@@ -11,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from jobs.launch.job import LaunchOptions
 from jobs.manifests.policy import Policy
 from jobs.plan.planned import PlannedRun
-from jobs.scheduled.submission import JobPlan, plan_jobs, script, submit
+from jobs.scheduled.submission import JobPlan, divided, limited, plan_jobs, script, submit, take_turns
 from jobs.spec import RunSpec
 from jobs.study.folder import read_jobs
 from jobs.study.kept_code import Code
@@ -30,6 +33,7 @@ from slurm.shell import SHELL
 from tests.fake_slurm import FakeSlurm
 from tests.fakes import make_fresh
 from tests.seqlm.training.studies import make_config
+from tests.slurm_jobs import array_of
 
 CODE = Code(path=Path("/code"), commit=None, dirty=False, live=False)
 WHOLE = Resources(cpus=4, gpus=1)
@@ -78,26 +82,60 @@ def test_runs_with_other_limits_are_another_array(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("resources", "settings", "arrays"),
     [
-        ({"gpus": 1}, {}, [(6, 6, 1, 1, False)]),
-        ({"gpus": 1, "ranks": 2}, {"ranks_per_node": 1}, [(6, 6, 2, 1, False)]),
-        ({"gpus": 0.25}, {}, [(6, 2, 1, 1, False)]),  # four share a GPU
-        ({"gpus": 0.25}, {"max_parallel": 3}, [(6, 2, 1, 1, False)]),
-        ({"gpus": 0.25}, {"pool": {"jobs": 3, "gpus": 2, "cpus": 4}}, [(6, 3, 1, 2, True)]),
-        ({"gpus": 1}, {"pool": {"jobs": 9, "gpus": 1, "cpus": 1}}, [(6, 6, 1, 1, True)]),
-        ({"gpus": 1}, {"pool": {"jobs": 0, "gpus": 1, "cpus": 1}}, [(6, 6, 1, 1, False)]),  # no pool here
-        ({"gpus": 1, "ranks": 2}, {"pool": {"jobs": 3, "gpus": 1, "cpus": 4}}, [(6, 6, 1, 2, False)]),
+        ({"gpus": 1}, {}, [(6, 6, 1, 1)]),
+        ({"gpus": 1, "ranks": 2}, {"ranks_per_node": 1}, [(6, 6, 2, 1)]),
+        ({"gpus": 0.25}, {}, [(6, 2, 1, 1)]),  # four share a GPU
+        ({"gpus": 0.25}, {"max_parallel": 3}, [(6, 2, 1, 1)]),
+        ({"gpus": 0.25}, {"pool": {"jobs": 3, "gpus": 2, "cpus": 4}}, [(6, 3, 1, 2)]),
+        ({"gpus": 0.25}, {"pool": {"jobs": 3, "gpus": 2, "cpus": 4}, "max_parallel": 2}, [(6, 2, 1, 2)]),
+        ({"gpus": 1}, {"pool": {"jobs": 9, "gpus": 1, "cpus": 1}}, [(6, 6, 1, 1)]),
+        ({"gpus": 1}, {"pool": {"jobs": 0, "gpus": 1, "cpus": 1}}, [(6, 6, 1, 1)]),  # no pool here
+        ({"gpus": 1, "ranks": 2}, {"pool": {"jobs": 3, "gpus": 1, "cpus": 4}}, [(6, 6, 1, 2)]),
     ],
 )
 def test_six_runs_are_arrays_of_so_many_jobs_of_so_many_nodes_with_so_many_gpus(
-    tmp_path: Path,
-    resources: dict[str, float],
-    settings: dict[str, Any],
-    arrays: list[tuple[int, int, int, int, bool]],
+    tmp_path: Path, resources: dict[str, float], settings: dict[str, Any], arrays: list[tuple[int, int, int, int]]
 ) -> None:
     items = planned(tmp_path, 6, Resources(**{"cpus": 1, **resources}))  # type: ignore[arg-type]
     found = jobs(items, SlurmSettings(**settings)).arrays
-    assert [(len(one.runs), one.jobs, one.nodes, one.gpus, one.is_pool) for one in found] == arrays
+    assert [(len(one.runs), one.jobs, one.nodes, one.gpus) for one in found] == arrays
     assert [run_id for array in found for run_id in array.runs] == [item.run.id for item in items]
+
+
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=6), st.integers(1, 40), st.sampled_from([1, 3, None]))
+def test_arrays_that_run_at_once_keep_to_the_limit_together_and_no_order_of_arrays_would_need_fewer_rounds(
+    numbers: list[int], most: int, at_once: int | None
+) -> None:
+    """A round: as many runs as may run at once."""
+    found = limited([array_of(*map(str, range(number)), jobs=number, at_once=at_once) for number in numbers], most)
+    shares = [array.most_runs or 0 for array in found]
+    in_turn = [math.ceil(number / most) for number in numbers]
+    for array, share in zip(found, shares, strict=True):
+        assert 1 <= share <= most
+        assert (array.at_once or 0) * min(array.jobs, max(1, share // (array.at_once or 1))) <= share
+    if take_turns(found, most):
+        assert shares == [most] * len(numbers)
+    else:
+        assert sum(shares) <= most
+        rounds = [math.ceil(number / share) for number, share in zip(numbers, shares, strict=True)]
+        assert max(rounds) <= sum(in_turn)
+
+
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=6), st.integers(1, 400))
+def test_a_part_of_the_places_is_what_a_number_asks_for_or_as_near_as_whole_numbers_come(
+    wanted: list[int], places: int
+) -> None:
+    found = divided(wanted, places)
+    assert all(1 <= share <= number for share, number in zip(found, wanted, strict=True))
+    if places >= len(wanted):
+        assert sum(found) == min(places, sum(wanted)), "no place is left free that is wanted"
+        neediest = max(number / share for number, share in zip(wanted, found, strict=True))
+        richest = (
+            min(number / (share - 1) for number, share in zip(wanted, found, strict=True) if share > 1)
+            if (max(found) > 1)
+            else math.inf
+        )
+        assert neediest <= richest, "a place of another one would have made it needier"
 
 
 SCRIPTS = Path(__file__).with_name("scripts.txt")

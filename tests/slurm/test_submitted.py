@@ -252,8 +252,35 @@ def test_several_arrays_together_keep_to_the_limit_of_the_site_and_plan_says_so(
     assert waits_for == {1: None, **{number: f"afterany:{number - 1}" for number in range(2, 6)}}
 
 
+def test_several_arrays_divide_the_limit_if_each_has_a_part_of_it(fake: FakeSlurm, tmp_path: Path) -> None:
+    arrays = [(1, 6), (2, 3)]  # cores of each run, and runs
+    runs = "".join(
+        f"{RUN}resources.cpus = {cpus}\nseeds = {list(range(10 * cpus, 10 * cpus + count))}\n" for cpus, count in arrays
+    )
+    assert submit(tmp_path, runs, "--max-parallel", "3", "--no-canary") == 0
+    jobs = {job.parent: job.options for job in fake.jobs().values()}
+    assert sorted(int(job["array"].partition("%")[2]) for job in jobs.values()) == [1, 2]
+    assert not any("dependency" in job for job in jobs.values())
+
+
+@pytest.mark.parametrize(
+    ("most_jobs", "jobs", "without_job"),
+    [
+        (1, [("1", "4")], 2),
+        (2, [("1", "4"), ("2", "2")], 0),
+        (3, [("1", "4")] * 2 + [("2", "2")], 0),
+        (4, [("1", "4")] * 3 + [("2", "2")], 0),
+        (6, [("1", "1")] * 2 + [("1", "2"), ("1", "3"), ("1", "4"), ("2", "2")], 0),
+    ],
+)
 def test_runs_share_the_jobs_that_the_user_may_submit_and_what_has_none_is_submitted_by_the_next_run(
-    fake: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    fake: FakeSlurm,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    most_jobs: int,
+    jobs: list[tuple[str, str]],
+    without_job: int,
 ) -> None:
     (tmp_path / "m.toml").write_text(FIVE)
     (tmp_path / "site.toml").write_text("ranks_per_node = 1\n")
@@ -264,21 +291,20 @@ def test_runs_share_the_jobs_that_the_user_may_submit_and_what_has_none_is_submi
         return [job for job in fake.jobs().values() if job.state == "PENDING"]
 
     with fake.opened() as room:
-        room.most_jobs = 3
+        room.most_jobs = most_jobs
     assert launch.main(["run", *words, "--live-code"]) == 0
-    assert [(job.options["nodes"], job.options["cpus-per-task"]) for job in waiting()] == [("1", "4")] * 2 + [
-        ("2", "2")
-    ]
+    shapes = [(job.options["nodes"], job.options["cpus-per-task"]) for job in waiting()]
+    assert (set(shapes), len(shapes)) == (set(jobs), len(jobs))
     assert not any("hold" in job.options for job in waiting())
     capsys.readouterr()
     assert launch.main(["status", "s", "--runs-dir", str(tmp_path / "runs"), "--json"]) == 0
     runs = json.loads(capsys.readouterr().out)["data"]["runs"]
-    assert Counter(run["state"] for run in runs) == {"queued": 9, "pending": 1}
+    assert Counter(run["state"] for run in runs) == Counter(queued=10 - without_job, pending=without_job)
     assert all("job submit limit" in run["reason"] for run in runs if run["state"] == "pending")
     with fake.opened() as room:
         room.most_jobs = 100
     assert launch.main(["run", *words, "--live-code"]) == 0
-    assert [job.options["nodes"] for job in waiting()] == ["1", "1", "2", "2"]
+    assert len(waiting()) == len(jobs) + without_job
 
 
 def test_runs_share_the_jobs_that_an_array_of_the_cluster_may_have(fake: FakeSlurm, tmp_path: Path) -> None:
@@ -286,9 +312,17 @@ def test_runs_share_the_jobs_that_an_array_of_the_cluster_may_have(fake: FakeSlu
         room.most_of_array = 2
     several = f"{RUN}resources.cpus = 1\nresources.ranks = 2\nseeds = [6, 7, 8]\n[backend.slurm]\nranks_per_node = 1\n"
     assert submit(tmp_path, f"{RUN}seeds = [1, 2, 3, 4, 5]\n{several}") == 0
-    assert [job.options["array"] for job in fake.jobs().values()] == ["0-1"] * 2 + ["0-0"] + ["0-1"] * 2
+    assert [job.options["array"] for job in fake.jobs().values()] == ["0-1"] * 4
     told = JobPlan.read(tmp_path / "s" / "launches" / "000001" / "batch.json")
-    assert [(array.is_pool, len(array.runs)) for array in told.arrays] == [(True, 5), (False, 1), (False, 2)]
+    assert [len(array.runs) for array in told.arrays] == [5, 3]
+
+
+@pytest.mark.parametrize("most_jobs", [7, 30, 95])
+def test_of_the_jobs_that_a_user_may_submit_few_are_left_free(fake: FakeSlurm, tmp_path: Path, most_jobs: int) -> None:
+    with fake.opened() as room:
+        room.most_jobs = most_jobs
+    assert submit(tmp_path, f"{RUN}seeds = {list(range(100))}\n", "--no-canary") == 0
+    assert 0.9 * most_jobs - 1 <= len(fake.jobs()) <= most_jobs
 
 
 def test_a_cluster_that_takes_no_arrays_is_told_in_one_line(
@@ -358,6 +392,29 @@ def test_the_report_has_the_share_in_which_a_submitted_pool_was_idle(fake: FakeS
     study = load_study(tmp_path / "s")
     assert used_of_pools(study.directories.values(), study.attempts) == {"core": (6.0, 3.0)}
     assert "6.00 core hours, of which 50 % were idle" in said(cost_section(study).blocks)
+
+
+def test_runs_of_arrays_that_an_earlier_version_has_submitted_are_read_and_launched_again(
+    fake: FakeSlurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their jobs did not take runs of one another. Such a run waits until they all have ended."""
+    text = f"{RUN}seeds = [1, 2, 3]\n"
+    assert submit(tmp_path, text) == 0
+    file = tmp_path / "s/launches/000001/batch.json"
+    plan = json.loads(file.read_text())
+    del plan["arrays"][0]["most_runs"]
+    plan["arrays"][0]["is_pool"] = False
+    write_json(file, plan)
+    assert [state for state, _ in told_of(capsys, tmp_path)] == ["queued"] * 3
+    with fake.opened() as room:
+        room.jobs[0].state, room.jobs[1].state = "NODE_FAIL", "RUNNING"
+    assert [state for state, _ in told_of(capsys, tmp_path)] == ["queued", "running", "queued"]
+    assert submit(tmp_path, text) == 0
+    assert list(fake.jobs()) == ["1_0", "1_1", "1_2"], "jobs that may start are not submitted twice"
+    for job in ("1_1", "1_2"):
+        fake.end(job, purged=True)
+    assert submit(tmp_path, text) == 0
+    assert [job.state for job in fake.jobs().values()].count("PENDING") == 3
 
 
 PRIORITIES = """

@@ -185,7 +185,7 @@ def study_files(ids: list[str]) -> dict[str, Any]:
         "estimates": {digits[0]: {"seconds": 1.0, "epochs": 3}},
     }
     request = {"kind": "run", "backend": "slurm", "launcher": {"pid": 1, "host": "x"}, "runs": {ids[-1]: {"epochs": 3}}}
-    plan = Batch(arrays=(array_of(ids[-1], job="1", is_pool=True, why="x"),)).to_plain()
+    plan = Batch(arrays=(array_of(ids[-1], job="1", why="x"),)).to_plain()
     queue = {"launcher": this_launcher().to_plain(), "waiting": {ids[1]: "x"}}
     note = {"at": "x", "runs": ids, "tags": ["good"], "text": "t"}
     return {"study.json": record, "queue.json": queue, "notes/000001/note.json": note} | {

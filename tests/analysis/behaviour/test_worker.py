@@ -205,21 +205,6 @@ def test_windows_of_the_training_length_give_the_loss_of_the_training(lab: Lab) 
         assert sample["panel"] == []
 
 
-def test_losses_of_blocks_are_those_of_a_training_that_scores_every_token(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    raw = make_config("gru", epochs=1).to_dict()
-    config = RunConfig.from_dict({**raw, "eval": {"batch_size": 3, "seq_len": 4}})
-    monkeypatch.setitem(Lab.configs, "gru-eval", config)
-    train(lab, "gru-eval", lab.text)
-    job = lab.job("gru-eval", settings={"samples": 1, "lengths": [2]})
-    assert main([str(job.path)]) == 0
-    run, size = lab.run("gru-eval"), len(load_corpus(config.data, lab.text).splits["valid"])
-    tokens = np.fromfile(run.losses_file, "<f4")[:size]
-    assert np.flatnonzero(np.isnan(tokens)).tolist() == [0], "every token but the first"
-    assert np.nanmean(tokens) == pytest.approx((run.read_result() or Result()).best_val_loss, rel=1e-6)
-
-
 @pytest.mark.parametrize("damage", ["missing", "cut", "foreign"])
 def test_a_checkpoint_that_cannot_be_used_is_a_failure_in_one_line(
     lab: Lab, damage: str, capsys: pytest.CaptureFixture[str]

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from analysis.study.pools import used_of_pools
 from analysis.study.study import load_study
 from seqlm.files import read_json, write_json
 from seqlm.records.batch import Batch
+from seqlm.resources import Resources
 from seqlm.rundir import RunDirectory
 from tests.analysis.attempt_files import write_attempt, write_job
 from tests.analysis.study.test_attempts import resumed_run
@@ -58,7 +60,7 @@ def test_hours_are_those_of_the_attempts_times_their_cores_and_gpus(tmp_path: Pa
     assert f"{2 * 450 / 3600:.2f} core hours" in said
 
 
-def test_the_jobs_of_a_pool_were_idle_where_their_runs_left_room_while_one_ran(tmp_path: Path) -> None:
+def test_jobs_with_room_for_several_runs_were_idle_where_their_runs_left_room_while_one_ran(tmp_path: Path) -> None:
     times = {"7_0": [(0, 100), (0, 100), (100, 200), (900, 1000)], "7_1": [(0, 400)], "8_0": [(0, 9000)]}
     for number, (job, start, end) in enumerate((job, *time) for job, found in times.items() for time in found):
         run = make_run(tmp_path, number)
@@ -66,8 +68,9 @@ def test_the_jobs_of_a_pool_were_idle_where_their_runs_left_room_while_one_ran(t
         write_job(run, 1, backend="slurm", job=job, gpus=1.0)
     folder = tmp_path / "launches/000001"
     folder.mkdir(parents=True)
-    pool, array = (array_of(job=job, jobs=2, gpus=2, cpus=8, is_pool=job == "7") for job in ("7", "8"))
-    Batch(arrays=(pool, array)).write(folder)
+    shared, filled = array_of("a", job="7", jobs=2, gpus=2, cpus=8), array_of("b", job="8", gpus=1, cpus=8)
+    halves, whole = Resources(cpus=4, gpus=1), Resources(cpus=8, gpus=1)
+    Batch(arrays=(replace(shared, runs={"a": halves}), replace(filled, runs={"b": whole}))).write(folder)
     assert used_of_pools([tmp_path], load_study(tmp_path).attempts) == {
         "GPU": (pytest.approx(2 * (300 + 400) / 3600), pytest.approx((400 + 400) / 3600))
     }

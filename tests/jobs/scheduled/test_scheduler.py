@@ -13,6 +13,7 @@ from jobs.manifests.policy import Policy
 from jobs.scheduled.settings import ScheduledTable
 from jobs.spec import RunSpec
 from jobs.study.folder import ObservedRun, observe_study
+from seqlm.records.attempts import Start
 from seqlm.resources import Resources
 from tests.jobs.scheduled import spool
 from tests.jobs.scheduled.spool import SpoolBackend
@@ -92,6 +93,16 @@ def test_a_scheduler_that_takes_few_jobs_gets_few_that_share_the_runs(
     launch(tmp_path / "s", BEGIN + TRAIN)
     until_done(tmp_path / "s")
     assert [len(spool.jobs_of(array)) for array in (tmp_path / "spool").iterdir()] == [1]
+
+
+def test_a_job_that_is_done_early_takes_all_runs_that_wait(tmp_path: Path) -> None:
+    """The other one of two nodes has a run that stays."""
+    launch(tmp_path / "s", BEGIN + STAY + TRAIN)
+    wait_for(
+        lambda: states(tmp_path / "s"), "the others", until=lambda found: found == ["running", "done", "done", "done"]
+    )
+    starts = [Start.read(one.run.attempt_dir(1)) or Start() for one in observe_study(tmp_path / "s")]
+    assert len({start.job_id for start in starts[1:]}) == 1
 
 
 def test_what_is_cancelled_ends_and_the_rest_goes_on(tmp_path: Path) -> None:
