@@ -1,7 +1,7 @@
 # These commands do everything on a machine with Python 3.11 or newer and make:
 #   make quickstart   install into .venv, train nine small models, write their report
 #   make test         install into .venv, run all tests; FAST=1 leaves out what starts a process and what is slow (a minute, while editing)
-#   make coverage     report the branch coverage of config, manifest, queue, discussion, ... by tests that start no process
+#   make coverage     report the branch coverage of config, manifest, queue, claims, ... by tests that start no process
 #   make docs         build the documentation into docs/_build/html; broken links, missing anchors and stale references are errors
 #   make package      build wheel and source archive into dist, install each into an empty environment, and run the quickstart from there
 #   make soak         rehearse benchmarks.gpu, then run all tests N=10 times, quiet and under load, in random orders, and show what failed

@@ -21,9 +21,8 @@ from matplotlib.axes import Axes
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
-from analysis.discussion.picks import pareto_front
 from analysis.plots import behaviour as behaviour_figures
-from analysis.plots import look, scatter, slices, timeline
+from analysis.plots import look, scatter, slices
 from analysis.plots.axes import unit_for
 from analysis.plots.curves import curves_of, draw_curves, legend_entries, setting_curves
 from analysis.plots.steps import draw_steps
@@ -154,6 +153,17 @@ class Study(files.StudyFiles):
         1    the  dog ran on the            50.0
         """
         return behaviour_data(examined_runs(self))["samples"]
+
+    @cached_property
+    def held_out(self) -> pd.DataFrame:
+        """One row for each piece of validation text against which samples are measured; without its words.
+
+        >>> study.held_out[["number", "rating", "known_pairs"]]
+           number  rating  known_pairs
+        0       4     4.0         0.75
+        1       4     5.0         0.75
+        """
+        return behaviour_data(examined_runs(self))["held_out"]
 
     def columns(self, table: str) -> pd.DataFrame:
         """Describe the columns of a table of this study, such as ``epochs``.
@@ -290,21 +300,16 @@ class Study(files.StudyFiles):
 
         return self._drawn(ax, draw, [*table.index], lambda _: (), "The run has no trace of its steps")
 
-    def plot_pareto(self, ax: Axes | None = None) -> Axes:
-        """Draw the best validation perplexity of each setting against the time to it, with the Pareto front.
+    def plot_times(self, ax: Axes | None = None) -> Axes:
+        """Draw the best validation perplexity of each setting against the time to it.
 
         If the runs were trained on several machines, these are the settings on the machine of the most.
 
-        >>> axes = study.plot_pareto()
+        >>> axes = study.plot_times()
         """
-        settings = [one for one in self.compared.settings if units.is_number(one.seconds_to_best)]
-        settings = on_one_machine(settings)
-        front = pareto_front(settings)
-        handles, draw = (
-            partial(scatter.time_handles, front=front),
-            partial(scatter.draw_times, settings=settings, front=front),
-        )
-        return self._drawn(ax, draw, settings, handles, "No run has finished")
+        settings = on_one_machine([one for one in self.compared.settings if units.is_number(one.seconds_to_best)])
+        draw = partial(scatter.draw_times, settings=settings)
+        return self._drawn(ax, draw, settings, scatter.time_handles, "No run has finished")
 
     def plot_effects(self, key: str, ax: Axes | None = None) -> Axes:
         """Draw the best validation perplexity of settings with finished runs over the values of one hyperparameter.
@@ -328,16 +333,6 @@ class Study(files.StudyFiles):
             raise UsageError(f"key: expected one that varies between finished runs ({varying}), got {key!r}")
         draw = partial(slices.draw_slice, key=key, settings=settings)
         return self._drawn(ax, draw, settings, slices.kind_handles)
-
-    def plot_timeline(self, ax: Axes | None = None) -> Axes:
-        """Draw a bar for each attempt in the lane of its GPU or host, over the time since the first start.
-
-        >>> axes = study.plot_timeline()
-        """
-        lanes = timeline.lanes_of(self)
-        draw = partial(timeline.draw_lanes, lanes=lanes)
-        missing = "No attempt has a recorded start and end"
-        return self._drawn(ax, draw, [*lanes], lambda _: timeline.handles(lanes), missing)
 
     def plot_step_losses(self, ax: Axes | None = None, *, carried: bool = True) -> Axes:
         """Draw the mean validation loss at each time step of a window, in nats.

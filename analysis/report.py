@@ -5,7 +5,7 @@ import dataclasses
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,20 +16,25 @@ from markupsafe import Markup
 
 from analysis.blocks.figure import Chart
 from analysis.blocks.latex import latex_table
-from analysis.blocks.section import Note, Prose, Section, with_details_folded
+from analysis.blocks.notes import note_blocks
+from analysis.blocks.section import Prose, Section, with_details_folded
 from analysis.blocks.sentences import scope_of
 from analysis.blocks.table import Table, escape_markdown, longest_run_of_backticks, markdown_code
-from analysis.discussion import discussion_section
-from analysis.discussion.effects import effects_section
-from analysis.discussion.next_runs import next_section
+from analysis.claims.answer import Answer
+from analysis.claims.answers import answers
+from analysis.claims.page import answers_section, claims_data
 from analysis.plots import look
 from analysis.plots.curve_figures import curve_charts
 from analysis.plots.files import FORMATS, figure_bytes, inline_svg
-from analysis.sections.behaviour import behaviour_data, behaviour_section, samples_appendix
+from analysis.plots.scatter import time_chart
+from analysis.sections.behaviour import behaviour_data, behaviour_section, samples_page
 from analysis.sections.cost import cost_section
-from analysis.sections.coverage import coverage_table, open_runs_table
+from analysis.sections.coverage import open_runs_table
+from analysis.sections.effects import effects_section
+from analysis.sections.next_runs import next_section
 from analysis.sections.published import published_section
 from analysis.sections.results import groups_section, hyperparameter_blocks, results_blocks
+from analysis.sections.samples import PAGE
 from analysis.sections.search import search_section
 from analysis.study import units
 from analysis.study.examined import examined_runs
@@ -91,8 +96,11 @@ def report_files(study: StudyFiles) -> dict[str, bytes]:
     drawn = {f"{chart.name}.{kind}": figure_bytes(chart.figure, kind) for chart in page.charts for kind in FORMATS}
     inline = {chart.name: inline_svg(drawn[f"{chart.name}.svg"], chart.name) for chart in page.charts}
     texts = {"index.html": render_html(page, inline), "report.md": render_markdown(page)}
+    if page.samples:
+        texts |= {f"{PAGE}.html": render_html(page, {}, PAGE), f"{PAGE}.md": render_markdown(page, PAGE)}
     for name, data in page.data.items():
         texts[f"data/{name}.csv"], texts[f"data/{name}.json"] = _data_texts(data)
+    texts["data/claims.json"] = "[\n" + ",\n".join(json.dumps(one, ensure_ascii=False) for one in page.claims) + "\n]\n"
     for table in page.tables:
         texts[f"tables/{table.name}.csv"] = table.to_csv()
         texts[f"tables/{table.name}.tex"] = latex_table(table)
@@ -130,32 +138,39 @@ SHOWN = ("results", "settings", "search-frontier", "published", "validation")
 """Tables and figures that the page shows at once."""
 
 
-def report_sections(study: StudyFiles) -> list[Section]:
-    """Everything below the report's header: what a reader asks first, then the rest, folded."""
+def report_sections(study: StudyFiles, found: Sequence[Answer]) -> list[Section]:
+    """Everything below the report's header: the answers to its questions, what a reader asks next, the rest folded."""
     nothing = Prose(text="No epoch has been finished yet, so there are no curves.")
     unfinished = open_runs_table(study)
     opened = [
+        answers_section(study, found),
         Section(name="results", title="Results", blocks=results_blocks(study)),
         search_section(study),
         published_section(study),
-        Section(name="curves", title="Learning curves", blocks=[*curve_charts(study)] or [nothing]),
-        cost_section(study),
+        Section(
+            name="curves", title="Learning curves", blocks=[*curve_charts(study), *time_charts(study)] or [nothing]
+        ),
         next_section(study),
-        discussion_section(study),
     ]
     folded = [
         groups_section(study),
         effects_section(study),
         behaviour_section(study),
         Section(name="open", title="Unfinished runs", blocks=[unfinished] if unfinished.rows else []),
-        Section(name="coverage", title="Coverage", blocks=[coverage_table(study)]),
+        cost_section(study),
         Section(name="hyperparameters", title="Hyperparameters", blocks=hyperparameter_blocks(study)),
-        samples_appendix(study),
     ]
     return [
         *(with_details_folded(section, SHOWN) for section in opened),
         *(dataclasses.replace(section, folded=True) for section in folded),
     ]
+
+
+def time_charts(study: StudyFiles) -> list[Chart]:
+    """Return the figure of perplexity against time, if two settings have times."""
+    one = study.compared.on_one_text
+    timed = [setting for setting in one.settings if units.is_number(setting.seconds_to_best)]
+    return [time_chart(timed, scope_of(one.runs, len(one.absent)))] if len(timed) > 1 else []
 
 
 STATES = ("done", "running", "queued", "pending", "stopped", "cancelled", "failed", "absent")
@@ -169,8 +184,12 @@ class Page:
     study: StudyFiles
     sections: list[Section]
     """In the order of the page, each with a block."""
+    samples: list[Section]
+    """All samples, on a page of their own; empty if there are none."""
     data: dict[str, pd.DataFrame]
     """The tables behind the report by the name of their files."""
+    claims: list[dict[str, Any]]
+    """All claims of the answers."""
 
     @property
     def tables(self) -> list[Table]:
@@ -202,36 +221,47 @@ def report_page(study: StudyFiles) -> Page:
     """What the report says, its figures not yet drawn."""
     behaviour = {name: table for name, table in behaviour_data(examined_runs(study)).items() if len(table)}
     data = {"runs": study.runs, "epochs": study.epochs, "attempts": study.attempts, **behaviour}
-    sections = [_with_notes(section, study.notes) for section in report_sections(study) if section.blocks]
-    return Page(study=study, sections=sections, data=data)
+    found, warnings = answers(study.compared)
+    study = dataclasses.replace(study, warnings=[*study.warnings, *warnings])
+    sections = [_with_notes(section, study) for section in report_sections(study, found) if section.blocks]
+    anchors = {*anchors_of(sections), *(["section-warnings"] if study.warnings else [])}
+    sections = [section.with_links_to(anchors) for section in sections]
+    return Page(study=study, sections=sections, samples=samples_page(study), data=data, claims=claims_data(found))
 
 
-def _with_notes(section: Section, notes: Iterable[tuple[str, str]]) -> Section:
-    """Return the section with the author's notes below it."""
-    own = [Note(text=text) for part, text in notes if part == section.name]
-    return dataclasses.replace(section, blocks=[*section.blocks, *own])
+def anchors_of(sections: Sequence[Section]) -> set[str]:
+    """Return the places that a link within the page may name: sections, tables, figures and the list of files."""
+    found = {"section-files", *(f"section-{section.name}" for section in sections)}
+    for section in sections:
+        found |= {table.name for table in section.tables} | {chart.name for chart in section.charts}
+    return found
+
+
+def _with_notes(section: Section, study: StudyFiles) -> Section:
+    """Return the section with what the manifests say of it below."""
+    return dataclasses.replace(section, blocks=[*section.blocks, *note_blocks(section.name, study)])
 
 
 # -- templates -----------------------------------------------------------------------------------------------------
 
 
-def render_html(page: Page, inline_figures: dict[str, str]) -> str:
-    """The page as one file. ``inline_figures``: the SVG element of each chart by its name."""
+def render_html(page: Page, inline_figures: dict[str, str], name: str = "index") -> str:
+    """A page as one file. ``inline_figures``: the SVG element of each chart by its name."""
     figures = {name: Markup(svg) for name, svg in inline_figures.items()}  # made by matplotlib, which escapes text
     environment = _environment(html=True)
     environment.filters.update(sortable=_sortable)
     environment.globals.update(zip=zip)
     pointers = {c.name: [panel.pointer_data() for panel in c.panels] for c in page.charts if c.panels}
-    return environment.get_template("index.html.j2").render(
+    return environment.get_template(f"{name}.html.j2").render(
         _variables(page), figures=figures, pointers=_script_json(pointers)
     )
 
 
-def render_markdown(page: Page) -> str:
+def render_markdown(page: Page, name: str = "report") -> str:
     """The same content in Markdown, with links to the files of the figures."""
     environment = _environment(html=False)
     environment.filters.update(md=escape_markdown, code=markdown_code, fence=_fence)
-    return environment.get_template("report.md.j2").render(_variables(page))
+    return environment.get_template(f"{name}.md.j2").render(_variables(page))
 
 
 def _environment(*, html: bool) -> Environment:
@@ -258,6 +288,7 @@ def _variables(page: Page) -> dict[str, Any]:
     return {
         "page": page,
         "study": study,
+        "samples_page": PAGE,
         "figure_formats": FORMATS,
         "table_formats": {"csv": "CSV", "tex": "LaTeX", "md": "Markdown"},
         "line_colours": look.line_colours(),

@@ -147,7 +147,7 @@ class Run:
             tokenizer = Tokenizer(RunDirectory(self.directory).tokenizer_file, data.tokenizer_sha256)
         ids, unknown = prompt_ids(prompt, vocabulary, data.level, tokenizer)
         (drawn,) = draw_samples(model, settings, ids)
-        whole = [*ids, *drawn.tokens]
+        whole = [*ids, *drawn.text.tokens]
         words = tokenizer.pieces(whole) if tokenizer else [vocabulary[number] for number in whole]
         read = plain_text(words[: len(ids)], data.level)
         return Generated(prompt=read, text=plain_text(words, data.level).removeprefix(read), unknown=unknown)

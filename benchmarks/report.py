@@ -23,6 +23,7 @@ from typing import Any
 from benchmarks.report_study import make_study
 from benchmarks.results import circumstances
 from seqlm.files import write_json
+from seqlm.records.studies import MAX_RUNS
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -67,12 +68,22 @@ def main() -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Time the report of a made-up study.")
-    parser.add_argument("--runs", type=int, default=1000)
-    parser.add_argument("--epochs", type=int, default=40)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--runs", type=_from_one, default=1000)
+    parser.add_argument("--epochs", type=_from_one, default=40)
+    parser.add_argument("--repeats", type=_from_one, default=3)
     parser.add_argument("--out", type=Path, help="write the record here too")
     parser.add_argument("--parts", type=Path, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.runs > MAX_RUNS:
+        parser.error(f"argument --runs: expected at most {MAX_RUNS:,}, the most runs of a study, got {options.runs:,}")
+    return options
+
+
+def _from_one(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, got {number}")
+    return number
 
 
 def whole_command(study: Path) -> dict[str, float]:

@@ -28,23 +28,23 @@ ARCHITECTURES = {"rnn": 155.0, "gru": 108.0, "transformer": 130.0}
 OPTIMIZERS = {"adam": 0.001, "sgd": 1.0, "sgd_schedule": 10.0}
 """The middle of the learning rates of each."""
 STEPS = (1.0, 0.3, 3.0, 0.1, 0.5, 2.0, 5.0, 0.2, 0.7, 1.5, 4.0, 7.0)
-WIDTHS = (512, 1024, 1536, 2048)
+WIDTH = 512
+"""Widths are its multiples, as many as the runs need."""
 FAILURES = {13: "diverged", 37: "oom", 58: "node", 71: "diverged", 94: "timeout"}
 """Place within a hundred and kind of each failure."""
 WAITING, EXPLODING = 45, 22
 
 
 def make_study(study: Path, runs: int, epochs: int) -> None:
-    """Write ``runs`` run folders below ``study``; the same ones each time."""
+    """Write ``runs`` run folders below ``study``; the same ones each time. More runs are these, and further ones."""
     for order, config in enumerate(itertools.islice(_configs(epochs), runs)):
         _make_run(study, order, config, epochs)
 
 
 def _configs(epochs: int) -> Iterator[RunConfig]:
-    for width, step, (arch, optimizer) in itertools.product(
-        WIDTHS, STEPS, itertools.product(ARCHITECTURES, OPTIMIZERS)
-    ):
-        for seed in range(SEEDS):
+    """Yield configurations without end."""
+    for width in itertools.count(WIDTH, WIDTH):
+        for step, arch, optimizer, seed in itertools.product(STEPS, ARCHITECTURES, OPTIMIZERS, range(SEEDS)):
             yield RunConfig.from_dict(
                 {
                     "model": {"arch": arch, "hidden_size": width},

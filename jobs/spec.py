@@ -34,11 +34,11 @@ class RunSpec:
     """Of a final seed (``[search] final_seeds``): the seed of the run that it follows, whose setting is the same.
     ``None``: it follows no run."""
 
-    judge: RunConfig | None = None
-    """Of a behaviour job: the configuration of the model that rates the texts. ``None``: there is none."""
+    panel: tuple[RunConfig, ...] = ()
+    """Of a behaviour job: the configurations of the models that rate the texts."""
     launched: tuple[str, ...] = ()
     """Fingerprints of the configurations whose models its worker may run, as the launch had them. Empty: those of
-    :attr:`config` and :attr:`judge`."""
+    :attr:`config` and :attr:`panel`."""
 
     @property
     def fingerprint(self) -> str:
@@ -53,8 +53,8 @@ class RunSpec:
         return None if self.first_seed is None else replace(self.config, seed=self.first_seed).fingerprint()
 
     def configs(self) -> list[RunConfig]:
-        """Return its configuration, and that of its judge if it has one."""
-        return [self.config] if self.judge is None else [self.config, self.judge]
+        """Return its configuration, and those of its panel."""
+        return [self.config, *self.panel]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -279,6 +279,12 @@ def remove(paths: Iterable[Path]) -> None:
 # -- text and JSON -------------------------------------------------------------------------------------------------
 
 
+def write_bytes(path: Path, content: bytes, *, sync: bool = True, guard: Guard = unguarded) -> None:
+    """Write a file in one step. Arguments and errors as in :func:`replacing`."""
+    with replacing(path, sync=sync, guard=guard) as temporary:
+        temporary.write_bytes(content)
+
+
 def write_text(path: Path, text: str, *, sync: bool = True, guard: Guard = unguarded) -> None:
     """Write a text file in one step. Arguments and errors as in :func:`replacing`."""
     with replacing(path, sync=sync, guard=guard) as temporary:

@@ -367,17 +367,36 @@ def read_json_bytes(path: Path, *, is_kept: bool = True) -> bytes:
         UnfitFileError: it has too many bytes, or takes too many, alone or with others (:func:`one_look`).
     """
     content = read_bytes(path, LARGEST_TEXT if path.name in LISTS or path.suffix == ".jsonl" else LARGEST_RECORD)
-    size, taken = parsed_bytes(content), _taken.get()
+    size = parsed_bytes(content)
     if size > LARGEST_PARSED:
         raise UnfitFileError(f"cannot read {path}: expected at most {LARGEST_PARSED:,} bytes in memory; move it away")
-    if is_kept and size > ORDINARY and taken is not None:
-        others = sum(other for file, other in taken.items() if file != path)
-        if others + size > LARGEST_TOGETHER:
-            raise UnfitFileError(
-                f"cannot read {path}: expected at most {LARGEST_TOGETHER:,} bytes in memory with others of its study; "
-                "move it away"
-            )
-        taken[path] = size
+    if is_kept:
+        _take(path, size)
+    return content
+
+
+def _take(path: Path, size: int) -> None:
+    """Count the bytes that a file takes in the present look at a study. Raises ``UnfitFileError``: too many by now."""
+    taken = _taken.get()
+    if taken is None or size <= ORDINARY:
+        return
+    others = sum(other for file, other in taken.items() if file != path)
+    if others + size > LARGEST_TOGETHER:
+        raise UnfitFileError(
+            f"cannot read {path}: expected at most {LARGEST_TOGETHER:,} bytes in memory with others of its study; "
+            "move it away"
+        )
+    taken[path] = size
+
+
+def read_kept_bytes(path: Path, largest: int) -> bytes:
+    """The content of a regular file of at most ``largest`` bytes, which is kept for the rest of the look at a study.
+
+    Raises:
+        UnfitFileError: with others it takes too many bytes (:func:`one_look`).
+    """
+    content = read_bytes(path, largest)
+    _take(path, len(content))
     return content
 
 

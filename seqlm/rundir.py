@@ -11,7 +11,8 @@ a run, one level deeper, so that no list of the study's runs holds it. It trains
 in place of metrics, checkpoints and result.
 
 A behaviour job computes the behaviour of a trained model. Its folder ``runs/<study>/behaviour/<run id>/`` is like that
-of a run, with ``task.json`` as well. It writes ``behaviour.json`` and ``samples.jsonl`` into the run's folder.
+of a run, with ``task.json`` as well. It writes ``behaviour.json``, ``samples.jsonl`` and ``losses.f32`` into the run's
+folder.
 ``status``, ``logs`` and ``cancel`` treat the folder ``behaviour`` as a study.
 """
 
@@ -66,8 +67,10 @@ CANARY_FOLDER = "canary"
 """Folder of a study with its canaries."""
 BEHAVIOUR_FOLDER = "behaviour"
 """Folder of a study with its behaviour jobs."""
-BEHAVIOUR_VERSION = 3
-"""Of ``behaviour.json`` and ``samples.jsonl``; rises when a key of them changes its meaning."""
+BEHAVIOUR_VERSION = 4
+"""Of ``behaviour.json``, ``samples.jsonl`` and ``losses.f32``; rises when a key of them changes its meaning."""
+BEHAVIOUR_READABLE_FROM = 3
+"""The first version of them that is read, without what it has not recorded."""
 FINGERPRINT_DIGITS = 8
 """Digits of the fingerprint in a folder's name. No two runs of a study may have the same."""
 SAME_DIGITS = (
@@ -84,7 +87,7 @@ UPGRADE_FOLDER = "upgrade"
 """Folder of a study that is being converted (:mod:`jobs.study.upgrade`)."""
 _OF_LAUNCHERS = (".config.", ".tokenizer.", ".provenance.", ".task.", ".start.", ".exit.")
 """Beginnings of the names of temporary files that a launcher or job writes, besides those of the user's model."""
-_OF_OTHERS = (".behaviour.", ".samples.")
+_OF_OTHERS = (".behaviour.", ".samples.", ".losses.")
 """Of those that the run's behaviour job writes, which does not own the run."""
 
 
@@ -163,6 +166,8 @@ class RunDirectory:
     metrics_file = _Below("metrics.jsonl")
     trace_file = _Below("steps.f32")
     """Loss, gradient norm and time of every step (:mod:`seqlm.trace`)."""
+    token_losses_file = _Below("valid.f32")
+    """Loss of each token of the validation text (:mod:`seqlm.token_losses`)."""
     result_file = _Below(Result.FILE)
     model_dir = _Below("model")
     """The files of the user's own model, kept when the run was launched. Other runs have no such folder."""
@@ -172,6 +177,8 @@ class RunDirectory:
     """How the trained model behaves, written after training by :mod:`analysis.behaviour`."""
     samples_file = _Below("samples.jsonl")
     """Texts that the trained model has written, one on each line, beside :attr:`behaviour_file`."""
+    losses_file = _Below("losses.f32")
+    """Losses of single tokens and of blocks of tokens, beside :attr:`behaviour_file`."""
 
     def kept_dir(self, sha256: str) -> Path:
         """What a launch keeps of the files with this digest until the run's first attempt copies them."""

@@ -40,12 +40,13 @@ class Outcome:
     """``result.json`` without :data:`RESULT_OF_THE_DAY`."""
     trace: list[tuple[float, float]]
     """Loss and gradient norm of every step."""
+    token_losses: bytes
 
     def differences(self, other: Outcome) -> list[str]:
         """The parts in which the two differ, few words each."""
         names = sorted(self.tensors.keys() | other.tensors.keys())
         found = [name for name in names if self.tensors.get(name) != other.tensors.get(name)]
-        parts = {"metrics.jsonl": "metrics", "result.json": "result", "steps.f32": "trace"}
+        parts = {"metrics.jsonl": "metrics", "result.json": "result", "steps.f32": "trace", "valid.f32": "token_losses"}
         return found + [name for name, part in parts.items() if getattr(self, part) != getattr(other, part)]
 
 
@@ -71,6 +72,7 @@ def outcome(run: RunDirectory) -> Outcome:
             key: value for key, value in vars(run.read_result() or Result()).items() if key not in RESULT_OF_THE_DAY
         },
         trace=[(loss, norm) for loss, norm, _ in trace.rows],
+        token_losses=run.token_losses_file.read_bytes(),
     )
 
 

@@ -1,8 +1,8 @@
 """How one finished run's model behaves: ``python -m analysis.behaviour JOB_DIR``.
 
 The job's folder is ``runs/<study>/behaviour/<run id>/``, with the ``config.json`` of the run and a ``task.json``. The
-run is ``runs/<study>/<run id>/``; its folder gets ``behaviour.json`` and ``samples.jsonl``. The job's own
-``result.json`` says that it is done. Variables: those of :mod:`seqlm.environment` for a worker of one rank.
+run is ``runs/<study>/<run id>/``; its folder gets ``behaviour.json``, ``samples.jsonl`` and ``losses.f32``. The job's
+own ``result.json`` says that it is done. Variables: those of :mod:`seqlm.environment` for a worker of one rank.
 
 One process. Exit codes: 0 done, else those of :mod:`seqlm.errors`.
 """

@@ -1,45 +1,49 @@
 """Load one run's trained model, compute its behaviour, and write the files."""
 
-import dataclasses
 import math
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Self
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from analysis.behaviour.gradient_norms import gradient_norms
-from analysis.behaviour.measures import distinct, longest_copies, repetition
-from analysis.behaviour.sampling import Drawn, draw_samples, prompt_ids
+from analysis.behaviour.measures import distinct, known_sequences, longest_copies, repetition
+from analysis.behaviour.sampling import Drawn, Text, draw_samples, drawn_tokens, log_probs, pieces_of, prompt_ids
 from analysis.behaviour.step_losses import step_losses
 from analysis.behaviour.task import Task
+from analysis.behaviour.trained import Trained
 from analysis.study.behaviour import Behaviour, GradientNorms, Measures, Sample
+from analysis.study.values import Values
 from seqlm.config import RunConfig
 from seqlm.data.batches import columns, windows
 from seqlm.data.corpus import Corpus
 from seqlm.data.tokenizer import Tokenizer
 from seqlm.data.tokens import UNK
-from seqlm.errors import CheckpointError, SeqlmError
-from seqlm.files import file_sha256, write_json_lines
+from seqlm.errors import SeqlmError, UsageError
+from seqlm.files import file_sha256, write_bytes, write_json_lines
 from seqlm.models import LanguageModel, build_reference
 from seqlm.models.language_model import hidden_states_of
 from seqlm.models.products import set_switches
-from seqlm.reading import is_folder, timestamp
-from seqlm.records.behaviour import Judge
+from seqlm.reading import timestamp
+from seqlm.records.behaviour import PanelMember
 from seqlm.records.runs import BehaviourResult
 from seqlm.rundir import BEHAVIOUR_VERSION, RunDirectory
 from seqlm.training.attempt import Attempt
-from seqlm.training.checkpoint import Checkpoint, load_checkpoint, require_text, trained_model
+from seqlm.training.checkpoint import require_text
 from seqlm.training.records import perplexity
-from seqlm.trust import require_launched
+
+DECIMALS = 4
+"""Of entropies and log-probabilities in the files. All measures are computed from the numbers that the files have."""
 
 
 def record_behaviour(attempt: Attempt, task: Task, corpus: Corpus) -> BehaviourResult:
     """Compute the behaviour of the run that a job belongs to; returns what the job's ``result.json`` holds.
 
-    ``samples.jsonl`` is written before ``behaviour.json``, and the job's result last, so a reader
+    ``losses.f32`` and ``samples.jsonl`` are written before ``behaviour.json``, and the job's result last, so a reader
     that finds one of them also finds those before it.
 
     Raises:
@@ -55,55 +59,57 @@ def record_behaviour(attempt: Attempt, task: Task, corpus: Corpus) -> BehaviourR
     study_dir = job.path.parent.parent
     trained = Trained.load(RunDirectory(study_dir / job.id))
     require_text(trained.run.best_checkpoint, trained.checkpoint, corpus.sha256)
-    judge_run = None if task.judge is None else RunDirectory(study_dir / task.judge)
-    judge = load_judge(judge_run, trained) if judge_run else None
     config, settings, data = trained.config, task.settings, trained.config.data
     tokenizer = Tokenizer(job.tokenizer_file, data.tokenizer_sha256) if data.tokenizer is not None else None
     assert data.level is not None, "DataConfig fills it in"
-    prompt, unknown = None, list[str]()
+    prompt, unknown_words = None, list[str]()
     if settings.prompt is not None:
-        prompt, unknown = prompt_ids(settings.prompt, corpus.vocabulary, data.level, tokenizer)
+        prompt, unknown_words = prompt_ids(settings.prompt, corpus.vocabulary, data.level, tokenizer)
 
     model = trained.model(device)
-    valid = columns(corpus.splits["valid"], config.eval.batch_size or config.train.batch_size, device=device)
-    losses = step_losses(model, valid, settings.window, between)
-    between()
-    drawn = draw_samples(model, settings, prompt, between, judge.model(device) if judge else None)
-    between()
-    samples = sample_records(drawn, corpus, tokenizer, random_start=prompt is None)
-    between()
+    valid = corpus.splits["valid"]
+    of_steps = step_losses(
+        model,
+        columns(valid, 1, device=device)[:, 0],
+        columns(valid, config.eval.batch_size or config.train.batch_size, device=device),
+        settings.window,
+        between,
+    )
+    drawn = draw_samples(model, settings, prompt, between)
+    lengths = [drawn_tokens(length, prompt) for length in settings.lengths]
+    pieces = pieces_of(valid, len(drawn[0].text.prompt), lengths, settings.samples)
+    own = [*(sample.log_prob for sample in drawn), *log_probs(model, pieces, between)]
     norms = _gradient_norms(build_reference(model, config.model), config, corpus, settings.gradient_columns)
+    del model
+    texts = [*(sample.text for sample in drawn), *pieces]
+    panel, ratings = rate(task.panel, trained, texts, device, between)
+    samples, held_out = sample_records(drawn, pieces, own, ratings, corpus, tokenizer, random_start=prompt is None)
     between()
-    write_json_lines(trained.run.samples_file, [sample.to_line().to_plain() for sample in samples], guard=guard)
+
     behaviour = Behaviour(
         checkpoint_sha256=trained.sha256,
         best_epoch=int(trained.checkpoint.history[-1]["epoch"]),
-        judge=None
-        if judge is None
-        else Judge(
-            id=judge.run.id,
-            name=(judge.run.read_provenance().name or judge.run.id),
-            checkpoint_sha256=judge.sha256,
-        ),
         settings=settings,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         seconds=time.perf_counter() - started,
         seq_len=config.train.seq_len,
         level=data.level,
         corpus=data.corpus,
-        loss_per_step=losses,
+        loss_per_step=of_steps,
         gradient_norms=norms,
+        panel=panel,
+        held_out=held_out,
     )
+    write_bytes(trained.run.losses_file, behaviour.losses_content(), guard=guard)
+    write_json_lines(trained.run.samples_file, [sample.to_line().to_plain() for sample in samples], guard=guard)
     behaviour.to_file().write_file(trained.run.behaviour_file, guard=guard)
-    judge_sha256 = None if judge is None else judge.sha256
-    if judge is None and judge_run is not None:  # it cannot be used, and with the same file it will be of no more use
-        judge_sha256 = file_sha256(judge_run.best_checkpoint)
     result = BehaviourResult(
         version=BEHAVIOUR_VERSION,
         checkpoint_sha256=trained.sha256,
-        judge_sha256=judge_sha256,
+        # Also of those that cannot be used: with the same file they will be of no more use.
+        panel_sha256=tuple(file_sha256(RunDirectory(study_dir / member).best_checkpoint) for member in task.panel),
         settings=settings.to_plain(),
-        unknown=tuple(unknown),
+        unknown=tuple(unknown_words),
         attempt=attempt.number,
         finished_at=timestamp(),
     )
@@ -124,92 +130,99 @@ def _gradient_norms(model: LanguageModel, config: RunConfig, corpus: Corpus, seq
     return gradient_norms(model, *next(windows(train, seq_len)))
 
 
-def sample_records(
-    drawn: Sequence[Drawn], corpus: Corpus, tokenizer: Tokenizer | None, *, random_start: bool
-) -> list[Sample]:
-    """The texts in words, with their measures.
+def rate(
+    panel: Sequence[str], trained: Trained, texts: Sequence[Text], device: torch.device, between: Callable[[], None]
+) -> tuple[tuple[PanelMember, ...], list[list[Values]]]:
+    """The runs of the panel that rate the texts, and under each one the log-probabilities of the tokens of each text.
 
-    The tokens of a ``tokenizer`` are recorded as the pieces of text that they stand for. With ``random_start`` the
-    prompt is one random token, which counts in the length.
+    A run that cannot rate them is left out, with a line on stderr.
     """
+    members, ratings = [], []
+    for member in panel:
+        between()
+        try:
+            other = (
+                trained if member == trained.run.id else Trained.load(RunDirectory(trained.run.path.parent / member))
+            )
+            if other.checkpoint.vocabulary != trained.checkpoint.vocabulary:
+                raise UsageError(f"{member} has another vocabulary than {trained.run.id}")
+            model = other.model(device)
+        except SeqlmError as error:
+            print(f"warning: {member} is left out of the panel: {error}", file=sys.stderr, flush=True)
+            continue
+        name = other.run.read_provenance().name or other.run.id
+        members.append(PanelMember(id=other.run.id, name=name, checkpoint_sha256=other.sha256))
+        ratings.append(log_probs(model, texts, between))
+    return tuple(members), ratings
+
+
+def sample_records(
+    drawn: Sequence[Drawn],
+    pieces: Sequence[Text],
+    own: Sequence[Values],
+    ratings: Sequence[Sequence[Values]],
+    corpus: Corpus,
+    tokenizer: Tokenizer | None,
+    *,
+    random_start: bool,
+) -> tuple[list[Sample], tuple[Measures, ...]]:
+    """The samples in words, with their measures, and the measures of the pieces of the validation text.
+
+    ``own`` and, for each run of the panel, ``ratings`` have the log-probabilities of the tokens of each sample, then of
+    each piece. The tokens of a ``tokenizer`` are recorded as the pieces of text that they stand for. With
+    ``random_start`` the prompt of a sample is one random token, which counts in the length.
+    """
+    source = np.asarray(corpus.splits["train"])
     unknown = tokenizer.unknown_id if tokenizer else {word: i for i, word in enumerate(corpus.vocabulary)}.get(UNK)
-    copies = longest_copies([text.tokens for text in drawn], corpus.splits["train"], unknown)
-    samples = []
-    for index, (text, (first, length)) in enumerate(zip(drawn, copies, strict=True)):
+    texts = [*(sample.text for sample in drawn), *pieces]
+    only_tokens = [text.tokens for text in texts]
+    copies = longest_copies(only_tokens, source.tolist(), unknown)
+    known_pairs = known_sequences(only_tokens, source, 2)
+    known_triples = known_sequences(only_tokens, source, 3)
+    samples, held_out = [], []
+    for index, (text, (first, length)) in enumerate(zip(texts, copies, strict=True)):
+        log_prob = own[index].round(DECIMALS)
+        panel = (
+            np.array([of_member[index] for of_member in ratings])
+            .reshape(len(ratings), len(text.tokens))
+            .round(DECIMALS)
+        )
+        is_word = np.array(text.tokens) != unknown
         ids, given = [*text.prompt, *text.tokens], len(text.prompt)
         words = tokenizer.pieces(ids) if tokenizer else [corpus.vocabulary[number] for number in ids]
+        is_sample = index < len(drawn)
+        measures = Measures(
+            perplexity_own=perplexity(-log_prob.mean()),
+            rating=_mean(-panel[:, is_word]),
+            known_pairs=_mean(known_pairs[index]),
+            known_triples=_mean(known_triples[index]),
+            repetition=repetition(text.tokens),
+            distinct_1=distinct(text.tokens, 1),
+            distinct_2=distinct(text.tokens, 2),
+            distinct_3=distinct(text.tokens, 3),
+            unk_share=float((~is_word).mean()),
+            longest_copy=length,
+            copied=words[given + first : given + first + length] if is_sample else [],  # no text of the corpus
+        )
+        if not is_sample:
+            held_out.append(measures)
+            continue
+        before = min(2, len(text.tokens))  # tokens with which no triple ends
         sample = Sample(
             index=index,
             length=len(text.tokens) + random_start,
             prompt=words[:given],
             tokens=words[given:],
-            entropy=text.entropy,
-            log_prob=text.log_prob,
-            measures=Measures(
-                perplexity_own=perplexity(-text.log_prob.mean()),
-                perplexity_other=math.nan if text.rating is None else perplexity(-text.rating.mean()),
-                repetition=repetition(text.tokens),
-                distinct_1=distinct(text.tokens, 1),
-                distinct_2=distinct(text.tokens, 2),
-                distinct_3=distinct(text.tokens, 3),
-                unk_share=sum(token == unknown for token in text.tokens) / len(text.tokens),
-                longest_copy=length,
-                copied=words[given + first : given + first + length],
-            ),
+            entropy=drawn[index].entropy.round(DECIMALS),
+            log_prob=log_prob,
+            measures=measures,
+            panel=panel,
+            ends_known_triple=[False] * before + known_triples[index].tolist(),
         )
         samples.append(sample)
-    return samples
+    return samples, tuple(held_out)
 
 
-# -- the trained model ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trained:
-    """What ``best.pt`` of a run holds, without the state of the optimizer."""
-
-    run: RunDirectory
-    config: RunConfig
-    checkpoint: Checkpoint
-    sha256: str
-    """Digest of the file."""
-
-    @classmethod
-    def load(cls, run: RunDirectory) -> Self:
-        """Read the files of a finished run.
-
-        Raises:
-            CheckpointError: the checkpoint is missing, damaged, or of another run.
-            FileError: a file of the run cannot be read.
-        """
-        if not is_folder(run.path):
-            raise CheckpointError(f"{run.path} does not exist; expected a finished run of this study")
-        config = run.read_config()
-        require_launched(config)
-        checkpoint = dataclasses.replace(load_checkpoint(run.best_checkpoint, config.fingerprint()), optimizer=None)
-        sha256 = file_sha256(run.best_checkpoint)
-        if sha256 is None:
-            raise CheckpointError(f"{run.best_checkpoint} has vanished while it was read")
-        return cls(run=run, config=config, checkpoint=checkpoint, sha256=sha256)
-
-    def model(self, device: torch.device) -> LanguageModel:
-        """The model, dropout off and products in float32, whatever precision it was trained in.
-
-        Raises:
-            CheckpointError: the checkpoint's parameters are not those of this model.
-        """
-        path, config = self.run.best_checkpoint, self.config
-        return trained_model(path, self.checkpoint, config.model, config.train.seq_len, self.run.model_dir).to(device)
-
-
-def load_judge(run: RunDirectory, trained: Trained) -> Trained | None:
-    """The run that rates the texts; none, with a line on stderr, where it cannot."""
-    try:
-        judge = Trained.load(run)
-        if judge.checkpoint.vocabulary == trained.checkpoint.vocabulary:
-            return judge
-        problem = f"{run.id} has another vocabulary than {trained.run.id}"
-    except SeqlmError as error:
-        problem = str(error)
-    print(f"warning: the samples have no judge: {problem}", file=sys.stderr, flush=True)
-    return None
+def _mean(values: npt.NDArray[Any]) -> float:
+    """The mean of numbers; NaN for none."""
+    return float(values.mean()) if values.size else math.nan

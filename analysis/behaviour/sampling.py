@@ -1,4 +1,4 @@
-"""Texts from a model's own predictions, and what a model thinks of a text."""
+"""Texts from a model's own predictions, pieces of a text, and the probabilities that a model gives to a text."""
 
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
@@ -19,15 +19,21 @@ BATCH = 64
 """Texts that are drawn at a time."""
 
 
-class Drawn(NamedTuple):
-    """One text by its ids; the fields are those of a :class:`analysis.study.behaviour.Sample`."""
+class Text(NamedTuple):
+    """A text by its ids."""
 
     prompt: list[int]
+    """What a model is given of it."""
     tokens: list[int]
+    """What follows."""
+
+
+class Drawn(NamedTuple):
+    """A text that a model has written; the fields are those of a :class:`analysis.study.behaviour.Sample`."""
+
+    text: Text
     entropy: Values
     log_prob: Values
-    rating: Values | None = None
-    """Log-probabilities under the judge."""
 
 
 def prompt_ids(
@@ -68,7 +74,6 @@ def draw_samples(
     settings: BehaviourSettings,
     prompt: list[int] | None,
     between: Callable[[], None] = lambda: None,
-    judge: LanguageModel | None = None,
 ) -> list[Drawn]:
     """``settings.samples`` texts of each of ``settings.lengths``, state zero at the start of the prompt.
 
@@ -76,8 +81,7 @@ def draw_samples(
     All chance is in numbers of [0, 1) that a CPU generator gives in the order of the texts: one for the first token
     (used or not), and one for each further token, which is where the cumulative distribution passes that number
     (float64). So the texts follow from the seed and the model alone, not from the device or from how many are drawn at
-    a time, up to the rounding of the logits. ``between`` is called between two batches. ``judge`` reads each text as if
-    it wrote it itself, one token at a time: a Transformer sees at most the last ``seq_len`` tokens.
+    a time, up to the rounding of the logits. ``between`` is called between two batches.
 
     Raises:
         DivergedError: the model's predictions are not finite numbers.
@@ -85,7 +89,7 @@ def draw_samples(
     generator = torch.Generator().manual_seed(settings.seed)
     samples: list[Drawn] = []
     for length in settings.lengths:
-        drawn = length if prompt else max(1, length - 1)
+        drawn = drawn_tokens(length, prompt)
         texts = [torch.rand(1 + length, generator=generator, dtype=torch.float64) for _ in range(settings.samples)]
         for batch in torch.stack(texts, dim=1).split(BATCH, dim=1):
             between()
@@ -97,12 +101,55 @@ def draw_samples(
             tokens, *found = _walk(model, starts, batch[1 : drawn + 1], settings.temperature)
             if not all(tensor.isfinite().all() for tensor in found):
                 raise DivergedError("the predictions of the model are not finite numbers; no text can be drawn")
-            if judge is not None:
-                found.append(_walk(judge, starts, tokens)[2])
             columns = zip(*(tensor.t().tolist() for tensor in (starts, tokens)), strict=True)
             curves = zip(*(tensor.t().cpu().numpy() for tensor in found), strict=True)
-            samples += [Drawn(*ids, *values) for ids, values in zip(columns, curves, strict=True)]
+            samples += [Drawn(Text(*ids), *values) for ids, values in zip(columns, curves, strict=True)]
     return samples
+
+
+def drawn_tokens(length: int, prompt: list[int] | None) -> int:
+    """How many tokens of a sample of ``length`` are drawn: without a prompt, the random first token counts."""
+    return length if prompt else max(1, length - 1)
+
+
+def log_probs(model: LanguageModel, texts: Sequence[Text], between: Callable[[], None] = lambda: None) -> list[Values]:
+    """The log-probability of each token of each text after its prompt, as float64.
+
+    The model reads a text as if it wrote it itself, one token at a time: a Transformer sees at most the last
+    ``seq_len`` tokens. Texts of the same lengths are read together; ``between`` is called between two batches.
+    """
+    places: dict[tuple[int, int], list[int]] = {}
+    for place, text in enumerate(texts):
+        places.setdefault((len(text.prompt), len(text.tokens)), []).append(place)
+    found: dict[int, Values] = {}
+    for same in places.values():
+        for start in range(0, len(same), BATCH):
+            between()
+            batch = same[start : start + BATCH]
+            prompts = torch.tensor([texts[place].prompt for place in batch]).t()
+            tokens = torch.tensor([texts[place].tokens for place in batch]).t()
+            _, _, of_tokens = _walk(model, prompts, tokens)
+            found |= zip(batch, of_tokens.t().cpu().numpy(), strict=True)
+    return [found[place] for place in range(len(texts))]
+
+
+def pieces_of(text: memoryview, given: int, lengths: Sequence[int], each: int) -> list[Text]:
+    """``each`` pieces of a text for each of ``lengths``, at even distances from its beginning to its end.
+
+    They are in the order of :func:`draw_samples`: all of the first length first. Each has ``given`` tokens as its
+    prompt, and as many more as a sample of that length. None if the text is shorter than the longest.
+    """
+    total = each * len(lengths)
+    room = len(text) - given - max(lengths)
+    if room < 0:
+        return []
+    pieces = []
+    for place, length in enumerate(lengths):
+        for number in range(each):
+            start = (number * len(lengths) + place) * room // max(1, total - 1)
+            end = start + given + length
+            pieces.append(Text(text[start : start + given].tolist(), text[start + given : end].tolist()))
+    return pieces
 
 
 def _walk(

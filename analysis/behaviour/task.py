@@ -33,10 +33,10 @@ def settings_from(raw: Mapping[str, Any], config: RunConfig) -> BehaviourSetting
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One job: a run's model, and who judges its texts."""
+    """One job: what is computed of a run's model, and whose models rate its texts."""
 
-    judge: str | None
-    """Id of another finished run of the study, whose model rates the texts. ``None``: the texts get no rating."""
+    panel: tuple[str, ...]
+    """Ids of finished runs of the study whose models rate the texts. Empty: the texts get no rating."""
     settings: BehaviourSettings
 
     @classmethod
@@ -51,10 +51,10 @@ class Task:
         task = TaskFile.read(job.path)
         if task is None:
             raise FileError(f"{path} is missing; {job.path} is not the folder of a behaviour job")
-        no_ids = ("", ".", "..", job.id)
-        if task.judge is not None and (task.judge in no_ids or set(task.judge) & set("/\\\0")):
-            raise ConfigError([f"{path}: judge: expected the id of another run of the study, got {show(task.judge)}"])
+        for member in task.panel:
+            if member in ("", ".", "..") or set(member) & set("/\\\0"):
+                raise ConfigError([f"{path}: panel: expected ids of runs of the study, got {show(member)}"])
         try:
-            return cls(judge=task.judge, settings=settings_from(task.settings, config))
+            return cls(panel=task.panel, settings=settings_from(task.settings, config))
         except ConfigError as error:
             raise ConfigError([f"{path}: {problem}" for problem in error.problems]) from None

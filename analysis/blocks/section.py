@@ -1,6 +1,7 @@
 """What a section of the report is made of. The templates have a part for each kind of block, by its class."""
 
 import itertools
+import re
 from collections.abc import Container, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
@@ -11,13 +12,21 @@ from markupsafe import Markup
 from analysis.blocks.figure import Chart
 from analysis.blocks.table import Table
 
+_ANCHOR_LINK = re.compile(r"\[([^\]]*)\]\(#([^)\s]*)\)")
+"""A link of Markdown to a place of the page."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
-    """Samples under titles of groups, and the scale of their shades. A sample is what the template shows of it."""
+    """Samples under titles of groups, and the scale of their shades. A sample is what the template shows of it.
+
+    A group may have an empty title.
+    """
 
     legend: list[tuple[int, str]]
     groups: list[tuple[str, list[dict[str, Any]]]]
+    more: str = ""
+    """Words of a link to the page with all samples. Empty: this is that page."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,13 +38,20 @@ class Prose:
 
 @dataclass(frozen=True, kw_only=True)
 class Note:
-    """A text of the author, in Markdown."""
+    """A text of a manifest, in Markdown."""
 
     text: str
+    title: str
+    """Whose text it is."""
+
+    def with_links_to(self, anchors: Container[str]) -> "Note":
+        """Return the note in which a link to another place of the page than ``anchors`` is plain text."""
+        text = _ANCHOR_LINK.sub(lambda link: link[0] if link[2] in anchors else link[1], self.text)
+        return replace(self, text=text)
 
     @property
     def html(self) -> Markup:
-        """The text as HTML, without raw HTML of the author's."""
+        """The text as HTML, without raw HTML in it."""
         return Markup(MarkdownIt("commonmark", {"html": False}).disable("image").render(self.text))
 
 
@@ -62,7 +78,14 @@ class Folded:
     """Empty: the titles of the tables and figures in it."""
 
 
-Block: TypeAlias = Prose | Note | Points | Subheading | Table | Chart | Samples | Folded
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """References to tables and figures, by their names; those that the page does not have are left out."""
+
+    names: tuple[str, ...]
+
+
+Block: TypeAlias = Prose | Note | Evidence | Points | Subheading | Table | Chart | Samples | Folded
 
 
 def paragraphs(texts: Iterable[str]) -> list[Block]:
@@ -89,6 +112,11 @@ class Section:
     @property
     def charts(self) -> list[Chart]:
         return [block for block in flat(self.blocks) if isinstance(block, Chart)]
+
+    def with_links_to(self, anchors: Container[str]) -> "Section":
+        """Return the section with notes that link to no other places of the page than ``anchors``."""
+        blocks = [block.with_links_to(anchors) if isinstance(block, Note) else block for block in self.blocks]
+        return replace(self, blocks=blocks)
 
 
 def flat(blocks: Iterable[Block]) -> list[Block]:

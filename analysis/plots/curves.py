@@ -40,6 +40,10 @@ MOST_GREY = 50
 SINGLE_CUT_FACTOR = 100.0
 """An axis of one run ends at this many times its best perplexity."""
 
+LINE_ABOVE_BEST, FARTHEST = 1.3, 20.0
+"""An axis that several runs share shows each prominent one up to this many times its best perplexity, so that each has
+a line; but not one whose best is above ``FARTHEST`` times the end of the axis without it."""
+
 TRAINING: dict[str, Any] = {"linestyle": (0, (3, 1.5)), "linewidth": 1.1}
 
 
@@ -228,7 +232,12 @@ def draw_curves(axes: Axes, curves: Sequence[Curve], unit: Unit | None = None, m
         seeds = f", mean of {len(curve.runs)} seeds" if len(curve.runs) > 1 else ""
         axes.plot(x, curve.val_ppl, gid=gid, label=f"{curve.reference}{seeds}", **markers, **style.line)
         _mark_end(axes, curve, unit, style.colour)
-    cut = shared_cut([curve.val_ppl for curve in curves]) if len(curves) > 1 else SINGLE_CUT_FACTOR * curves[0].best
+    cut = SINGLE_CUT_FACTOR * curves[0].best
+    if len(curves) > 1:
+        cut = shared_cut([curve.val_ppl for curve in curves])
+        farthest = FARTHEST * cut
+        reached = [LINE_ABOVE_BEST * curve.best for curve in named if curve.best <= farthest]
+        cut = max([cut, *reached])
     fit(axes, "y", [curve.drawn for curve in curves], cut_at=cut)
     axes.set_ylabel("Validation perplexity")
     _label_progress(axes, curves, unit)

@@ -37,38 +37,34 @@ FRONT: dict[str, Any] = {"color": look.MUTED, "linewidth": 1.1, "linestyle": (0,
 
 
 @look.applied()
-def time_chart(settings: Sequence[Setting], front: Sequence[Setting], of: str = "") -> Chart:
-    """Best validation perplexity against the time to it, with the Pareto front. Each has a finite time.
+def time_chart(settings: Sequence[Setting], of: str = "") -> Chart:
+    """Best validation perplexity against the time to it. Each has a finite time.
 
     ``of``: what the numbers are of (see :func:`analysis.blocks.sentences.scope`).
     """
-    figure, (axes,) = panels_with_legend(3.8, time_handles(settings, front))
-    draw_times(axes, settings, front)
-    numbered = "numbers: runs" if len(settings) <= MOST_NUMBERS else "numbers: runs of the front"
-    text = f"Colour: architecture; marker: optimizer; {numbered}. Grey line: the Pareto front. ↑: above the axis.{of}"
+    figure, (axes,) = panels_with_legend(3.8, time_handles(settings))
+    draw_times(axes, settings)
+    numbered = " Numbers: runs." if len(settings) <= MOST_NUMBERS else ""
+    text = f"Colour: architecture; marker: optimizer.{numbered} ↑: above the axis.{of}"
     title = "Best validation perplexity against the time to it"
     return Chart(name="time-and-perplexity", title=title, caption=text, figure=figure)
 
 
-def time_handles(settings: Sequence[Setting], front: Sequence[Setting]) -> list[Line2D]:
+def time_handles(settings: Sequence[Setting]) -> list[Line2D]:
     """Return the legend entries of :func:`draw_times`."""
-    entries = look.kind_handles({s.arch for s in settings}, {s.optimizer for s in settings})
-    return [*entries, *([Line2D([], [], **FRONT)] if len(front) > 1 else [])]
+    return look.kind_handles({s.arch for s in settings}, {s.optimizer for s in settings})
 
 
-def draw_times(axes: Axes, settings: Sequence[Setting], front: Sequence[Setting]) -> Axes:
-    """Draw perplexity against the time to it, and the front as a step line. Each setting has a finite time."""
+def draw_times(axes: Axes, settings: Sequence[Setting]) -> Axes:
+    """Draw perplexity against the time to it. Each setting has a finite time."""
     seconds, unit = unit_for(max(setting.seconds_to_best for setting in settings))
     x = [setting.seconds_to_best / seconds for setting in settings]
     values = [np.array([setting.val_ppl]) for setting in settings]
     fit(axes, "y", values, cut_at=shared_cut(values), room=ROOM)
     fit(axes, "x", x, room=0.09)
-    if len(front) > 1:
-        corners = [(setting.seconds_to_best / seconds, setting.val_ppl) for setting in front]
-        axes.step(*zip(*corners, strict=True), where="post", zorder=2, **FRONT | {"label": "_"})
     axes.set_xlabel(f"Wall-clock time to the best epoch ({unit})")
     axes.set_ylabel("Best validation perplexity")
-    _draw_settings(axes, settings, x, front)
+    _draw_settings(axes, settings, x, [])
     name_values(axes, unit)
     return axes
 
@@ -150,7 +146,8 @@ def parameters_chart(study: StudyFiles) -> Chart | None:
     unit, name = (1e6, "millions") if max(counts) >= 1e6 else (1e3, "thousands")
     x = [count / unit for count in counts]
     of_front = [one for _, one in front]
-    figure, (axes,) = panels_with_legend(3.8, time_handles(settings, of_front))
+    front_handle = [Line2D([], [], **FRONT)] if len(front) > 1 else []
+    figure, (axes,) = panels_with_legend(3.8, [*time_handles(settings), *front_handle])
     values = [np.array([one.val_ppl]) for one in settings]
     fit(axes, "y", values, cut_at=shared_cut(values), room=ROOM)
     fit(axes, "x", x, room=0.09)

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from analysis.blocks.section import Block, Points, Section, Subheading, paragraphs
-from analysis.blocks.sentences import first_few, sentences
+from analysis.blocks.section import Block, Section, Subheading, paragraphs
+from analysis.blocks.sentences import sentences
 from analysis.blocks.table import Column, Table, number
 from analysis.plots.behaviour import gradient_chart, loss_chart
-from analysis.sections.samples import LEAST_DISTINCT, MOST_REPEATED, MOST_UNKNOWN, all_samples, chosen_samples, texts_of
+from analysis.sections.samples import (
+    LEAST_DISTINCT,
+    MOST_REPEATED,
+    chosen_samples,
+    sample_sections,
+    samples_table,
+    texts_of,
+)
 from analysis.study import units
 from analysis.study.columns import table_of
 from analysis.study.examined import ExaminedRun, examined_runs
@@ -22,16 +29,8 @@ from analysis.study.study import StudyFiles
 from analysis.study.units import plain_text
 from analysis.study.values import Values, rows_of
 
-STRETCH = 10
-"""Steps over which losses are averaged where a single step's would say too little."""
-NEAR = 1.02
-"""A loss up to this many times the lowest counts as near it."""
 VANISHED = 0.01
 """A gradient below this share of its maximum counts as vanished."""
-CLEAR = 2.0
-"""A change counts as one from this many standard errors on."""
-FEWEST = 3
-"""Steps without which a mean is not compared."""
 
 TWO_DECIMALS = units.decimals(".2f")
 
@@ -57,119 +56,60 @@ def behaviour_section(study: StudyFiles) -> Section:
     )
     blocks: list[Block] = paragraphs(absence)
     if runs:
+        texts = texts_of(shown)
         rules = sentences(
             "samples",
-            samples=texts_of(shown),
+            samples=texts,
             random_start=all(run.behaviour.settings.prompt is None for run in runs),
-            judges=judges(shown),
-            several=len({run.behaviour.judge.name for run in shown if run.behaviour.judge}) > 1,
+            panels=list({text.raters: panel_of(text.run) for text in texts if text.is_rated_by_panel}.values()),
+            several=len({text.raters for text in texts}) > 1,
+            own=any(not text.is_rated_by_panel for text in texts),
+            limits=sorted({text.most_unknown for text in texts}),
+            recorded=all(text.run.behaviour.held_out for text in texts),
             repeated=MOST_REPEATED,
             distinct=LEAST_DISTINCT,
-            unknown=MOST_UNKNOWN,
         )
         blocks += [
             loss_chart(shown),
             *([gradient_chart(with_gradients)] if with_gradients else []),
-            Points(items=behaviour_sentences(shown)),
             Subheading(text="Samples"),
             *paragraphs(rules),
-            *([chosen_samples(shown)] if texts_of(shown) else []),
-            behaviour_table(runs),
         ]
+        if texts:
+            blocks += [chosen_samples(shown), samples_table(runs)]
+        blocks.append(behaviour_table(runs))
     return Section(name="behaviour", title="Behaviour of the trained models", short="Behaviour", blocks=blocks)
 
 
-def samples_appendix(study: StudyFiles) -> Section:
-    """All samples of the runs that the section shows; without a block where there are none."""
-    blocks = all_samples([run for run in examined_runs(study) if run.is_shown])
-    return Section(name="all-samples", title="Appendix: all samples", short="All samples", blocks=blocks)
+def samples_page(study: StudyFiles) -> list[Section]:
+    """All samples of the runs that the section shows, for a page of their own."""
+    return sample_sections([run for run in examined_runs(study) if run.is_shown])
 
 
-def judges(runs: Sequence[ExaminedRun]) -> str:
-    """Name the runs whose models rate the samples, and of which runs: a judge is rated by another one."""
-    rated: dict[str, list[str]] = {}
-    for run in runs:
-        if run.behaviour.judge:
-            rated.setdefault(run.behaviour.judge.name, []).append(str(run.number))
-    parts = [f"{judge} (of {first_few(numbers, 3)})" for judge, numbers in rated.items()]
-    return f"Judge: {units.listing(parts)}." if parts else ""
+def panel_of(run: ExaminedRun) -> list[str]:
+    """Names of the runs whose models rate a run's samples."""
+    return [member.name for member in run.behaviour.panel or ()]
 
 
-# -- what the curves and samples come to ---------------------------------------------------------------------------
-
-
-def behaviour_sentences(runs: Sequence[ExaminedRun]) -> list[str]:
-    """Compare the runs, then say of each what its curves and samples show."""
-    facts = [facts_of(run) for run in runs]
-    names = [run.behaviour.judge.name for run in runs if run.behaviour.judge]
-    judge = max(names, key=names.count, default="")
-    compared: dict[str, tuple[Callable[[Any], str], Callable[[dict[str, Any]], float | None]]] = {
-        "Perplexity in windows with a zero state": (units.perplexity, lambda f: f["zero"]),
-        "Steps back with a gradient above 1 % of its maximum": (units.whole, lambda f: f["reach"]),
-        f"Perplexity of the samples under {judge}": (
-            units.perplexity,
-            lambda f: f["means"].get("perplexity_other") if f["judge"] == judge else None,
-        ),
-        "Tokens of the samples that occur among the 16 before": (units.percent, lambda f: f["means"].get("repetition")),
-    }
-    extremes = []
-    for what, (write, value) in compared.items():
-        found = sorted((v, write(v), f["reference"]) for f in facts if units.is_number(v := value(f)))
-        if found and found[0][1] != found[-1][1]:
-            extremes.append((what, found[0], found[-1]))
-    return sentences("behaviour", extremes=extremes, runs=facts, STRETCH=STRETCH, CLEAR=CLEAR)
+# -- what the curves come to ---------------------------------------------------------------------------------------
 
 
 def facts_of(run: ExaminedRun) -> dict[str, Any]:
-    """What the curves and samples of a run come to, in numbers."""
-    losses, norms = run.losses.zero_state, run.gradients if run.reaches_back else None
+    """What the curves of a run come to, in numbers."""
+    norms = run.gradients if run.reaches_back else None
     return {
-        **{name: getattr(run, name) for name in ("reference", "losses", "carries_state", "gradients", "reaches_back")},
-        "stretch": (stretch := max(1, min(STRETCH, len(losses) - 1))),
-        "last": float(losses[-stretch:].mean()),
-        "settles": settles_at(losses),
-        "zero": mean_perplexity(losses),
+        "losses": run.losses,
+        "zero": mean_perplexity(run.losses.zero_state),
         "carried": mean_perplexity(run.losses.carried_state),
-        "beyond": beyond(losses, run.behaviour.seq_len),
         "back": vanishes_after(norms.overall) if norms else None,
         "single": vanishes_after(norms.mean_of_norms) if norms else None,
-        "reach": (vanishes_after(norms.overall) or norms.window) - 1 if norms else None,
-        "left": norms.overall[0] / np.nanmax(norms.overall) if norms else None,
-        "judge": run.behaviour.judge.name if run.behaviour.judge else None,
-        "samples": run.samples,
-        "means": samples_means(run) if run.samples else {},
-        "longest": max(run.samples, key=lambda sample: sample.measures.longest_copy, default=None),
     }
-
-
-def settles_at(losses: Values) -> int | None:
-    """Return the first step from which the mean of ``STRETCH`` successive losses is within 2 % of the lowest such mean.
-
-    ``None``: there are no two such stretches, or a loss is not finite.
-    """
-    if len(losses) <= STRETCH or not np.isfinite(losses).all():
-        return None
-    means = np.convolve(losses, np.full(STRETCH, 1 / STRETCH), mode="valid")
-    return int(np.flatnonzero(means <= NEAR * means.min())[0]) + 1
 
 
 def mean_perplexity(losses: Values) -> float:
     """The perplexity over all steps; NaN if it is too large for a number."""
     mean = float(losses.mean())
     return math.exp(mean) if mean < 700 else math.nan
-
-
-def beyond(losses: Values, seq_len: int) -> tuple[float, float] | None:
-    """Return the change of the mean loss past the training length and its standard error; ``None`` for too few steps.
-
-    It is compared with the second half of the training length, where context is no longer scarce.
-    """
-    inside, after = losses[seq_len // 2 : seq_len], losses[seq_len:]
-    if min(len(inside), len(after)) < FEWEST:
-        return None
-    change = float(after.mean() - inside.mean())
-    error = math.sqrt(inside.var(ddof=1) / len(inside) + after.var(ddof=1) / len(after))
-    return (change, error) if math.isfinite(change + error) else None
 
 
 def vanishes_after(norms: Values) -> int | None:
@@ -186,15 +126,11 @@ def vanishes_after(norms: Values) -> int | None:
 
 
 def behaviour_table(runs: Sequence[ExaminedRun]) -> Table:
-    """What the curves and samples come to, one row for each run."""
-
-    def mean(key: str, title: str, text: Callable[[Any], str]) -> Column:
-        return number(key, title, text, lambda run: run["means"].get(key))
-
+    """What the curves come to, one row for each run."""
     caption = (
         "First, last step: nats. Zero state, carried: perplexity. < 1 %: steps back, for the norm of the mean and the "
-        f"mean of norms ({units.MISSING}: never). Then means over samples. {judges(runs)}"
-    ).strip()
+        f"mean of norms ({units.MISSING}: never)."
+    )
     return Table(
         name="behaviour",
         title="Behaviour of the trained models",
@@ -208,34 +144,19 @@ def behaviour_table(runs: Sequence[ExaminedRun]) -> Table:
             number("carried_state_ppl", "Carried", units.perplexity, lambda run: run["carried"]),
             number("steps_to_1_percent", "Gradient < 1 %", units.whole, lambda run: run["back"]),
             number("mean_of_norms_steps_to_1_percent", "Norms < 1 %", units.whole, lambda run: run["single"]),
-            mean("perplexity_other", "Judge", units.perplexity),
-            mean("perplexity_own", "Own", units.perplexity),
-            mean("distinct_2", "Distinct-2", TWO_DECIMALS),
-            mean("repetition", "Repetition", units.percent),
-            mean("unk_share", "<unk>", units.percent),
-            mean("longest_copy", "Longest copy", units.decimals(".1f")),
         ],
         records=[{"number": run.number, "name": run.name, **facts_of(run)} for run in runs],
     )
-
-
-def samples_means(run: ExaminedRun) -> pd.Series[Any]:
-    """Means over the samples of a run; geometric ones of perplexities, NaN if one is missing."""
-    samples = behaviour_data([run])["samples"]
-    losses = ["perplexity_own", "perplexity_other"]
-    samples[losses] = np.log(samples[losses].where(samples[losses] > 0))
-    means = samples.select_dtypes("number").mean(skipna=False)
-    means[losses] = np.exp(means[losses])
-    return means
 
 
 # -- data files ----------------------------------------------------------------------------------------------------
 
 
 def behaviour_data(runs: Sequence[ExaminedRun]) -> dict[str, pd.DataFrame]:
-    """Tables of every curve's points and of every sample, at full precision."""
+    """Tables of every curve's points, of every sample and of every held-out piece, at full precision."""
     points: list[dict[str, Any]] = []
     samples: list[dict[str, Any]] = []
+    held_out: list[dict[str, Any]] = []
     for run in runs:
         curves = {"loss_zero_state": run.losses.zero_state, "loss_carried_state": run.losses.carried_state}
         if norms := run.gradients:
@@ -261,4 +182,9 @@ def behaviour_data(runs: Sequence[ExaminedRun]) -> dict[str, pd.DataFrame]:
             }
             for sample in run.samples
         ]
-    return {name: table_of(name, rows) for name, rows in (("behaviour", points), ("samples", samples))}
+        held_out += [
+            {"number": run.number, "id": run.id, "index": index, **vars(piece)}
+            for index, piece in enumerate(run.behaviour.held_out or ())
+        ]
+    rows = {"behaviour": points, "samples": samples, "held_out": held_out}
+    return {name: table_of(name, found) for name, found in rows.items()}

@@ -1,4 +1,4 @@
-"""What a study has cost: the section with a table of runs, totals in sentences, and the timeline of its jobs."""
+"""What a study has used, and what it covers: totals in sentences, a table of runs, and one of the states of runs."""
 
 import math
 from collections import Counter
@@ -8,8 +8,8 @@ import pandas as pd
 
 from analysis.blocks.section import Block, Points, Prose, Section
 from analysis.blocks.sentences import sentences
-from analysis.blocks.table import RUN_COLUMNS, Column, Table, number
-from analysis.plots.timeline import timeline_chart
+from analysis.blocks.table import RUN_COLUMNS, Table, number
+from analysis.sections.coverage import coverage_table
 from analysis.study import units
 from analysis.study.columns import table_of
 from analysis.study.comparison import finished
@@ -20,14 +20,12 @@ from seqlm.enough import enough
 
 
 def cost_section(study: StudyFiles) -> Section:
-    """Time, memory and machines of every run, and of all together."""
+    """Time and memory of every run, and of all together; the best of each architecture with each optimizer."""
     attempts = costs_of(study.attempts)
     blocks: list[Block] = [Prose(text="No run has been started yet, so nothing has been spent.")]
     if len(attempts):
-        chart = timeline_chart(study)
-        tables = [cost_table(study, attempts), resources_table(study)]
-        blocks = [Points(items=totals(study, attempts)), *tables, *([chart] if chart else [])]
-    return Section(name="cost", title="Cost", blocks=blocks)
+        blocks = [Points(items=totals(study, attempts)), resources_table(study)]
+    return Section(name="cost", title="Resources and coverage", blocks=[*blocks, coverage_table(study)])
 
 
 def costs_of(attempts: pd.DataFrame) -> pd.DataFrame:
@@ -46,37 +44,6 @@ def costs_of(attempts: pd.DataFrame) -> pd.DataFrame:
 # -- the table -----------------------------------------------------------------------------------------------------
 
 
-def cost_table(study: StudyFiles, attempts: pd.DataFrame) -> Table:
-    """A row for each run that has been started. ``attempts`` as :func:`costs_of` gives them."""
-    by_run = attempts.groupby("id", sort=False)
-    last = attempts.drop_duplicates("id", keep="last").set_index("id")
-    speeds = study.epochs.groupby("id", sort=False).agg(tokens_per_second=("train_tokens_per_second", "median"))
-    runs = in_report_order(study.runs[study.runs["id"].isin(attempts["id"])]).set_index("id", drop=False)
-    records = runs.assign(
-        **last[["backend", "machine"]],
-        ratio=(runs["wall_seconds"] / runs["estimated_seconds"]).where(runs["state"] == "done"),
-        attempts=by_run.size(),
-        lost_seconds=by_run["lost_seconds"].agg(math.fsum),
-    ).join(speeds)
-    return Table(
-        name="cost",
-        title="What each run has cost",
-        caption="Estimate: at the first launch. Tokens/s: median. Outside epochs: start-up, checkpoints, test.",
-        columns=[
-            *RUN_COLUMNS,
-            Column("backend", "Backend", units.text),
-            Column("machine", "Machine", units.text),
-            number("estimated_seconds", "Estimate", units.duration),
-            number("wall_seconds", "Actual", units.duration),
-            number("ratio", "Ratio", units.decimals(".2f")),
-            number("tokens_per_second", "Tokens/s", units.decimals(",.0f")),
-            number("attempts", "Attempts"),
-            number("lost_seconds", "Outside epochs", units.duration),
-        ],
-        records=records,
-    )
-
-
 def resources_of(study: StudyFiles) -> pd.DataFrame:
     """Return a row for each run that has been started, with what it asked for and used, and its columns in tables."""
     ran = costs_of(study.attempts)
@@ -91,7 +58,7 @@ def resources_of(study: StudyFiles) -> pd.DataFrame:
     found = found.assign(
         cores=last["cores"],
         used_cores=used,
-        enough_cores=(used / last["ranks"]).map(lambda each: enough(cores=each).cpus, "ignore") * last["ranks"],
+        enough_cores=[_enough_cores(*row) for row in zip(used, last["cores"], last["ranks"], strict=True)],
         peak_memory_bytes=study.epochs.groupby("id")["peak_memory_bytes"].max(),
         resident_bytes=by_run["resident_bytes"].max(),
     )
@@ -100,10 +67,27 @@ def resources_of(study: StudyFiles) -> pd.DataFrame:
     return table_of("resources", rows, more=["name", "arch", "optimizer"])
 
 
+def _enough_cores(used: float, had: float, ranks: float) -> float:
+    """Return the cores of all ranks that are enough; NaN if those that were used are not known."""
+    if math.isnan(used):
+        return math.nan
+    most = None if math.isnan(had) else math.ceil(had / ranks)
+    return enough(cores=used / ranks, had=most).cpus * ranks
+
+
 def resources_table(study: StudyFiles) -> Table:
-    """The same as a table, without what no run has recorded."""
-    records = resources_of(study)
+    """The same as a table, with the time of each run, without what no run has recorded."""
+    by_run = costs_of(study.attempts).groupby("id", sort=False)
+    records = resources_of(study).set_index("id", drop=False)
+    records = records.assign(
+        wall_seconds=study.runs.set_index("id")["wall_seconds"],
+        attempts=by_run.size(),
+        lost_seconds=by_run["lost_seconds"].agg(math.fsum),
+    )
     columns = [
+        number("wall_seconds", "Time", units.duration),
+        number("attempts", "Attempts"),
+        number("lost_seconds", "Outside epochs", units.duration),
         number("cores", "Cores", units.decimals(".0f")),
         number("used_cores", "Used", units.decimals(".1f")),
         number("enough_cores", "Enough", units.decimals(".0f")),
@@ -117,8 +101,8 @@ def resources_table(study: StudyFiles) -> Table:
     return Table(
         name="resources",
         title="What each run asked for, and used",
-        caption="Cores: of all ranks, then those used on average, and enough. Memory: peak of a rank, on its GPU or of "
-        "its process. Host memory: of all ranks.",
+        caption="Time: of finished epochs. Cores: of all ranks, then used on average, then enough. Memory: peak of a "
+        "rank, on its GPU or of its process. Host memory: of all ranks.",
         columns=[*RUN_COLUMNS, *(column for column in columns if records[column.key].notna().any())],
         records=records,
     )

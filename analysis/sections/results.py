@@ -1,7 +1,6 @@
 """The tables of a study: results, of all runs and of each group, and hyperparameters."""
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -27,7 +26,6 @@ from analysis.study.settings import (
     Setting,
     best_runs,
     best_settings,
-    by_perplexity,
     in_report_order,
     repeats_seeds,
     settings_of,
@@ -63,7 +61,6 @@ def results_blocks(study: StudyFiles) -> list[Block]:
     return [
         *paragraphs(text_sentences(study, "Each table compares runs on the same text only.")),
         *paragraphs([*only_text(study), *scoring_sentences(study), *scope_sentences(compared)]),
-        *paragraphs(best_sentences(compared.on_one_text.settings)),
         results_table(study),
         *notes_blocks(study),
         *bits_blocks(compared),
@@ -79,17 +76,6 @@ def only_text(study: StudyFiles) -> list[str]:
     run = finished(study.runs).iloc[0]
     facts = {"corpus": "corpus", "digest": "sha256", "level": "level", "vocabulary": "vocab_size"}
     return sentences("text", **{name: run[f"data.{key}"] for name, key in facts.items()})
-
-
-def best_sentences(settings: Sequence[Setting]) -> list[str]:
-    """Say which setting is best, by how much, and how sure that is; nothing of a single one."""
-    ranked = by_perplexity(settings)
-    if len(ranked) < 2:
-        return []
-    best, second, *_ = ranked
-    equal = [setting.reference for setting in ranked[1:] if setting.val_ppl == best.val_ppl]
-    difference = math.log(second.val_ppl / best.val_ppl)
-    return sentences("best", best=best, next=second, equal=equal, difference=difference)
 
 
 def groups_section(study: StudyFiles) -> Section:

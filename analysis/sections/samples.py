@@ -1,23 +1,29 @@
 """Texts that models have written: the best, the worst and some interesting ones, each with a reason, and all of them.
 
-Best and worst go by perplexity: under the judge, another run's model, and without one under the model itself. A text
-that repeats itself, or is mostly ``<unk>``, has a low perplexity too (Holtzman et al., 2020, The Curious Case of Neural
-Text Degeneration), so such texts are best only where there are no others.
+One panel of models rates all samples of a text, so that their losses compare. A text that repeats itself, or is mostly
+``<unk>``, has a low loss too (Holtzman et al., 2020, The Curious Case of Neural Text Degeneration), so such texts are
+best only where there are no others. Pieces of the validation text, measured in the same way, are the scale.
 """
 
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from analysis.blocks.section import Block, Folded, Prose, Samples
+from analysis.blocks.section import Prose, Samples, Section
+from analysis.blocks.sentences import sentences
+from analysis.blocks.table import Column, Table, number
 from analysis.study import units
-from analysis.study.behaviour import Sample
+from analysis.study.behaviour import Measures, Sample
 from analysis.study.examined import ExaminedRun
 from analysis.study.units import pieces, plain_text
+from analysis.study.values import Values
+from seqlm.data.tokens import UNK
 
-EACH = 3
+EACH = 2
 """Samples of each group."""
 MOST_REPEATED = 0.5
 """Best samples of words have at most this share of tokens that occur among the 16 before them. (Of characters most
@@ -25,97 +31,185 @@ occur again so soon in any text.)"""
 LEAST_DISTINCT = 0.5
 """Best samples have at least this share of distinct three-token sequences."""
 MOST_UNKNOWN = 0.25
-"""Best samples have at most this share of ``<unk>``."""
+"""Best samples have at most this share of ``<unk>`` if that of the validation text is not recorded."""
+MOST_QUOTED = 12
+"""Tokens of a quoted stretch."""
+BEFORE = 2
+"""Tokens that a quotation shows before the least likely word, and after it."""
+CLEAR = 2.0
+"""A mean over samples clearly differs from one over pieces of the validation text from this many standard errors on."""
 
-ORDINALS = ("", "second ", "third ")
+SMALLEST = 1e-9
+"""A standard error up to this one is that of rounding."""
+
+ORDINALS = ("", "second ")
 SHADES = 8
 """Steps of the scale of entropies, of equal width from 0 on; the page has a style for each, ``e0`` to ``e7``."""
+PAGE = "samples"
+"""Stem of the names of the pages with all samples."""
 
 
-class Text(NamedTuple):
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Text:
     """A sample with the run whose model wrote it."""
 
     run: ExaminedRun
     sample: Sample
 
     @property
-    def perplexity(self) -> float:
-        """Under the judge, and without one under the model itself; infinity if it is not known."""
-        measures = self.sample.measures
-        value = measures.perplexity_other if self.run.behaviour.judge else measures.perplexity_own
+    def place(self) -> str:
+        """Where the page of all samples has it: an anchor."""
+        return f"sample-{self.run.id}-{self.sample.index}"
+
+    @property
+    def raters(self) -> tuple[str, ...]:
+        """The checkpoints of the models that rate it: those of the panel, else that of the model itself."""
+        behaviour = self.run.behaviour
+        return tuple(member.checkpoint_sha256 for member in behaviour.panel or ()) or (behaviour.checkpoint_sha256,)
+
+    @property
+    def is_rated_by_panel(self) -> bool:
+        return self.sample.panel is not None and len(self.sample.panel) > 0
+
+    @property
+    def losses(self) -> Values:
+        """The loss of each token in nats, the mean over its raters."""
+        panel = self.sample.panel
+        return -self.sample.log_prob if panel is None or not len(panel) else -panel.mean(axis=0)
+
+    @property
+    def is_word(self) -> npt.NDArray[np.bool_]:
+        """Which of its tokens are not ``<unk>``."""
+        return np.array([token != UNK for token in self.sample.tokens])
+
+    @property
+    def most_unknown(self) -> float:
+        """The share of ``<unk>`` that a text may have: that of the pieces of validation text."""
+        pieces_of_text = self.run.behaviour.held_out
+        return mean_of(pieces_of_text, "unk_share")[0] if pieces_of_text else MOST_UNKNOWN
+
+    @property
+    def excess(self) -> float:
+        """By how much its share of ``<unk>`` is above that of the validation text."""
+        return max(0.0, self.sample.measures.unk_share - self.most_unknown)
+
+    @property
+    def loss(self) -> float:
+        """The mean loss by which texts are ordered; infinity if it is not known.
+
+        As many tokens are left out as the validation text has ``<unk>``: first the ``<unk>``, then those with the
+        highest losses. So a word that is turned into ``<unk>`` never lowers the loss: without that it would be left out
+        in any case, or takes the place of one with a higher loss.
+        """
+        losses = np.sort(self.losses[self.is_word])
+        left_out = max(math.floor(self.most_unknown * len(self.sample.tokens) + 1e-9), int((~self.is_word).sum()))
+        kept = losses[: len(self.sample.tokens) - left_out]
+        value = float(kept.mean()) if len(kept) else math.inf
         return value if math.isfinite(value) else math.inf
 
     @property
     def is_degenerate(self) -> bool:
-        """Whether its perplexity is low for a bad reason."""
+        """Whether its loss is low for a bad reason."""
         measures = self.sample.measures
         repeats = self.run.behaviour.level == "word" and measures.repetition > MOST_REPEATED
-        return repeats or measures.distinct_3 < LEAST_DISTINCT or measures.unk_share > MOST_UNKNOWN
+        return repeats or measures.distinct_3 < LEAST_DISTINCT or measures.unk_share > self.most_unknown
 
     @property
     def rating(self) -> str:
-        """Its perplexity, and whose it is."""
-        judge = self.run.behaviour.judge
-        whose = f"the judge {judge.name}" if judge else "the model itself (there is no judge)"
-        return f"perplexity {units.perplexity(self.perplexity)} under {whose}"
+        """Its loss, and under whom."""
+        whose = "the panel" if self.is_rated_by_panel else "the model itself"
+        value = f"{units.decimals('.2f')(self.loss)} nats per token"
+        without = f" without {units.percent(self.most_unknown)} of them" if self.most_unknown > 0 else ""
+        return f"loss under {whose}, {value}{without}"
 
 
 def texts_of(runs: Sequence[ExaminedRun]) -> list[Text]:
     """Every text of the runs."""
-    return [Text(run, sample) for run in runs for sample in run.samples]
+    return [Text(run=run, sample=sample) for run in runs for sample in run.samples]
 
 
 def chosen_samples(runs: Sequence[ExaminedRun]) -> Samples:
-    """Return what to read first of all models together."""
-    return _shown(choose(texts_of(runs)), shade_width(runs), with_run=len(runs) > 1)
+    """Return what to read first of all models together, and where all samples are."""
+    texts = texts_of(runs)
+    counted = f"{units.count(len(texts), 'sample')} of {units.count(len({text.run.id for text in texts}), 'run')}"
+    return _shown(choose(texts), shade_width(runs), with_run=len(runs) > 1, more=f"All {counted}")
 
 
-def all_samples(runs: Sequence[ExaminedRun]) -> list[Block]:
-    """Return every sample of each run, first what to read of it."""
+def sample_sections(runs: Sequence[ExaminedRun]) -> list[Section]:
+    """Return every sample of each run, in the order in which it was drawn."""
     width = shade_width(runs)
-    blocks: list[Block] = []
+    sections = []
     for run in runs:
-        if run.samples:
-            groups = choose(texts_of([run]))
-            chosen = [text for group in groups.values() for text, _ in group]
-            groups["Others"] = [(text, "") for text in texts_of([run]) if text not in chosen]
-            of, judge = run.behaviour, run.behaviour.judge
-            about = (
-                f"{units.count(len(run.samples), 'sample')}; parameters of epoch {of.best_epoch + 1}, temperature "
-                f"{units.plain_value(of.settings.temperature)}, seed {of.settings.seed}, "
-                f"{f'judge {judge.name}' if judge else 'no judge'}."
+        if not run.samples:
+            continue
+        of, members = run.behaviour, run.behaviour.panel
+        about = (
+            f"{units.count(len(run.samples), 'sample')}; parameters of epoch {of.best_epoch + 1}, temperature "
+            f"{units.plain_value(of.settings.temperature)}, seed {of.settings.seed}. "
+        )
+        about += f"Panel: {units.listing([m.name for m in members])}." if members else "No panel has rated them."
+        groups = {"": [(text, "") for text in texts_of([run])]}
+        sections.append(
+            Section(
+                name=f"samples-{run.id}",
+                title=f"Samples of {run.reference}",
+                short=run.reference,
+                blocks=[Prose(text=about), _shown(groups, width)],
             )
-            shown: list[Block] = [Prose(text=about), _shown(groups, width)]
-            blocks.append(Folded(title=f"Samples of {run.reference}", blocks=shown))
-    return blocks
+        )
+    return sections
 
 
 # -- which are shown -----------------------------------------------------------------------------------------------
 
 
 def choose(texts: Sequence[Text]) -> dict[str, list[tuple[Text, str]]]:
-    """Return at most three texts of each group with their reasons, none twice; ties go to the earlier text."""
-    left = sorted(texts, key=lambda text: (text.is_degenerate, text.perplexity))
+    """Return at most two texts of each group with their reasons, none twice; ties go to the earlier text.
+
+    Texts that different models have rated are not put in one order: then there are the best and the worst of each run.
+    """
+    if len({text.raters for text in texts}) > 1:
+        return _of_each_run(texts)
+    left = best_first(texts)
     best = [
-        (text, f"{ordinal}lowest {text.rating}{', although it repeats itself or is mostly <unk>' * text.is_degenerate}")
-        for ordinal, text in zip(ORDINALS, left, strict=False)
+        (text, f"{ordinal}lowest {text.rating}{_although(text)}") for ordinal, text in zip(ORDINALS, left, strict=False)
     ]
-    left = sorted(left[EACH:], key=lambda text: -text.perplexity)
+    left = sorted(left[EACH:], key=lambda text: -text.loss)
     worst = [(text, f"{ordinal}highest {text.rating}") for ordinal, text in zip(ORDINALS, left, strict=False)]
-    left, interesting = left[EACH:], []
+    left = left[EACH:]
+    interesting: list[tuple[Text, str]] = []
     for measure in (_copy, _repetition, _entropy_rise):
         amounts = [amount if (amount := measure(text)[0]) > 0 else 0.0 for text in left]
-        if any(amounts):
+        if any(amounts) and len(interesting) < EACH:
             text = left.pop(amounts.index(max(amounts)))
             interesting.append((text, measure(text)[1]))
     return {"Best": best, "Worst": worst, "Interesting": interesting}
 
 
+def best_first(texts: Sequence[Text]) -> list[Text]:
+    """Return texts that the same models have rated from the best to the worst."""
+    return sorted(texts, key=lambda text: (text.is_degenerate, text.excess, text.loss, text.sample.measures.unk_share))
+
+
+def _although(text: Text) -> str:
+    return ", although it repeats itself or has much <unk>" if text.is_degenerate else ""
+
+
+def _of_each_run(texts: Sequence[Text]) -> dict[str, list[tuple[Text, str]]]:
+    groups: dict[str, list[tuple[Text, str]]] = {"Best of each run": [], "Worst of each run": []}
+    for run in dict.fromkeys(text.run for text in texts):
+        first, *others = best_first([text for text in texts if text.run is run])
+        groups["Best of each run"].append((first, f"lowest {first.rating}{_although(first)}"))
+        if others:
+            last = max(others, key=lambda text: text.loss)
+            groups["Worst of each run"].append((last, f"highest {last.rating}"))
+    return groups
+
+
 def _copy(text: Text) -> tuple[float, str]:
     copied = text.sample.measures.copied
-    quoted = plain_text(copied, text.run.behaviour.level).replace("\n", " ↵ ").strip()
     length = units.count(len(copied), "token")
-    return len(copied), f"longest passage copied from the training text: {length}, “{quoted}”"
+    return len(copied), f"longest passage copied from the training text: {length}, “{quoted(text, copied)}”"
 
 
 def _repetition(text: Text) -> tuple[float, str]:
@@ -133,7 +227,176 @@ def _entropy_rise(text: Text) -> tuple[float, str]:
     return rise, f"largest rise of entropy: by {rise:.2f} nats from its first third to its last"
 
 
-# -- as the page shows them ----------------------------------------------------------------------------------------
+# -- against held-out text -----------------------------------------------------------------------------------------
+
+MEASURES = {
+    "rating": ("loss under the panel", units.decimals(".2f"), " nats"),
+    "known_pairs": ("known pairs", units.percent, ""),
+    "known_triples": ("known triples", units.percent, ""),
+    "repetition": ("tokens that occur among the 16 before them", units.percent, ""),
+    "distinct_2": ("distinct pairs of tokens", units.percent, ""),
+    "unk_share": ("<unk>", units.percent, ""),
+    "longest_copy": ("longest copied passage", units.decimals(".1f"), " tokens"),
+}
+"""Measure -> what it is, how its value is written, and its unit."""
+GOODNESS = {"rating": -1, "known_pairs": 1, "known_triples": 1}
+"""Measures that say how well a text is written: 1 if more is better, -1 if less is."""
+
+
+def mean_of(measured: Sequence[Measures], name: str) -> tuple[float, float]:
+    """Return the mean of a measure over texts, and its standard error; NaN if it is not known."""
+    values = np.array([getattr(measures, name) for measures in measured], float)
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return math.nan, math.nan
+    error = float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
+    return float(values.mean()), error
+
+
+def standing(run: ExaminedRun) -> dict[str, dict[str, Any]]:
+    """Return each measure of a run's samples against pieces of the validation text.
+
+    ``away`` is the difference of the means in standard errors of the difference; NaN if one is not known.
+    """
+    own = [sample.measures for sample in run.samples]
+    found = {}
+    for name, (what, write, unit) in MEASURES.items():
+        (mean, error), (scale, scale_error) = mean_of(own, name), mean_of(run.behaviour.held_out or (), name)
+        together = math.hypot(error, scale_error)
+        away = (mean - scale) / together if together > SMALLEST else math.nan
+
+        said, of_scale = (_with_error(write, *values) for values in ((mean, error), (scale, scale_error)))
+        numbers = {"mean": mean, "scale_mean": scale, "away": away}
+        found[name] = dict[str, Any](what=what, unit=unit, said=said, scale=of_scale, **numbers)
+    return found
+
+
+def _with_error(write: Callable[[Any], str], mean: float, error: float) -> str:
+    return f"{write(mean)} ± {write(error)}" if math.isfinite(error) else write(mean)
+
+
+def sample_sentences(runs: Sequence[ExaminedRun]) -> list[str]:
+    """Say of each model by fixed rules what its samples do well, what badly, and what is odd, with quotations."""
+    facts = []
+    for run in runs:
+        if not run.samples:
+            continue
+        measures, texts = standing(run), texts_of([run])
+        apart = {name: measures[name]["away"] * sign for name, sign in GOODNESS.items()}
+        ranked = sorted((name for name in apart if math.isfinite(apart[name])), key=lambda name: -apart[name])
+        style = [one for name, one in measures.items() if name not in GOODNESS and abs(one["away"]) >= CLEAR]
+        facts.append(
+            {
+                "reference": run.reference,
+                "has_panel": bool(run.behaviour.panel),
+                "recorded": run.behaviour.panel is not None,
+                "scale": bool(run.behaviour.held_out),
+                "good": [measures[name] for name in ranked if apart[name] >= CLEAR],
+                "level": [measures[name] for name in ranked if abs(apart[name]) < CLEAR],
+                "bad": [measures[name] for name in reversed(ranked) if apart[name] <= -CLEAR],
+                "odd": max(style, key=lambda one: abs(one["away"]), default=None),
+                "stretch": longest_known_stretch(texts),
+                "unlikely": least_likely_word(texts),
+            }
+        )
+    return sentences("samples_of_runs", runs=facts)
+
+
+def longest_known_stretch(texts: Sequence[Text]) -> dict[str, Any] | None:
+    """Return the longest stretch without ``<unk>`` whose triples all occur in the training text, and its sample.
+
+    ``None``: there is none, or it is not recorded. Of equally long ones, the first.
+    """
+    best: tuple[int, Text, int] | None = None
+    for text in texts:
+        known = text.sample.ends_known_triple or []
+        is_word, start = text.is_word, 0
+        for end in range(len(known)):
+            if not is_word[end]:
+                start = end + 1
+            elif not known[end]:
+                start = max(start, end - 1)
+            length = end + 1 - start
+            if length >= 3 and known[end] and (best is None or length > best[0]):
+                best = (length, text, start)
+    if best is None:
+        return None
+    length, text, start = best
+    words = text.sample.tokens[start : start + min(length, MOST_QUOTED)]
+    return {"text": text, "length": length, "quote": quoted(text, words) + (" …" if length > MOST_QUOTED else "")}
+
+
+def least_likely_word(texts: Sequence[Text]) -> dict[str, Any] | None:
+    """Return the token other than ``<unk>`` with the highest loss, with the tokens around it, and its sample.
+
+    ``None``: there is none.
+    """
+    worst: tuple[float, Text, int] | None = None
+    for text in texts:
+        losses = np.where(text.is_word & np.isfinite(text.losses), text.losses, -math.inf)
+        place = int(losses.argmax())
+        if losses[place] > (worst[0] if worst else -math.inf):
+            worst = (float(losses[place]), text, place)
+    if worst is None:
+        return None
+    loss, text, place = worst
+    tokens = text.sample.tokens
+    around = quoted(text, tokens[max(0, place - BEFORE) : place + BEFORE + 1])
+    return {"text": text, "loss": loss, "word": quoted(text, tokens[place : place + 1]), "quote": around}
+
+
+def quoted(text: Text, tokens: Sequence[str]) -> str:
+    """Return some tokens of a text on one line."""
+    return plain_text(tokens, text.run.behaviour.level).replace("\n", " ↵ ").strip() or "↵"
+
+
+def samples_table(runs: Sequence[ExaminedRun]) -> Table:
+    """Means over the samples of each run, and over pieces of the validation text of each text."""
+    records: list[dict[str, Any]] = []
+    scales: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for run in runs:
+        if not run.samples:
+            continue
+        own = {name: mean_of([sample.measures for sample in run.samples], name) for name in MEASURES}
+        records.append({"number": run.number, "name": run.name, **own})
+        if run.behaviour.held_out:
+            scale = {name: mean_of(run.behaviour.held_out, name) for name in MEASURES}
+            scales.setdefault(tuple(scale.values()), {"number": None, "name": "pieces of the validation text", **scale})
+    panels = dict.fromkeys(
+        units.listing([member.name for member in run.behaviour.panel]) for run in runs if run.behaviour.panel
+    )
+    named = f" Panel: {'; '.join(panels)}." if panels else ""
+
+    def mean(key: str, title: str) -> Column:
+        write = MEASURES[key][1]
+        return number(key, title, write, lambda record: _finite(record[key][0]))
+
+    return Table(
+        name="samples",
+        title="Samples against held-out text",
+        caption=f"Means over samples; ±: one standard error. Loss: nats per token under the panel, without <unk>. "
+        f"Known: share of pairs and triples of tokens that the training text has.{named}",
+        columns=[
+            number("number", "No.", lambda place: units.MISSING if place is None else str(place)),
+            Column("name", "Run"),
+            mean("rating", "Loss"),
+            number("rating_error", "±", units.decimals(".2f"), lambda record: _finite(record["rating"][1])),
+            mean("known_pairs", "Known pairs"),
+            mean("known_triples", "Known triples"),
+            mean("repetition", "Repetition"),
+            mean("distinct_2", "Distinct-2"),
+            mean("unk_share", "<unk>"),
+            mean("longest_copy", "Longest copy"),
+        ],
+        records=[*records, *scales.values()],
+    )
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+# -- as the pages show them ----------------------------------------------------------------------------------------
 
 
 def shade_width(runs: Sequence[ExaminedRun]) -> float:
@@ -148,17 +411,19 @@ def shade(entropy: float, width: float) -> int:
     return min(SHADES - 1, int(entropy / width)) if math.isfinite(entropy) and entropy > 0 else 0
 
 
-def _shown(groups: dict[str, list[tuple[Text, str]]], width: float, *, with_run: bool = False) -> Samples:
+def _shown(
+    groups: dict[str, list[tuple[Text, str]]], width: float, *, with_run: bool = False, more: str = ""
+) -> Samples:
     legend = [(step, f"{step * width:.1f}–{(step + 1) * width:.1f}") for step in range(SHADES)]
     shown = [
-        (title, [_sample(text, reason, width, with_run=with_run) for text, reason in texts])
+        (title, [_sample(text, reason, width, with_run=with_run, is_chosen=bool(more)) for text, reason in texts])
         for title, texts in groups.items()
         if texts
     ]
-    return Samples(legend=legend, groups=shown)
+    return Samples(legend=legend, groups=shown, more=more)
 
 
-def _sample(text: Text, reason: str, width: float, *, with_run: bool) -> dict[str, Any]:
+def _sample(text: Text, reason: str, width: float, *, with_run: bool, is_chosen: bool) -> dict[str, Any]:
     run, sample, measures = text.run, text.sample, text.sample.measures
     level, given = run.behaviour.level, len(sample.prompt)
     words = [*sample.prompt, *sample.tokens]
@@ -170,20 +435,22 @@ def _sample(text: Text, reason: str, width: float, *, with_run: bool) -> dict[st
         entropy, log_prob = float(sample.entropy[place]), float(sample.log_prob[place])
         title = f"{word} · entropy {_nats(entropy)} · p {units.decimals('.2g')(math.exp(min(log_prob, 0.0)))}"
         tokens.append({"text": shown, "gap": gap, "title": title, "shade": shade(entropy, width)})
-    judge = run.behaviour.judge
+    rated = [f"loss under the panel {_nats(measures.rating)}"] if text.is_rated_by_panel else []
     facts = [
         units.count(sample.length, "token"),
-        *([f"perplexity {units.perplexity(measures.perplexity_other)} under the judge"] if judge else []),
+        *rated,
         f"perplexity {units.perplexity(measures.perplexity_own)} under the model itself",
         f"mean entropy {_nats(float(sample.entropy.mean()))}",
         f"repetition {units.percent(measures.repetition)}",
         f"<unk> {units.percent(measures.unk_share)}",
+        *([f"known triples {units.percent(measures.known_triples)}"] if math.isfinite(measures.known_triples) else []),
         f"longest copy {units.count(measures.longest_copy, 'token')}",
     ]
     prompt, whole = plain_text(sample.prompt, level), plain_text(words, level)
     label = f"Sample {sample.index}{f' of {run.reference}' if with_run else ''}"
     plain = f"[{prompt}]{whole.removeprefix(prompt)}"
-    return {"label": label, "reason": reason, "facts": facts, "tokens": tokens, "plain": plain}
+    names = {"anchor": "" if is_chosen else text.place, "link": text.place if is_chosen else ""}
+    return {"label": label, "reason": reason, "facts": facts, "tokens": tokens, "plain": plain, **names}
 
 
 def _nats(value: float) -> str:

@@ -93,12 +93,26 @@ RUNS = _meanings(
     ("val_tokens", "tokens", "tokens of the validation text that are scored; missing for old runs", int),
     ("test_tokens", "tokens", "tokens of the test text that are scored; missing for old runs", int),
     ("gap", "nats/token", "validation less training loss of the best epoch: ln(val_ppl) less ln(train_ppl)", float),
+    ("final_gap", "nats/token", "the same of the last epoch, which shows overfitting", float),
+    (
+        "train_slice_loss",
+        "nats/token",
+        "loss on the start of the training text without dropout, best epoch",
+        float,
+    ),
+    (
+        "loss_of_10_most_frequent",
+        "nats/token",
+        "validation loss of the 10 tokens that training has most of",
+        float,
+    ),
+    ("loss_of_90_next", "nats/token", "validation loss of the 90 next tokens by frequency", float),
+    ("loss_of_others", "nats/token", "validation loss of all other tokens", float),
     ("parameters", "", "trainable parameters of the model", int),
     ("wall_seconds", "s", "time of all finished epochs, validation included", float),
     ("machine", "", "what the run was trained on: device, ranks, and cores or share of a GPU"),
     ("epoch_seconds", "s", "median time of an epoch", float),
     ("epoch_scatter", "", "standard deviation of the times of its epochs, divided by their mean", float),
-    ("seconds_to_5pct", "s", "elapsed_seconds of the first epoch within 1.05 times the run's best perplexity", float),
     ("estimated_seconds", "s", "time that the launch estimated", float),
     ("published_train_ppl", "", "published training perplexity", float),
     ("published_val_ppl", "", "published validation perplexity", float),
@@ -203,6 +217,18 @@ BEHAVIOUR = _meanings(
     ("value", "nats/token; gradients: 1", "mean validation loss at step t, or norm of the last step's gradient there"),
 )
 
+_MEASURES = (
+    ("rating", "nats/token", "mean loss under the panel, without <unk>; missing without a panel"),
+    ("known_pairs", "", "share of the pairs of successive tokens that the training text contains"),
+    ("known_triples", "", "the same for three successive tokens"),
+    ("repetition", "", "share of the tokens that occur among the 16 before them"),
+    ("distinct_1", "", "distinct tokens divided by tokens"),
+    ("distinct_2", "", "distinct pairs of successive tokens divided by pairs"),
+    ("distinct_3", "", "the same for three successive tokens"),
+    ("unk_share", "", "share of <unk>"),
+    ("longest_copy", "tokens", "longest passage without <unk> that the training text contains"),
+)
+
 SAMPLES = _meanings(
     _NUMBER,
     _ID,
@@ -212,14 +238,16 @@ SAMPLES = _meanings(
     ("text", "", "what it wrote"),
     ("entropy", "nats", "mean entropy of the distributions that the tokens were drawn from"),
     ("perplexity_own", "", "perplexity of the text under the model itself"),
-    ("perplexity_other", "", "perplexity under the judge; missing without one"),
-    ("repetition", "", "share of the tokens that occur among the 16 before them"),
-    ("distinct_1", "", "distinct tokens divided by tokens"),
-    ("distinct_2", "", "distinct pairs of successive tokens divided by pairs"),
-    ("distinct_3", "", "the same for three successive tokens"),
-    ("unk_share", "", "share of <unk>"),
-    ("longest_copy", "tokens", "longest passage without <unk> that the training text contains"),
+    *_MEASURES,
     ("copied", "", "that passage"),
+)
+
+HELD_OUT = _meanings(
+    _NUMBER,
+    _ID,
+    ("index", "", "place of the sample that the piece of validation text is as long as, from 0"),
+    ("perplexity_own", "", "perplexity of the piece under the model itself"),
+    *_MEASURES,
 )
 
 RESOURCES = _meanings(
@@ -247,6 +275,7 @@ TABLES: Mapping[str, Mapping[str, Meaning]] = MappingProxyType(
         "resources": RESOURCES,
         "behaviour": BEHAVIOUR,
         "samples": SAMPLES,
+        "held_out": HELD_OUT,
     }
 )
 """Table -> column -> meaning, in the order of the columns."""

@@ -23,6 +23,12 @@ WITHIN = 1.05
 APART = "apart"
 """State, in comparisons, of a done run that does not compare with the others."""
 
+OF_FREQUENCIES = ("loss_of_10_most_frequent", "loss_of_90_next", "loss_of_others")
+"""Columns of the runs table for the ``frequency_losses`` of a result, in their order."""
+
+OF_CHECKPOINT = ("test_ppl", "test_bits_per_byte", "train_slice_loss", *OF_FREQUENCIES)
+"""Columns of the runs table that are measured with the parameters of the run's best epoch alone."""
+
 AT_BEST = {key: key for key in ("train_ppl", "val_ppl", "val_bits_per_byte")} | {"best_epoch": "epoch"}
 AT_END = {"final_train_ppl": "train_ppl", "final_val_ppl": "val_ppl", "wall_seconds": "elapsed_seconds"}
 """Columns of the runs table, and of the epochs table from whose row of the best or the last epoch they come."""
@@ -99,7 +105,7 @@ def cut(runs: pd.DataFrame, epochs: pd.DataFrame, limits: pd.Series[Any]) -> tup
         for name, of in columns.items():
             runs.loc[longer, name] = runs.loc[longer, "id"].map(found[of])
     is_of_checkpoint = (runs["best_epoch"] == best_before).fillna(value=False).astype(bool)
-    for name in ("test_ppl", "test_bits_per_byte"):
+    for name in OF_CHECKPOINT:
         runs[name] = runs[name].where(~longer | is_of_checkpoint)
     runs.loc[reached, ["reason", "failure_kind", "failure_message", "failure_where"]] = None
     runs.loc[reached, "state"] = "done"
@@ -114,12 +120,10 @@ def nats_between(perplexities: pd.Series[Any], others: pd.Series[Any]) -> pd.Ser
 
 def with_times(runs: pd.DataFrame, epochs: pd.DataFrame) -> pd.DataFrame:
     """Return the runs table with the columns that follow from others and from the epochs of each run."""
-    best = epochs["id"].map(dict(zip(runs["id"], runs["val_ppl"], strict=True))).astype(float)
-    near = epochs[epochs["val_ppl"] <= WITHIN * best].drop_duplicates("id")
     seconds = epochs.groupby("id")["epoch_seconds"]
     return runs.assign(
         gap=nats_between(runs["val_ppl"], runs["train_ppl"]),
+        final_gap=nats_between(runs["final_val_ppl"], runs["final_train_ppl"]),
         epoch_seconds=runs["id"].map(seconds.median()).astype(float),
         epoch_scatter=runs["id"].map(seconds.std() / seconds.mean()).astype(float),
-        seconds_to_5pct=runs["id"].map(near.set_index("id")["elapsed_seconds"]).astype(float),
     )

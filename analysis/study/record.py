@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from analysis.study.columns import as_columns
 from analysis.study.values import clean
 from seqlm.errors import ConfigError
-from seqlm.records.studies import Claim, Entry, StudyFile
+from seqlm.records.studies import Claim, Entry, ManifestNote, StudyFile
 from seqlm.rundir import FINGERPRINT_DIGITS, study_record_file
 from seqlm.schema import read, show
 from seqlm.search import Search
@@ -18,11 +18,18 @@ METRICS = {
     "train_ppl": "training perplexity",
     "test_ppl": "test perplexity",
     "gap": "gap between validation and training loss at the best epoch",
+    "final_gap": "gap between validation and training loss after the last epoch",
     "wall_seconds": "wall-clock time",
     "epoch_seconds": "time per epoch",
-    "seconds_to_5pct": "time to within 5 % of a run's own best",
+    "seconds_to_common": "time to the lowest perplexity that both sides reach",
 }
-"""What an expectation compares: columns of the runs table, in words. Of each, less is better."""
+"""What an expectation compares, in words: columns of the runs table, and a time. Of each, less is better."""
+EARLIER_METRICS = {"seconds_to_5pct": "seconds_to_common"}
+"""What earlier versions compared, the time to 5 % of a run's own best, which a run with a high best reaches early."""
+GAPS = ("gap", "final_gap")
+"""Those that are differences of losses, which may be below 0."""
+TIMES = ("wall_seconds", "epoch_seconds", "seconds_to_common")
+"""Those that are times in seconds."""
 TEXTS = ("model.arch", "model.source", "model.sha256")
 """Keys of a configuration that are texts, if they are there."""
 
@@ -56,7 +63,24 @@ class Expectation:
     lower: tuple[str, ...]
     higher: tuple[str, ...]
     why: str | None = None
-    """The reason for it, as stated then."""
+    """The reason for it, as stated then. The report prints it only if it came out as expected."""
+    otherwise: str | None = None
+    """What it would mean if the opposite came out, as stated then. The report prints it only then."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrittenNote:
+    """What a manifest says itself in a part of the report."""
+
+    part: str
+    text: str
+    """In Markdown, with references to results (:mod:`seqlm.references`)."""
+    manifest: str | None
+    """Name of the manifest, without a suffix. ``None``: not recorded."""
+    runs: Mapping[str, str]
+    """Name of each run that the text refers to -> its first digits; in :class:`StudyFiles` its id, if it has one."""
+    study: str = ""
+    """Name of the study whose results the text refers to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +94,7 @@ class ManifestFacts:
     """Titles, each with the runs that have curves and a table of their own."""
     behaviour: tuple[str, ...] = ()
     """Runs whose trained models the manifest asks about."""
-    notes: list[tuple[str, str]] = field(default_factory=list)
-    """Part of the report and the author's text for it, in Markdown."""
+    notes: list[WrittenNote] = field(default_factory=list)
     expectations: list[Expectation] = field(default_factory=list)
     search: Search | None = None
     estimates: dict[str, float | None] = field(default_factory=dict)
@@ -95,7 +118,7 @@ def read_manifest_facts(study_dir: Path, warnings: list[str]) -> ManifestFacts:
         excluded=[(_line(one.arch), _line(one.optimizer)) for one in file.excluded],
         groups=[(clean(one.title), _digits(one.runs)) for one in file.groups],
         behaviour=_digits(file.behaviour),
-        notes=[(clean(one.part), _lines(one.text)) for one in file.notes],
+        notes=[_note(one) for one in file.notes],
         expectations=part("expectations", lambda: [_expectation(one) for one in file.expectations], []),
         search=part("search", lambda: _search(file.search), None),
         estimates={print_[:FINGERPRINT_DIGITS]: one.seconds for print_, one in file.estimates.items()},
@@ -127,14 +150,25 @@ def _published(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _expectation(claim: Claim) -> Expectation:
-    if claim.metric not in METRICS:
+    metric = EARLIER_METRICS.get(claim.metric, claim.metric)
+    if metric not in METRICS:
         raise ValueError(f"expected one of {', '.join(METRICS)}, got {show(claim.metric)}")
     return Expectation(
         text=clean(claim.text),
-        metric=claim.metric,
+        metric=metric,
         lower=_digits(claim.lower),
         higher=_digits(claim.higher),
         why=_line(claim.why),
+        otherwise=_line(claim.otherwise),
+    )
+
+
+def _note(note: ManifestNote) -> WrittenNote:
+    return WrittenNote(
+        part=clean(note.part),
+        text=_lines(note.text),
+        manifest=None if note.manifest is None else clean(Path(note.manifest).stem),
+        runs={name: print_[:FINGERPRINT_DIGITS] for name, print_ in note.runs.items()},
     )
 
 

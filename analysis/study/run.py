@@ -18,6 +18,7 @@ from analysis.study import units
 from analysis.study.attempts import read_attempts
 from analysis.study.behaviour import Behaviour, read_behaviour
 from analysis.study.columns import EPOCHS, as_columns
+from analysis.study.comparison import OF_CHECKPOINT, OF_FREQUENCIES
 from analysis.study.values import as_number, as_text, clean, columns_of, read_or_warn
 from seqlm.errors import file_errors
 from seqlm.reading import read_tail
@@ -34,7 +35,15 @@ OF_EPOCHS = [key for key in EPOCHS if key not in ("id", "number")]
 MOST_OTHERS = 16
 """Numbers of an epoch that are no column of ``EPOCHS`` and are kept."""
 
-OF_RESULT = ("test_ppl", "test_bits_per_byte", "val_tokens", "test_tokens", "parameters", "lossless")
+OF_RESULT = (
+    "test_ppl",
+    "test_bits_per_byte",
+    "val_tokens",
+    "test_tokens",
+    "parameters",
+    "lossless",
+    "train_slice_loss",
+)
 """Fields of ``result.json`` of which the epochs say nothing."""
 RUNG_KEYS = ("value", "rank", "of", "goes_on", "cut")
 """What the decision at a rung says of a rung, besides its epochs."""
@@ -145,8 +154,9 @@ def _outcome(epochs: list[dict[str, Any]], result: Result | None) -> dict[str, A
     gone, finished = final.get("epoch", -1) + 1, finished_epochs(result)
     result = result or Result()
     facts = {key: getattr(result, key) for key in OF_RESULT}
+    facts |= dict(zip(OF_FREQUENCIES, result.frequency_losses, strict=False))
     if gone > finished and best.get("epoch") != result.best_epoch:
-        facts |= {"test_ppl": None, "test_bits_per_byte": None}
+        facts |= dict.fromkeys(OF_CHECKPOINT)
     if result.epochs is None or gone > finished:
         return {
             "epochs_done": gone,

@@ -11,7 +11,7 @@ import math
 import re
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Self
@@ -230,20 +230,6 @@ def best_settings(settings: Iterable[Setting]) -> list[Setting]:
     for setting in by_perplexity(settings):
         best.setdefault((setting.text, setting.arch), setting)
     return sorted(best.values(), key=lambda setting: units.rank(units.ARCHITECTURES, setting.arch))
-
-
-def differ(deviation: float, other_deviation: float, seconds: float, other: float) -> bool:
-    """Whether two times are further apart than equal computations are: two standard deviations of their difference."""
-    return abs(seconds - other) > 2 * math.hypot(deviation, other_deviation)
-
-
-def is_longer(setting: Setting, other: Setting, seconds: Callable[[Setting], float]) -> bool:
-    """Whether a time of a setting is longer by more than equal computations differ.
-
-    Its deviation is that of the epochs within a run, for all epochs alike: what slows one down may slow down all.
-    """
-    times = seconds(setting), seconds(other)
-    return times[0] > times[1] and differ(setting.scatter * times[0], other.scatter * times[1], *times)
 
 
 def on_one_machine(settings: Sequence[Setting]) -> list[Setting]:

@@ -23,7 +23,7 @@ from analysis.study.behaviour import Behaviour
 from analysis.study.columns import EPOCHS, FREE_KEYS, forget_single_digests, table_of
 from analysis.study.comparison import APART, compared_epochs, cut, finished, text_names, with_times
 from analysis.study.numbering import RunNumber, number_runs
-from analysis.study.record import Expectation, ManifestFacts, PlannedEntry, read_manifest_facts
+from analysis.study.record import Expectation, ManifestFacts, PlannedEntry, WrittenNote, read_manifest_facts
 from analysis.study.run import LoadedRun, origin_of, read_run
 from analysis.study.settings import Setting, timed_settings
 from analysis.study.values import as_text, clean, read_or_warn
@@ -57,8 +57,8 @@ class StudyFiles:
     """Title of each group of ``[report] groups`` -> ids of its runs; of an absent one, its first digits."""
     behaviour_of: list[str]
     """Ids of the runs whose trained models the manifest asks about; of an absent one, its first digits."""
-    notes: list[tuple[str, str]]
-    """Part of the report and the author's text for it, in Markdown."""
+    notes: list[WrittenNote]
+    """What the manifests say themselves, in the order of the studies."""
     excluded: list[tuple[str | None, str | None]]
     """Architecture and optimizer of the runs that the manifest leaves out."""
     expectations: list[Expectation]
@@ -178,6 +178,7 @@ def load_study(*study_dirs: Path) -> StudyFiles:
     groups: dict[str, list[str]] = {}
     behaviour_of: list[str] = []
     expectations: list[Expectation] = []
+    notes: list[WrittenNote] = []
     size = 0
     runs: list[LoadedRun] = []
     for name, (_, found, record) in read.items():
@@ -198,6 +199,9 @@ def load_study(*study_dirs: Path) -> StudyFiles:
         for expectation in record.expectations:
             lower, higher = (tuple(_ids(members, side, most=1)) for side in (expectation.lower, expectation.higher))
             expectations.append(dataclasses.replace(expectation, lower=lower, higher=higher))
+        for note in record.notes:
+            ids = {run: _ids(members, [digits], most=1)[0] for run, digits in note.runs.items()}
+            notes.append(dataclasses.replace(note, study=name, runs=ids))
     excluded = [entry for record in records.values() for entry in record.excluded]
     archs = [*(r.row["arch"] for r in runs), *(plan.arch for plan in absent), *(arch for arch, _ in excluded)]
     own = {run.row["arch"]: clean(str(label)) for run in runs if (label := run.provenance.label)}
@@ -215,7 +219,7 @@ def load_study(*study_dirs: Path) -> StudyFiles:
         absent=absent,
         groups=groups,
         behaviour_of=behaviour_of,
-        notes=[note for record in records.values() for note in record.notes],
+        notes=notes,
         excluded=excluded,
         expectations=expectations,
         searches={name: record.search for name, record in records.items() if record.search},

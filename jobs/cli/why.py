@@ -154,7 +154,7 @@ def spent(one: ObservedRun) -> dict[str, str]:
     batch = Batch.read(request) or Batch()
     job = next((array for array in batch.arrays if run.id in array.runs and array.at_once == 1), None)
     if (found := used(run, attempt, asked.ranks)) is not None:
-        needs = enough(cores=max(found.cores), memory_bytes=found.memory_bytes, seconds=found.seconds)
+        needs = enough(cores=max(found.cores), had=asked.cpus, memory_bytes=found.memory_bytes, seconds=found.seconds)
         cores = math.fsum(found.cores)
         memory, minutes = (None, None) if job is None else (job.mem_gb, job.timeout_min)
         rows = [  # key, asked, used, enough

@@ -1,7 +1,8 @@
-"""Behaviour jobs of a study: choose the models, choose a judge for each, and skip results that are up to date.
+"""Behaviour jobs of a study: choose the models and who rates their texts, and skip results that are up to date.
 
 A job is launched like a run, by the same launcher on the same backends. Only its worker module differs. Its own folder
-is ``runs/<study>/behaviour/<run id>/``; behaviour.json and samples.jsonl are in the folder of the run.
+is ``runs/<study>/behaviour/<run id>/``; behaviour.json, samples.jsonl and losses.f32 are in the folder of
+the run.
 """
 
 import contextlib
@@ -67,18 +68,20 @@ def choose(
     return [run for run in done if run.run.id in best.values()]
 
 
-def judge_of(run: ObservedRun, runs: Sequence[ObservedRun]) -> ObservedRun | None:
-    """Return the best other model of the same text, which scores the samples of ``run``, or ``None`` without one."""
-    judges = [
-        other
-        for other in runs
-        if other.run.id != run.run.id
-        and other.observation.state == "done"
-        and other.config is not None
-        and other.config.data == _config(run).data
-        and is_file(other.run.best_checkpoint)
-    ]
-    return next(iter(_best_first(judges)), None)
+def panel_of(run: ObservedRun, runs: Sequence[ObservedRun]) -> list[ObservedRun]:
+    """Return the runs whose models rate all samples of the text of ``run``, by their ids.
+
+    They are the second-best finished run of each architecture on this text: not the best ones, whose samples are shown.
+    If its checkpoint no longer exists, the next one is taken. An architecture with a single run has none.
+    """
+    ranked: dict[str, list[ObservedRun]] = {}
+    for other in _best_first(runs):
+        if other.observation.state == "done" and other.config is not None and other.config.data == _config(run).data:
+            ranked.setdefault(other.config.model.kind, []).append(other)
+    found = []
+    for same in ranked.values():
+        found += [other for other in same[1:] if is_file(other.run.best_checkpoint)][:1]
+    return sorted(found, key=lambda other: other.run.id)
 
 
 def _config(run: ObservedRun) -> RunConfig:
@@ -100,31 +103,32 @@ class BehaviourJob:
     """The job that computes the behaviour of one run."""
 
     run: ObservedRun
-    judge: ObservedRun | None
-    """Its judge."""
+    panel: Sequence[ObservedRun]
+    """The runs whose models rate its texts."""
     folder: RunDirectory
     """The job's own folder."""
     checkpoint_sha256: str | None
     """Digest of the run's ``best.pt``. ``None`` means that this file no longer exists."""
-    judge_sha256: str | None
+    panel_sha256: tuple[str | None, ...]
     settings: Mapping[str, Any]
     """The settings set by flags, now or at an earlier launch."""
 
     @property
-    def judge_id(self) -> str | None:
-        """Run id of its judge."""
-        return None if self.judge is None else self.judge.run.id
+    def panel_ids(self) -> list[str]:
+        """Run ids of its panel."""
+        return [member.run.id for member in self.panel]
 
     def is_current(self) -> bool:
         """Return whether the stored result has these checkpoints and settings. A damaged result counts as none."""
         run = self.run.run
         with contextlib.suppress(FileError):
             result = BehaviourResult.read(self.folder.path) or BehaviourResult()
-            made = (result.version, result.checkpoint_sha256, result.judge_sha256)
+            made = (result.version, result.checkpoint_sha256, result.panel_sha256)
             return (
                 is_file(run.behaviour_file)
                 and is_file(run.samples_file)
-                and made == (BEHAVIOUR_VERSION, self.checkpoint_sha256, self.judge_sha256)
+                and is_file(run.losses_file)
+                and made == (BEHAVIOUR_VERSION, self.checkpoint_sha256, self.panel_sha256)
                 and self.settings.items() <= result.settings.items()
             )
         return False
@@ -172,18 +176,18 @@ class BehaviourLaunch:
         """
         self.study_dir = study_dir
         runs, listed = observe_study(study_dir), KeptManifests(study_dir).behaviour
-        checksum = functools.cache(file_sha256)  # a judge of several runs is read once
+        checksum = functools.cache(file_sha256)  # a member of a panel is read once
         self.jobs: list[BehaviourJob] = []
         """Every chosen job, whether or not it needs computing."""
         for run in choose(runs, listed=listed, only=only, exclude=exclude):
-            judge = judge_of(run, runs)
+            panel = panel_of(run, runs)
             folder = RunDirectory(study_dir / BEHAVIOUR_FOLDER / run.run.id)
             job = BehaviourJob(
                 run=run,
-                judge=judge,
+                panel=panel,
                 folder=folder,
                 checkpoint_sha256=checksum(run.run.best_checkpoint),
-                judge_sha256=checksum(judge.run.best_checkpoint) if judge else None,
+                panel_sha256=tuple(checksum(member.run.best_checkpoint) for member in panel),
                 settings={**_last_settings(folder), **given},
             )
             self.jobs.append(job)
@@ -199,8 +203,8 @@ class BehaviourLaunch:
             command = ["python", "launch.py", "behaviour", str(study_dir), "--only", f"id={run_id}", *flags]
             resources, path = replace(spec.resources, ranks=1), find_data(data, spec.data_path)
             spec = replace(spec, resources=resources, data_path=path, command=command)
-            self.specs.append(spec if job.judge is None else replace(spec, judge=job.judge.config))
-            self.tasks[run_id] = TaskFile(judge=job.judge_id, settings=dict(job.settings))
+            self.specs.append(replace(spec, panel=tuple(_config(member) for member in job.panel)))
+            self.tasks[run_id] = TaskFile(panel=tuple(job.panel_ids), settings=dict(job.settings))
 
     def options(self) -> LaunchOptions:
         """Return the options by which a launch of these jobs differs from a launch of runs."""
@@ -216,7 +220,7 @@ class BehaviourLaunch:
         )
 
     def outcomes(self) -> list[dict[str, Any]]:
-        """Return each job as ``behaviour --json`` shows it: name, id, state, reason, judge and file of its texts.
+        """Return each job as ``behaviour --json`` shows it: name, id, state, reason, panel and file of its texts.
 
         The state is that of a run, or ``missing`` (no checkpoint, nothing computed), or ``kept`` (no checkpoint any
         more, but an earlier result).
@@ -238,5 +242,5 @@ class BehaviourLaunch:
                 state, reason = "missing", "its checkpoints/best.pt is gone, so there is no model to examine"
             texts = str(job.run.run.samples_file) if is_file(job.run.run.samples_file) else None
             record = {"name": job.run.name, "id": job.folder.id, "state": state, "reason": reason}
-            found.append({**record, "judge": job.judge_id, "samples": texts})
+            found.append({**record, "panel": job.panel_ids, "samples": texts})
         return found

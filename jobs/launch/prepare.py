@@ -273,7 +273,7 @@ def preparing(
 
 
 def require_trusted(specs: Iterable[RunSpec]) -> None:
-    """Check that this user has launched the models that a study keeps for these runs and their judges.
+    """Check that this user has launched the models that a study keeps for these runs and their panels.
 
     Raises:
         UsageError: a model of one.
@@ -283,7 +283,7 @@ def require_trusted(specs: Iterable[RunSpec]) -> None:
 
 
 def things_of(specs: Iterable[RunSpec], *, whole: bool = False) -> dict[str, str]:
-    """Return what of runs and their judges has to be launched before it is run: digest -> words.
+    """Return what of runs and their panels has to be launched before it is run: digest -> words.
 
     That is their models of the user's own; with ``whole``, all of them.
     """
@@ -295,7 +295,7 @@ def things_of(specs: Iterable[RunSpec], *, whole: bool = False) -> dict[str, str
 
 
 def _record_launch(specs: Sequence[RunSpec], options: LaunchOptions) -> None:
-    """Record for this user what is launched: runs, judges, settings of behaviour, and tables with commands."""
+    """Record for this user what is launched: runs, panels, settings of behaviour, and tables with commands."""
     digests = {fingerprint for spec in specs for fingerprint in spec.may_run()}
     digests |= {table_digest(TASK_SETTINGS, task.settings) for task in options.tasks.values()}
     if options.record is not None:

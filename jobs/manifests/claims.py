@@ -12,6 +12,7 @@ from jobs.manifests.filters import facts_of_spec, meets, parse
 from jobs.manifests.reader import Problems
 from jobs.spec import RunSpec
 from seqlm.errors import UsageError, nearest
+from seqlm.references import ComparedMetric, Reference, references_in
 from seqlm.schema import Count, Line, Table, Valid, show
 
 _TITLE = 60
@@ -20,7 +21,7 @@ Part = Literal[
     "results", "search", "groups", "published", "curves", "expected", "optimizers", "picks", "reliability", "next",
     "cost", "effects", "behaviour", "hyperparameters",
 ]  # fmt: skip
-"""A part of the report that may have a note of the author."""
+"""A part of the report that may have a note of the manifest."""
 PARTS: tuple[str, ...] = get_args(Part)
 
 
@@ -75,16 +76,16 @@ class Claim(Table):
 
     text: _Text
     """The expectation in your own words."""
-    metric: Literal["val_ppl", "train_ppl", "test_ppl", "gap", "wall_seconds", "epoch_seconds", "seconds_to_5pct"] = (
-        "val_ppl"
-    )
+    metric: ComparedMetric = "val_ppl"
     """What is compared."""
     lower: _Side
     """Conditions on runs, as after `--only`: `"arch=gru"`."""
     higher: _Side
     """The same for the other side. Each side has at least one run, and no run is on both."""
     why: _Text | None = None
-    """Why you expect it. The report prints it next to what came out."""
+    """Why you expect it. The report prints it only if it came out as expected."""
+    otherwise: _Text | None = None
+    """What it would mean if the opposite came out. The report prints it only then."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +105,8 @@ class Report(Table):
         Mapping[Part, Annotated[str, Valid(least=1)]],
         Valid(f"a table of texts in Markdown by part of the report: {', '.join(PARTS)}"),
     ] = field(default_factory=dict)
-    """Your own text for a part of the report, in Markdown. It is printed below the computed one, marked as yours."""
+    """Your own text for a part of the report, in Markdown. It is printed below the computed one, under the name of the
+    manifest. `{run.NAME.METRIC}` and `{best.ARCHITECTURE.METRIC}` are replaced by results."""
 
 
 # -- with the runs ---------------------------------------------------------------------------------------------------
@@ -155,3 +157,23 @@ def runs_named(
             got = f"got {show(pattern)}{nearest(pattern, names)}"
             problems.add_unmatched(where, f"expected the name of a run or a pattern, {got}")
     return tuple(name for name in names if name in found)
+
+
+def check_notes(notes: Mapping[str, str], specs: Sequence[RunSpec], file: str, problems: Problems) -> None:
+    """Add a line for each reference of a note that is wrong, or that names no run or architecture of the manifest."""
+    names = {
+        "run": ("the name of a run", [spec.name for spec in specs]),
+        "best": ("an architecture of the manifest", [*dict.fromkeys(spec.config.model.kind for spec in specs)]),
+    }
+    for part, text in notes.items():
+        where = f"{file}: report.notes.{part}"
+        for written in dict.fromkeys(references_in(text)):
+            try:
+                found = Reference.parse(written)
+            except UsageError as error:
+                problems.add(where, str(error))
+                continue
+            what, known = names[found.kind]
+            if found.name not in known:
+                got = f"got {show(found.name)} in {{{written}}}{nearest(found.name, known)}"
+                problems.add_unmatched(where, f"expected {what}, {got}")

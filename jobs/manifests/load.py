@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from jobs.manifests.claims import Published, expectations, runs_named
+from jobs.manifests.claims import Published, check_notes, expectations, runs_named
 from jobs.manifests.draws import Real, is_distribution
 from jobs.manifests.entries import ManifestFile
 from jobs.manifests.expand import (
@@ -80,7 +80,7 @@ class Manifest:
     groups: Mapping[str, tuple[str, ...]]
     """Title of a group of the report -> names of its runs, as in ``written``."""
     notes: Mapping[str, str]
-    """Part of the report -> the author's text for it, in Markdown."""
+    """Part of the report -> text for it, in Markdown, with references to results (:mod:`seqlm.references`)."""
     samples: tuple[Mapping[str, Any], ...]
     """Each ``[[sample]]`` as written: ``name``, ``seeds``, ``values`` by dotted key, its constraints ``only`` if it has
     any; and ``defaults`` of the file."""
@@ -122,6 +122,8 @@ def load_manifest(path: Path, overrides: Sequence[str] = ()) -> Manifest:
         title: runs_named(f"{file.name}: report.groups.{show(title)}", patterns, names, dropped, problems)
         for title, patterns in file.report.groups.items()
     }
+    notes = {str(part): text for part, text in file.report.notes.items()}
+    check_notes(notes, written, file.name, problems)
     if None in as_written:  # a run that is incomplete without --set may be the one that a condition is about
         del problems.unmatched[unmatched:]
     if file.search:
@@ -152,7 +154,7 @@ def load_manifest(path: Path, overrides: Sequence[str] = ()) -> Manifest:
         expectations=tuple(expected),
         behaviour=behaviour,
         groups=groups,
-        notes={str(part): text for part, text in file.report.notes.items()},
+        notes=notes,
         samples=tuple({**sample, "defaults": file.defaults} for sample in file.samples),
         advice=(*_shared_points(file.entries), *_no_stops(file.search, written)),
     )

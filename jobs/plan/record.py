@@ -18,7 +18,8 @@ from jobs.spec import RunSpec
 from seqlm.config import RunConfig
 from seqlm.data.corpus import resolve_data
 from seqlm.errors import FileError, SeqlmError
-from seqlm.records.studies import AuthorNote, Claim, Entry, Estimate, Excluded, Group, StudyFile
+from seqlm.records.studies import Claim, Entry, Estimate, Excluded, Group, ManifestNote, StudyFile
+from seqlm.references import runs_in
 from seqlm.rundir import STUDY_FORMAT, study_record_file
 
 
@@ -92,7 +93,12 @@ def record_of(manifest: Manifest, chosen: Sequence[RunSpec], data_path: Path | N
             Group(title=title, runs=tuple(prints[run] for run in runs), manifest=name)
             for title, runs in manifest.groups.items()
         ),
-        notes=tuple(AuthorNote(part=part, text=text, manifest=name) for part, text in manifest.notes.items()),
+        notes=tuple(
+            ManifestNote(
+                part=part, text=text, runs={run: prints[run] for run in runs_in(text) if run in prints}, manifest=name
+            )
+            for part, text in manifest.notes.items()
+        ),
         samples=tuple({**sample, "manifest": name} for sample in manifest.samples),
         behaviour=tuple(dict.fromkeys(asked_prints)),
         policy=manifest.policy.to_dict(),

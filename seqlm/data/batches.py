@@ -50,7 +50,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from seqlm.data.layout import own_columns, shared
+from seqlm.config import RunConfig
+from seqlm.data.layout import number_of_windows, own_columns, shared
 
 
 def columns(
@@ -91,6 +92,22 @@ def whole_text(
     if len(rest) > 1:
         parts.append(rest if rank == world - 1 else rest[:, :0])
     return [part.contiguous() for part in parts]
+
+
+def scored_columns(
+    config: RunConfig, ids: memoryview, rank: int = 0, world: int = 1, *, device: torch.device | str = "cpu"
+) -> list[Int[Tensor, "column_length own_columns"]]:
+    """The columns in which ``rank`` scores a split, the state zero at the start of each.
+
+    Every token but the first is scored if the configuration has ``eval``. Without, as in the published study, only the
+    windows that training with this batch and window would have. The ids may be the places of the tokens instead, which
+    then tell where in the text each token of a column is.
+    """
+    if config.eval.batch_size:
+        return whole_text(ids, config.eval.batch_size, rank, world, device=device)
+    train = config.train
+    rows = columns(ids, train.batch_size, rank, world, device=device)
+    return [rows[: number_of_windows(len(rows), 1, train.seq_len) * train.seq_len + 1]]
 
 
 def windows(

@@ -1,6 +1,6 @@
 """How the model of a run behaves: ``behaviour.json``, and the lines of ``samples.jsonl``.
 
-A number that is ``None`` is not finite.
+A number that is ``None`` is not finite. A part with the default ``None`` is not in files of version 3.
 """
 
 from dataclasses import dataclass
@@ -35,14 +35,19 @@ class BehaviourSettings(Record):
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class StepLossesPart(Record):
-    """Mean of -log p(target) at each step of a window, in nats, over all windows and columns of the validation text."""
+    """Mean of -log p(target) at each step of a window, in nats, over tokens of the validation text."""
 
     split: Literal["valid"] = "valid"
     window: Count
     windows: Count
+    """Windows of each column, over which ``carried_state`` is a mean. Of version 3, ``zero_state`` too."""
     columns: Count
     zero_state: Numbers
+    """With the state zero at the start of the window. All steps predict the same tokens: a window starts at each."""
     carried_state: Numbers
+    """With the state that the window before has left."""
+    tokens: Count | None = None
+    """Successive tokens over which each step of ``zero_state`` is a mean, from the token ``window`` of the text on."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -58,12 +63,45 @@ class GradientNormsPart(Record):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class Judge(Record):
-    """The run whose model rates the samples."""
+class PanelMember(Record):
+    """A run whose model rates the samples."""
 
     id: str
     name: str
     checkpoint_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class LossesPart(Record):
+    """What is in ``losses.f32``: little-endian float32, in nats.
+
+    For each of ``blocks`` blocks of 100 successive tokens, the mean losses at the steps of a window, whose mean over
+    all tokens is ``zero_state``.
+    """
+
+    blocks: NotNegative
+    sha256: str
+    """Digest of the file."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class MeasuresPart(Record):
+    """What can be counted in the tokens of a text."""
+
+    perplexity_own: float | None
+    """Under the model itself."""
+    rating: float | None = None
+    """Mean of -log p over the panel and the tokens that are not ``<unk>``, in nats. ``None``: there are none."""
+    known_pairs: float | None = None
+    """Share of the pairs of successive tokens that the training text has. ``None``: there are none."""
+    known_triples: float | None = None
+    repetition: float | None
+    distinct_1: float | None
+    distinct_2: float | None
+    distinct_3: float | None
+    unk_share: float | None
+    longest_copy: NotNegative
+    copied: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -77,8 +115,6 @@ class BehaviourFile(Record):
     checkpoint_sha256: str
     best_epoch: NotNegative
     """Epoch of the parameters, from 0."""
-    judge: Judge | None
-    """``None``: nobody rates the samples."""
     settings: BehaviourSettings
     device: str
     seconds: float | None
@@ -91,22 +127,11 @@ class BehaviourFile(Record):
     loss_per_step: StepLossesPart
     gradient_norms: GradientNormsPart | None
     """``None``: the model shows no hidden states, so there are no gradients by them."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class MeasuresPart(Record):
-    """What can be counted in the tokens that a model has drawn."""
-
-    perplexity_own: float | None
-    perplexity_other: float | None
-    """Under the judge."""
-    repetition: float | None
-    distinct_1: float | None
-    distinct_2: float | None
-    distinct_3: float | None
-    unk_share: float | None
-    longest_copy: NotNegative
-    copied: tuple[str, ...]
+    losses: LossesPart | None = None
+    panel: tuple[PanelMember, ...] | None = None
+    """The runs that rate the samples; may be empty."""
+    held_out: tuple[MeasuresPart, ...] | None = None
+    """Measures of pieces of the validation text, one as long as each sample. Empty: the text is too short."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -127,4 +152,8 @@ class SampleLine(Record):
     """Of the distribution that each was drawn from, in nats."""
     log_prob: Numbers
     """Natural logarithm of each one's probability, at temperature 1."""
+    panel: tuple[Numbers, ...] | None = None
+    """The same under each run of the panel."""
+    ends_known_triple: tuple[bool, ...] | None = None
+    """Whether each token is the last of a triple of drawn tokens that the training text has."""
     measures: MeasuresPart

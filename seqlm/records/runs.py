@@ -10,6 +10,8 @@ from seqlm.records.base import Record, Tell
 from seqlm.resources import Resources
 from seqlm.schema import Count, NotNegative, Valid
 
+FREQUENCY_RANKS = (10, 100)
+"""The last ranks of the first classes of tokens by their frequency in the training text."""
 Epochs: TypeAlias = Annotated[int, Valid("a number of epochs", least=0, most=MOST_EPOCHS)]
 
 
@@ -96,6 +98,15 @@ class Result(Record):
     val_tokens: NotNegative | None = None
     """Tokens of the validation text that were scored. Likewise ``test_tokens``."""
     test_tokens: NotNegative | None = None
+    train_slice_loss: float | None = None
+    """On the beginning of the training text, as long as the validation text, without dropout and with the parameters of
+    the best epoch."""
+    train_slice_tokens: NotNegative | None = None
+    frequency_losses: tuple[float | None, ...] = ()
+    """Validation loss with the parameters of the best epoch, of the tokens that are among the 10 most frequent ones of
+    the training text, of the 90 next, and of all others. ``None``: there are none."""
+    frequency_tokens: tuple[NotNegative, ...] = ()
+    """How many tokens those are."""
     best_val_bits_per_byte: float | None = None
     test_bits_per_byte: float | None = None
     lossless: bool | None = None
@@ -117,7 +128,8 @@ class Result(Record):
         for name in cls.PERPLEXITIES:
             perplexity = getattr(result, name)
             if perplexity is not None and perplexity < LEAST_PERPLEXITY:
-                result = replace(result, **{name: None})
+                cleared: dict[str, Any] = {name: None}
+                result = replace(result, **cleared)
         return result
 
 
@@ -130,8 +142,8 @@ class BehaviourResult(Record):
     version: int | None = None
     """Of the files that the job has written (:data:`seqlm.rundir.BEHAVIOUR_VERSION`)."""
     checkpoint_sha256: str | None = None
-    judge_sha256: str | None = None
-    """Digest of the judge's checkpoint. ``None``: there is no judge."""
+    panel_sha256: tuple[str | None, ...] = ()
+    """Digest of the checkpoint of each run of the panel. ``None``: there is no such file."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     unknown: tuple[str, ...] = ()
     """Words of the prompt that the vocabulary lacks."""

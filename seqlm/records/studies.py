@@ -54,7 +54,7 @@ class Excluded(Record):
 class Claim(Record):
     """What is expected before the study: the lowest ``metric`` of some runs is below that of some others."""
 
-    OPTIONAL: ClassVar[frozenset[str]] = frozenset({"manifest"})
+    OPTIONAL: ClassVar[frozenset[str]] = frozenset({"otherwise", "manifest"})
 
     text: str
     metric: str
@@ -62,7 +62,9 @@ class Claim(Record):
     """Fingerprints. Likewise ``higher``."""
     higher: tuple[str, ...] = ()
     why: str | None = None
-    """The reason. ``None``: none is given."""
+    """The reason. ``None``: none is given. Likewise ``otherwise``."""
+    otherwise: str | None = None
+    """What it would mean if the opposite came out."""
     manifest: str | None = None
 
 
@@ -79,13 +81,16 @@ class Group(Record):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class AuthorNote(Record):
-    """An author's text for a part of the report, in Markdown."""
+class ManifestNote(Record):
+    """A manifest's text for a part of the report, in Markdown."""
 
     OPTIONAL: ClassVar[frozenset[str]] = frozenset({"manifest"})
 
     part: str
     text: str
+    """With references to results (:mod:`seqlm.references`)."""
+    runs: Mapping[str, str] = field(default_factory=dict)
+    """Name of each run that the text refers to -> its fingerprint."""
     manifest: str | None = None
 
 
@@ -119,7 +124,7 @@ class StudyFile(Record):
     excluded: tuple[Excluded, ...] = ()
     expectations: tuple[Claim, ...] = ()
     groups: tuple[Group, ...] = ()
-    notes: tuple[AuthorNote, ...] = ()
+    notes: tuple[ManifestNote, ...] = ()
     samples: tuple[Mapping[str, Any], ...] = ()
     """The ``[[sample]]`` entries as written, each with the manifest's ``defaults``."""
     behaviour: tuple[str, ...] = ()
@@ -197,7 +202,7 @@ class TaskFile(Record):
 
     FILE: ClassVar[str] = "task.json"
 
-    judge: str | None = None
-    """Id of another finished run of the study, whose model rates the texts. ``None``: the texts get no rating."""
+    panel: tuple[str, ...] = ()
+    """Ids of the finished runs of the study whose models rate the texts. Empty: the texts get no rating."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Those that flags have set."""

@@ -13,6 +13,7 @@ from seqlm.records.runs import CanaryResult, Result, Rung
 from seqlm.rounding import changes, worker_of_checkpoint
 from seqlm.rundir import RunDirectory, stopped_reason
 from seqlm.search import Search, decide
+from seqlm.token_losses import write_token_losses
 from seqlm.training.attempt import Attempt, LeftAtRungError, StopRequested
 from seqlm.training.checkpoint import Checkpoint, checkpoint_from_first
 from seqlm.training.checkpoint_files import CheckpointFiles
@@ -120,8 +121,13 @@ def _finish(trainer: Trainer, files: CheckpointFiles, progress: Progress) -> Res
     best = checkpoint_from_first(trainer.rank, lambda: files.load_best(trainer.history))
     assert best is not None, "load_best finds it or raises"
     trainer.model.load_state_dict(best.model)
-    result = result_record(trainer, trainer.evaluate("test", progress.before_window))
+    test = trainer.evaluate("test", progress.before_window)
+    valid_text, train_text = trainer.corpus.splits["valid"], trainer.corpus.splits["train"]
+    losses = trainer.token_losses(valid_text, progress.before_window)
+    train_slice = trainer.token_losses(train_text[: len(valid_text)], progress.before_window)
+    result = result_record(trainer, test, losses, train_slice)
     if trainer.rank.is_first:
+        write_token_losses(files.run, losses.tolist(), guard=files.attempt.guard)
         files.run.write_result(result, guard=files.attempt.guard)
         files.finish(keep_last=KEEP_LAST.read())
     reached = f"best val ppl {result.best_val_ppl:.2f} in epoch {(result.best_epoch or 0) + 1}"

@@ -7,6 +7,7 @@ follow its events (:mod:`seqlm.training.train`).
 import itertools
 import math
 import time
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from seqlm.config import RunConfig
-from seqlm.data.batches import columns, whole_text, windows
+from seqlm.data.batches import columns, scored_columns, windows
 from seqlm.data.corpus import Corpus
 from seqlm.data.layout import number_of_windows, own_columns, require_windows
 from seqlm.environment import CAPTURE_RANKS
@@ -245,17 +246,9 @@ class Trainer:
     # -- losses ------------------------------------------------------------------------------------------------
 
     def _scored_columns(self, ids: memoryview) -> list[Tensor]:
-        """Return the columns (length, columns) in which this rank scores a split, in micro-batches.
-
-        Every token but the first is scored if the configuration has ``eval``. Without, as in the published study, only
-        the windows that training with this batch and window would have.
-        """
-        rank, train, batch_size = self.rank, self.config.train, self.config.eval.batch_size
-        if batch_size:
-            found = whole_text(ids, batch_size, rank.index, rank.world_size, device=rank.device)
-        else:
-            all_rows = columns(ids, train.batch_size, rank.index, rank.world_size, device=rank.device)
-            found = [all_rows[: number_of_windows(len(all_rows), 1, train.seq_len) * train.seq_len + 1]]
+        """Return the columns (length, columns) in which this rank scores a split, in micro-batches."""
+        rank = self.rank
+        found = scored_columns(self.config, ids, rank.index, rank.world_size, device=rank.device)
         return [part for tensor in found for part in split_state(tensor, self.micro_batches, axis=1)]
 
     @torch.no_grad()
@@ -280,6 +273,28 @@ class Trainer:
                     total[1] += targets.numel()
         loss_nats, tokens = self.rank.sum(total).tolist()
         return TokenLoss(loss_nats=loss_nats, tokens=int(tokens))
+
+    @torch.no_grad()
+    def token_losses(self, ids: memoryview, before_window: Callable[[], object] = lambda: None) -> Tensor:
+        """Return the loss of each token of a text in nats, as float64 on the CPU; NaN: it is not predicted.
+
+        The text is scored as by :meth:`evaluate`, and ``before_window`` is called as there. Every rank gets all losses.
+        """
+        self.model.eval()
+        places = memoryview(array("i", range(len(ids))))  # where the tokens of each column stand in the text
+        losses, known = torch.zeros(2, len(ids), dtype=torch.float64, device=self.rank.device)
+        for part, part_places in zip(self._scored_columns(ids), self._scored_columns(places), strict=True):
+            state = self.model.initial_state(part.shape[1])
+            scored = windows(part, self._window, last_shorter=True)
+            scored_places = windows(part_places, self._window, last_shorter=True)
+            for (inputs, targets), (_, target_places) in zip(scored, scored_places, strict=True):
+                before_window()
+                if targets.numel():
+                    of_window, state = self.model.token_losses(inputs, targets, state)
+                    losses[target_places.flatten()] = of_window.flatten()
+                    known[target_places.flatten()] = 1
+        losses, known = self.rank.sum(torch.stack([losses, known]))
+        return torch.where(known > 0, losses, math.nan).cpu()
 
     @torch.no_grad()
     def _record_windows(self, window_loss: Captured[Any]) -> None:

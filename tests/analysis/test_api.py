@@ -26,9 +26,8 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "reference" / "python.md"
 FIGURES = {
     "plot_curves": {},
-    "plot_pareto": {},
+    "plot_times": {},
     "plot_effects": {"key": "model.hidden_size"},
-    "plot_timeline": {},
     "plot_step_losses": {},
     "plot_gradient_norms": {},
 }
@@ -133,7 +132,7 @@ def test_a_damaged_study_opens_with_warnings(tmp_path: Path) -> None:
     assert "config.json" in study.warnings[0]
     assert study.runs.set_index("name")["state"]["gru-adam"] == "failed"
     assert "warning" in study._repr_html_()
-    for name in ("plot_curves", "plot_pareto"):
+    for name in ("plot_curves", "plot_times"):
         assert isinstance(getattr(study, name)(), Axes)
 
 

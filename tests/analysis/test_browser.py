@@ -24,7 +24,9 @@ from selenium.webdriver.remote.webelement import WebElement
 
 from analysis.report import write_report
 from tests import commands
+from tests.analysis.behaviour_made_up import add_behaviour, add_samples, raw_sample
 from tests.analysis.hand_made import add_run
+from tests.analysis.synthetic import make_run
 
 FLAGS = [
     "--headless=new",
@@ -211,6 +213,20 @@ def page(browser: Browser, report: Path) -> Page:
     return browser.open(report / "index.html")
 
 
+@pytest.fixture(scope="module")
+def with_samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a report with samples of two runs."""
+    folder = tmp_path_factory.mktemp("with_samples") / "study"
+    for order in (0, 3):
+        run = make_run(folder, order, epochs=2)
+        add_behaviour(run)
+        words = ["one", "very" + 60 * "long", "<eos>", "line"]
+        add_samples(
+            run, [raw_sample(index, words * (1 + index), [1.0 + index] * 4 * (1 + index)) for index in range(8)]
+        )
+    return write_report(folder).parent
+
+
 def column(page: Page, table: str, number: int) -> list[str]:
     """What the cells of a column sort by, as they stand: a value, else their text; empty where a value is missing."""
     cells = f"#{table} tbody tr:first-child > :nth-child({number})"
@@ -242,11 +258,12 @@ def words_of(pdf: Path) -> tuple[list[str], list[tuple[float, float]]]:
 @pytest.mark.process
 @pytest.mark.parametrize("screen", [DESKTOP, PHONE], ids=["desktop", "phone"])
 def test_the_page_asks_for_nothing_but_itself_and_has_nothing_to_complain(
-    browser: Browser, report: Path, screen: Screen
+    browser: Browser, report: Path, with_samples: Path, screen: Screen
 ) -> None:
-    page = browser.open(report / "index.html", screen)
-    assert page.requests() == [(page.url, None)]
-    assert page.console() == []
+    for file in (report / "index.html", with_samples / "samples.html"):
+        page = browser.open(file, screen)
+        assert page.requests() == [(page.url, None)]
+        assert page.console() == []
 
 
 @pytest.mark.parametrize("table", ["results", "hyperparameters"])
@@ -282,10 +299,13 @@ def test_a_table_is_sorted_from_the_keyboard_alone(page: Page) -> None:
 
 @pytest.mark.process
 @pytest.mark.usefixtures("svg_only")
-def test_on_a_phone_only_tables_and_figures_scroll_sideways(browser: Browser, report: Path, tmp_path: Path) -> None:
+def test_on_a_phone_only_tables_and_figures_scroll_sideways(
+    browser: Browser, report: Path, with_samples: Path, tmp_path: Path
+) -> None:
     text = {"corpus": "files", "sha256": "ab" * 32}  # one long word in a sentence
     add_run(tmp_path, 0, "own-text", "gru", "adam", [90.0], data=text)
-    for file in (report / "index.html", write_report(tmp_path)):
+    pages = [with_samples / name for name in ("index.html", "samples.html")]
+    for file in (report / "index.html", *pages, write_report(tmp_path)):
         page = browser.open(file, PHONE)
         for _ in range(2):
             assert page.script("return document.documentElement.scrollWidth") <= PHONE.width
@@ -302,6 +322,19 @@ def test_a_link_into_a_folded_section_opens_it(page: Page) -> None:
 
 
 @pytest.mark.process
+def test_a_chosen_sample_leads_to_its_place_among_all_samples_and_back(browser: Browser, with_samples: Path) -> None:
+    page = browser.open(with_samples / "index.html")
+    page.script(OPEN)
+    label = page.texts(".sample .why a")[0]
+    words = page.texts(".sample .text")[0]
+    page.click(label)
+    assert page.script("return location.pathname").endswith("/samples.html")
+    assert page.texts(".sample:target .text") == [words]
+    page.click("Back to the report")
+    assert page.script("return location.pathname").endswith("/index.html")
+    assert page.visible(".sample"), "the section is open"
+
+
 def test_names_of_runs_are_on_one_line_and_the_table_scrolls(browser: Browser, report: Path) -> None:
     page = browser.open(report / "index.html", Screen(width=1100, height=900))
     heights = page.script("return Array.from(document.querySelectorAll(arguments[0]), row => row.offsetHeight)", ROWS)

@@ -14,11 +14,11 @@ from analysis.report import render_markdown, report_page
 from analysis.study.study import load_study
 from seqlm.files import write_json
 from tests.analysis.behaviour_made_up import add_behaviour, add_samples, raw_sample
+from tests.analysis.claims import made_up
 from tests.analysis.contents import too_long
-from tests.analysis.discussion.test_effects import add_quickstart
-from tests.analysis.discussion.test_next_runs import make_unfinished
 from tests.analysis.hand_made import add_run, digits
 from tests.analysis.sections.test_cost import make_costs
+from tests.analysis.sections.test_next_runs import make_unfinished
 from tests.analysis.sections.test_published import make_published
 from tests.analysis.sections.test_results import make_bits
 from tests.analysis.sections.test_search import make_searched
@@ -30,9 +30,9 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "report"
 
 
 def make_quickstart(folder: Path) -> None:
-    """Nine runs with an expectation, a group and notes."""
-    add_quickstart(folder)
-    runs = {run.name.rpartition("-")[0]: run.name.rpartition("-")[2] for run in folder.iterdir()}
+    """Ten runs with losses of tokens, an expectation, a group and notes."""
+    made_up.make_study(folder, seeds={("gru", "adam"): 2})
+    runs = {run.id.rpartition("-")[0]: digits(run) for run in runs_in(folder)}
     sides = {f"{side}er": [runs[f"{arch}-{kind}"] for arch in ("rnn", "gru", "transformer")] for side, kind in SIDES}
     claim = {"text": "Adam beats SGD.", "why": "It scales each step.", "metric": "val_ppl", **sides}
     record = {"groups": [{"title": "Adam", "runs": sides["lower"]}], "expectations": [claim]}
@@ -49,7 +49,7 @@ def make_nine(folder: Path) -> None:
         add_trace(run, [6.0] * STEPS)
     for run in runs_in(folder)[:6]:
         add_behaviour(run)
-        add_samples(run, [raw_sample(index, ["a", "<eos>"], perplexity_other=9.0 + index) for index in range(4)])
+        add_samples(run, [raw_sample(index, ["a", "<eos>"], [3.0, 2.0 + index]) for index in range(4)])
 
 
 def make_seeds(folder: Path) -> None:

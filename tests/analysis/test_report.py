@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from analysis.claims.answers import answers
 from analysis.report import SIGNATURE, report_sections, write_report
 from analysis.study.study import StudyFiles
 from jobs.manifests.load import load_manifest
 from seqlm.errors import FileError, UsageError
 from seqlm.files import write_json
+from tests.analysis.hand_made import add_run
 from tests.analysis.synthetic import DIVERGED, fail, make_run
 from tests.faults import ChangeFaults
 
@@ -60,9 +62,9 @@ def test_the_report_holds_every_promised_file_and_no_other(report: Path) -> None
     page = (report / "index.html").read_text("utf-8")
     tables = re.findall(r"<figure class=\"table\" id=\"([^\"]+)\"", page)
     figures = re.findall(r"<figure class=\"chart\" id=\"([^\"]+)\"", page)
-    assert {"results", "hyperparameters", "cost", "discussion-3-picks"} <= set(tables)
+    assert {"results", "hyperparameters", "resources"} <= set(tables)
     assert {"validation", "runs-time", "by-optimizer", "by-architecture", "slices"} <= set(figures)
-    expected = {"index.html", "report.md"}
+    expected = {"index.html", "report.md", "data/claims.json"}
     expected |= {f"data/{name}.{kind}" for name in ("runs", "epochs", "attempts") for kind in ("csv", "json")}
     expected |= {f"tables/{name}.{kind}" for name in tables for kind in ("csv", "tex", "md")}
     expected |= {f"figures/{name}.{kind}" for name in figures for kind in ("svg", "png", "pdf")}
@@ -72,9 +74,9 @@ def test_the_report_holds_every_promised_file_and_no_other(report: Path) -> None
 def test_the_page_answers_first_what_is_best_and_folds_the_rest(report: Path) -> None:
     page = (report / "index.html").read_text("utf-8")
     names = re.findall(r'<h2 id="section-([a-z]+)"', page)
-    assert names[:5] == ["results", "curves", "cost", "next", "discussion"]
+    assert names[:4] == ["answers", "results", "curves", "next"]
     folded = re.findall(r'<details class="section"><summary><h2 id="section-([a-z]+)"', page)
-    assert folded == ["effects", "behaviour", "open", "coverage", "hyperparameters"]
+    assert folded == ["effects", "behaviour", "open", "cost", "hyperparameters"]
     at_once = re.sub(r"<details.*?</details>", "", page, flags=re.DOTALL)
     assert re.findall(r'<figure class="[a-z]+" id="([^"]+)"', at_once) == ["results", "validation"]
     titles = re.findall(r'<h2 id="section-[a-z]+">([^<]+)</h2>', page)
@@ -108,13 +110,51 @@ def test_ids_are_unique_and_every_link_leads_somewhere(report: Path) -> None:
     assert len(ids) == len(set(ids))
     for target in [attributes["href"] or "" for tag, attributes in elements if tag == "a"]:
         assert target[1:] in ids if target.startswith("#") else (report / target).is_file()
-    for target in re.findall(r"\]\(([^)]+)\)", (report / "report.md").read_text("utf-8")):
-        assert (report / target).is_file()
+    assert set(dead_links(report)) == set()
+
+
+def dead_links(report: Path) -> list[str]:
+    """The links of ``report.md`` that lead nowhere."""
+    text = (report / "report.md").read_text("utf-8")
+    ids = re.findall(r'<a id="([^"]+)"></a>', text)
+    assert len(ids) == len(set(ids))
+    targets = re.findall(r"\]\(([^)]+)\)", text)
+    return [t for t in targets if not (t[1:] in ids if t.startswith("#") else (report / t).is_file())]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("svg_only")
+def test_notes_link_to_what_the_report_has_and_to_nothing_else(tmp_path: Path) -> None:
+    """The notes of ``paper`` name sections that a report of one run without groups and samples lacks."""
+    add_run(tmp_path, 0, "a", "rnn", "sgd", [100.0, 90.0])
+    notes = [
+        {"part": part, "text": text} for part, text in load_manifest(Path("jobs/manifests/paper.toml")).notes.items()
+    ]
+    write_json(tmp_path / "study.json", {"notes": notes})
+    folder = write_report(tmp_path).parent
+    elements = outline((folder / "index.html").read_text("utf-8")).elements
+    ids = {attributes["id"] for _, attributes in elements if "id" in attributes}
+    targets = [attributes["href"] or "" for tag, attributes in elements if tag == "a"]
+    assert "#section-hyperparameters" in targets
+    assert [target for target in targets if target.startswith("#") and target[1:] not in ids] == []
+    assert [target for target in dead_links(folder) if target.startswith("#")] == []
+
+
+def test_every_run_that_the_page_names_exists_and_has_that_number(study: StudyFiles, report: Path) -> None:
+    page = (report / "index.html").read_text("utf-8")
+    numbers = {str(number) for number in study.runs["number"]}
+    marks = set(re.findall(r'data-row="([^"]+)"', page)) | set(re.findall(r'"[^"]*\brun-([0-9]+[a-z]*)"', page))
+    assert marks == numbers
+    text = re.sub(r"<[^>]+>", "", page)
+    for run in study.runs.itertuples():
+        named = re.findall(rf"(\d+[a-z]?) {re.escape(str(run.name))}(?![\w-])", text)
+        assert named
+        assert set(named) == {str(run.number)}
 
 
 @pytest.mark.usefixtures("blank_figures")
 def test_links_in_the_notes_of_the_paper_manifest_lead_to_sections(study: StudyFiles) -> None:
-    sections = report_sections(study)
+    sections = report_sections(study, answers(study.compared)[0])
     there = {f"section-{section.name}" for section in sections}
     there |= {block.name for section in sections for block in [*section.tables, *section.charts]}
     notes = load_manifest(Path("jobs/manifests/paper.toml")).notes

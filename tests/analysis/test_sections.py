@@ -16,10 +16,9 @@ import pytest
 from analysis.blocks.figure import Chart
 from analysis.blocks.section import Block, Points, Prose, Subheading, flat
 from analysis.blocks.table import Table
-from analysis.discussion import discussion_section
-from analysis.discussion.effects import effects_section
-from analysis.discussion.next_runs import next_section
 from analysis.sections.coverage import coverage_table, open_runs_table
+from analysis.sections.effects import effects_section
+from analysis.sections.next_runs import next_section
 from analysis.sections.published import published_section
 from analysis.sections.results import groups_section, results_blocks
 from analysis.sections.search import search_section
@@ -28,7 +27,6 @@ from tests.analysis.hand_made import add_run, digits
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "sections.md"
 CASE = re.compile(r"^# (.*)\n\n```toml\n((?:.*\n)*?)```\n((?:(?!# ).*\n)*)", re.MULTILINE)
-QUESTIONS = ("expected", "optimizers", "picks", "reliability")
 
 
 def cases() -> dict[str, tuple[str, str]]:
@@ -51,17 +49,12 @@ def parts_of(study_toml: str, folder: Path) -> str:
 
 
 def part_of(study: StudyFiles, name: str) -> Iterable[Block]:
-    """The blocks of a section, or those of the answer to one question of the discussion."""
+    """The blocks of a section."""
     match name:
         case "results":
             return results_blocks(study)
         case "coverage":
             return [coverage_table(study), open_runs_table(study)]
-        case "expected" | "optimizers" | "picks" | "reliability":
-            blocks = discussion_section(study).blocks
-            places = [number for number, block in enumerate(blocks) if isinstance(block, Subheading)]
-            first, last = [*zip(places, [*places[1:], len(blocks)], strict=True)][QUESTIONS.index(name)]
-            return [*blocks[: places[0]], *blocks[first + 1 : last]]
     sections = {"published": published_section, "search": search_section, "groups": groups_section}
     return {**sections, "next": next_section, "effects": effects_section}[name](study).blocks
 

@@ -112,7 +112,7 @@ def test_what_is_chosen_is_computed_once_and_anew_only_when_its_checkpoint_chang
     assert study.attempts() == {"rnn-a": 0, "rnn-b": 1, "gru": 1}
     assert json.loads(study.runs["gru"].behaviour_file.read_text())["data"] == str(study.folder / "text")
     task = json.loads(study.job("gru").task_file.read_text())
-    assert task == {"judge": study.runs["rnn-b"].id, "settings": {}}
+    assert task == {"panel": [study.runs["rnn-a"].id], "settings": {}}
     job = start_of(study.job("gru"))
     assert job.argv[1:] == ("-m", STAND_IN, str(study.job("gru").path))
     assert (job.backend, job.resources.ranks) == ("local", 1)
@@ -125,13 +125,15 @@ def test_what_is_chosen_is_computed_once_and_anew_only_when_its_checkpoint_chang
     code, states, err = study.behaviour()
     assert (code, states) == (0, {"rnn-b": ("done", "up to date"), "gru": ("done", "up to date")})
     assert "runs to do" not in err
-    study.runs["rnn-b"].best_checkpoint.write_bytes(b"others")  # the judge of the other one too
+    study.runs["rnn-b"].best_checkpoint.write_bytes(b"others")
     study.runs["gru"].behaviour_file.unlink()
     assert study.behaviour("--only", "name=rnn-b")[1] == {"rnn-b": ("done", "computed")}
     assert study.attempts() == {"rnn-a": 0, "rnn-b": 2, "gru": 1}
     assert study.behaviour()[1] == {"rnn-b": ("done", "up to date"), "gru": ("done", "computed")}
     assert study.behaviour("--force", "--only", "name=gru")[1] == {"gru": ("done", "computed")}
     assert study.attempts() == {"rnn-a": 0, "rnn-b": 2, "gru": 3}
+    study.runs["rnn-a"].best_checkpoint.write_bytes(b"others")  # in the panel of both
+    assert study.behaviour()[1] == {"rnn-b": ("done", "computed"), "gru": ("done", "computed")}
 
 
 @pytest.mark.process
@@ -296,7 +298,7 @@ def test_a_report_on_a_study_of_somebody_else_computes_only_if_asked_and_with_tr
     assert not (study.path / "code").exists()
     code, _, err = study("report", "small", flag)
     assert (code, study.attempts()) == (0, {"rnn-a": 0, "rnn-b": 1, "gru": 1}), err
-    study.runs["rnn-b"].best_checkpoint.write_bytes(b"others")
+    study.runs["rnn-a"].best_checkpoint.write_bytes(b"others")
     code, _, err = study("report", "small")
     assert study.attempts() == {"rnn-a": 0, "rnn-b": 2, "gru": 2}, err
 

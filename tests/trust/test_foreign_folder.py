@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from analysis.report import write_report
+from analysis.study.behaviour import LARGEST_LOSSES
 from analysis.study.study import load_study
 from jobs.attempt.supervisor import cause, ended
 from jobs.cli.studying import print_log
@@ -48,7 +49,7 @@ JSON = [
     "attempts/0001/exit.json",
 ]
 LOG = "attempts/0001/stderr.log"
-FILES = [*JSON, LOG, "checkpoints/best.pt"]
+FILES = [*JSON, LOG, "checkpoints/best.pt", "losses.f32"]
 """What a report reads, from the run's folder on."""
 
 
@@ -76,7 +77,8 @@ def huge(path: Path) -> str:
     with path.open("wb") as sparse:
         sparse.truncate(2**40)
     lists = path.name in LISTS or path.suffix == ".jsonl"
-    most = LARGEST_HASHED if path.suffix == ".pt" else LARGEST_TEXT if lists else LARGEST_RECORD
+    kinds = {".pt": LARGEST_HASHED, ".f32": LARGEST_LOSSES}
+    most = kinds.get(path.suffix, LARGEST_TEXT if lists else LARGEST_RECORD)
     return f"at most {most:,} bytes, found {2**40:,}"
 
 

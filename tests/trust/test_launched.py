@@ -114,8 +114,8 @@ def test_what_is_confirmed_once_stays_confirmed(run: RunDirectory, user: Callabl
     with pytest.raises(UsageError, match="add --trust"):
         require_trusted([RunSpec(name="m", config=run.read_config())])
     with pytest.raises(UsageError, match="add --trust"):
-        require_trusted([RunSpec(name="m", config=make_config(), judge=run.read_config())])
-    require_trusted([RunSpec(name="m", config=make_config(), judge=make_config("gru"))])
+        require_trusted([RunSpec(name="m", config=make_config(), panel=(run.read_config(),))])
+    require_trusted([RunSpec(name="m", config=make_config(), panel=(make_config("gru"),))])
     trust_study(study, pytest.fail)
     require_trusted([RunSpec(name="m", config=run.read_config())])
     record = KeptManifests(study)

@@ -1,10 +1,12 @@
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis.behaviour.measures import distinct, longest_copies, repetition
+from analysis.behaviour import measures
+from analysis.behaviour.measures import distinct, known_sequences, longest_copies, repetition
 
 TEXT = ["the", "cat", "saw", "the", "cat", "and", "the", "dog"]
 
@@ -59,3 +61,23 @@ def test_any_number_of_different_tokens_can_be_told_apart(count: int) -> None:
     assert found[0] == (0, 60)
     assert found[-1] == (40, 60)
     assert set(found[1:-1]) <= {(0, 1)}
+
+
+@given(
+    texts=st.lists(st.lists(st.integers(0, 6), max_size=10), max_size=3),
+    source=st.lists(st.integers(0, 4), max_size=40),
+    n=st.integers(1, 4),
+    chunk=st.integers(1, 50),
+)
+@settings(max_examples=200, deadline=None)
+def test_a_sequence_is_known_if_the_source_has_it(
+    texts: list[list[int]], source: list[int], n: int, chunk: int
+) -> None:
+    before, measures.CHUNK = measures.CHUNK, chunk
+    try:
+        found = known_sequences(texts, np.array(source, np.int32), n)
+    finally:
+        measures.CHUNK = before
+    there = {tuple(source[start : start + n]) for start in range(len(source) - n + 1)}
+    wanted = [[tuple(text[start : start + n]) in there for start in range(len(text) - n + 1)] for text in texts]
+    assert [one.tolist() for one in found] == wanted

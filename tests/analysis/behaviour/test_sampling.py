@@ -1,4 +1,6 @@
 import dataclasses
+import itertools
+from array import array
 from collections import Counter
 
 import pytest
@@ -6,7 +8,7 @@ import torch
 from scipy.stats import chisquare
 
 from analysis.behaviour import sampling
-from analysis.behaviour.sampling import draw_samples, inverse_cumulative, prompt_ids
+from analysis.behaviour.sampling import Text, draw_samples, inverse_cumulative, log_probs, pieces_of, prompt_ids
 from seqlm.errors import DataError, DivergedError
 from seqlm.records.behaviour import BehaviourSettings
 from tests.analysis.behaviour.models import ARCHS, SEQ_LEN, VOCAB_SIZE, make_models, next_logits
@@ -21,20 +23,19 @@ def test_a_sample_equals_one_that_computes_every_token_anew(arch: str, prompt: l
     fused, reference = make_models(arch)
     found = draw_samples(fused, SETTINGS, prompt)
     generator = torch.Generator().manual_seed(5)
-    lengths = [len(sample.tokens) + (len(sample.prompt) if prompt is None else 0) for sample in found]
+    lengths = [len(text.tokens) + (len(text.prompt) if prompt is None else 0) for text, *_ in found]
     assert lengths == [length for length in LENGTHS for _ in range(4)], "a random first token counts"
-    for sample in found:
-        numbers = len(sample.tokens) + (2 if prompt is None else 1)
+    for (given, tokens), entropy, log_prob in found:
+        numbers = len(tokens) + (2 if prompt is None else 1)
         first, *chances = torch.rand(numbers, generator=generator, dtype=torch.float64).tolist()
-        assert sample.prompt == ([int(first * VOCAB_SIZE)] if prompt is None else prompt)
-        text = [*sample.prompt, *sample.tokens]
-        logits = next_logits(reference, text)[len(sample.prompt) - 1 : -1]
+        assert given == ([int(first * VOCAB_SIZE)] if prompt is None else prompt)
+        logits = next_logits(reference, [*given, *tokens])[len(given) - 1 : -1]
         p = (logits / 0.7).softmax(-1)
-        for token, cumulative, chance in zip(sample.tokens, p.cumsum(-1).tolist(), chances, strict=False):
+        for token, cumulative, chance in zip(tokens, p.cumsum(-1).tolist(), chances, strict=False):
             assert token == next(number for number, total in enumerate(cumulative) if total > chance)
-        assert sample.entropy == pytest.approx(-(p * p.log()).sum(-1).numpy(), abs=1e-9)
-        of_tokens = logits.log_softmax(-1)[range(len(logits)), sample.tokens]
-        assert sample.log_prob == pytest.approx(of_tokens.numpy(), abs=1e-9)
+        assert entropy == pytest.approx(-(p * p.log()).sum(-1).numpy(), abs=1e-9)
+        of_tokens = logits.log_softmax(-1)[range(len(logits)), tokens]
+        assert log_prob == pytest.approx(of_tokens.numpy(), abs=1e-9)
 
 
 @pytest.mark.slow
@@ -44,20 +45,20 @@ def test_the_seed_decides_the_samples_however_many_are_drawn_at_a_time(
 ) -> None:
     model, _ = make_models(arch)
     found = draw_samples(model, SETTINGS, None)
-    texts = [(sample.prompt, sample.tokens) for sample in found]
-    assert [(sample.prompt, sample.tokens) for sample in draw_samples(model, SETTINGS, None)] == texts
+    texts = [sample.text for sample in found]
+    assert [sample.text for sample in draw_samples(model, SETTINGS, None)] == texts
     other = draw_samples(model, dataclasses.replace(SETTINGS, seed=6), None)
-    assert [(sample.prompt, sample.tokens) for sample in other] != texts
+    assert [sample.text for sample in other] != texts
     monkeypatch.setattr(sampling, "BATCH", 3)
     asked: list[int] = []
     again = draw_samples(model, SETTINGS, None, lambda: asked.append(1))
-    assert [(sample.prompt, sample.tokens) for sample in again] == texts
+    assert [sample.text for sample in again] == texts
     assert len(asked) == 2 * len(LENGTHS), "a stop is possible before each batch"
 
 
 def test_the_first_tokens_are_uniform() -> None:
     settings = BehaviourSettings(window=5, samples=3000, lengths=(2,), seed=1)
-    counts = Counter(sample.prompt[0] for sample in draw_samples(make_models("rnn")[0], settings, None))
+    counts = Counter(sample.text.prompt[0] for sample in draw_samples(make_models("rnn")[0], settings, None))
     assert chisquare([counts[token] for token in range(VOCAB_SIZE)]).pvalue > 1e-3
 
 
@@ -77,12 +78,33 @@ def test_predictions_that_are_no_numbers_are_not_drawn_from() -> None:
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-def test_another_model_rates_a_text_given_its_prompt(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_model_rates_texts_given_their_prompts(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampling, "BATCH", 3)
-    judge, reference = make_models(arch, seed=2)
-    for sample in draw_samples(make_models("rnn")[0], SETTINGS, [1, 4], judge=judge):
-        log_probs = next_logits(reference, [1, 4, *sample.tokens])[1:-1].log_softmax(-1)
-        assert sample.rating == pytest.approx(log_probs[range(len(log_probs)), sample.tokens].numpy(), abs=1e-9)
+    rater, reference = make_models(arch, seed=2)
+    texts = [sample.text for sample in draw_samples(make_models("rnn")[0], SETTINGS, [1, 4])]
+    texts[2:2] = [Text([5], [0, 1, 2, 3, 4, 5, 6, 0, 1])]
+    found = log_probs(rater, texts)
+    assert len(found) == len(texts)
+    for (prompt, tokens), values in zip(texts, found, strict=True):
+        wanted = next_logits(reference, [*prompt, *tokens])[len(prompt) - 1 : -1].log_softmax(-1)
+        assert values == pytest.approx(wanted[range(len(wanted)), tokens].numpy(), abs=1e-9)
+
+
+@pytest.mark.parametrize("size", [14, 15, 100])
+def test_pieces_of_a_text_are_stretches_of_it_at_even_distances(size: int) -> None:
+    text = memoryview(array("i", range(size)))
+    pieces = pieces_of(text, 2, [5, 12], 3)
+    assert [(len(prompt), len(tokens)) for prompt, tokens in pieces] == [(2, 5)] * 3 + [(2, 12)] * 3
+    for prompt, tokens in pieces:
+        assert [*prompt, *tokens] == list(range(prompt[0], tokens[-1] + 1))
+    starts = sorted(prompt[0] for prompt, _ in pieces)
+    distances = [later - earlier for earlier, later in itertools.pairwise(starts)]
+    assert (starts[0], starts[-1]) == (0, size - 14), "from the beginning to the last place of the longest"
+    assert max(distances) - min(distances) <= 1
+
+
+def test_a_text_that_is_shorter_than_a_sample_has_no_pieces() -> None:
+    assert pieces_of(memoryview(array("i", range(13))), 2, [5, 12], 3) == []
 
 
 @pytest.mark.parametrize(

@@ -43,16 +43,24 @@ def test_a_task_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     job = RunDirectory(tmp_path)
     with pytest.raises(FileError, match=r"task\.json is missing"):
         Task.read(job, CONFIG)
-    for raw in ({"judge": "../gru"}, {"judge": tmp_path.name}, {"judge": ""}, {"judge": 3}, {"settings": []}):
+    for raw in (
+        {"panel": ["gru", "../gru"]},
+        {"panel": [""]},
+        {"panel": [".."]},
+        {"panel": "gru"},
+        {"panel": [3]},
+        {"settings": []},
+    ):
         write_json(tmp_path / "task.json", raw)
         with pytest.raises((ConfigError, DamagedFileError)):
             Task.read(job, CONFIG)
 
 
-def test_a_task_without_a_judge(tmp_path: Path) -> None:
-    write_json(tmp_path / "task.json", {"judge": None, "settings": {"window": 3}})
+def test_a_task_with_and_without_a_panel(tmp_path: Path) -> None:
+    write_json(tmp_path / "task.json", {"settings": {"window": 3}})
     task = Task.read(RunDirectory(tmp_path), CONFIG)
-    assert task.judge is None
+    assert task.panel == ()
     assert task.settings.window == 3
-    write_json(tmp_path / "task.json", {"judge": "gru-1234"})
-    assert Task.read(RunDirectory(tmp_path), CONFIG).judge == "gru-1234"
+    write_json(tmp_path / "task.json", {"panel": ["gru-1234", tmp_path.name]})
+    task = Task.read(RunDirectory(tmp_path), CONFIG)
+    assert task.panel == ("gru-1234", tmp_path.name), "a run may rate its own samples with those of all others"

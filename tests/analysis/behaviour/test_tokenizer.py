@@ -38,7 +38,7 @@ def test_a_run_with_a_tokenizer_writes_text_and_bits_per_byte(tmp_path: Path, mo
     assert result.best_val_bits_per_byte == pytest.approx(nats / math.log(2) / size)
     assert result.lossless is True
 
-    write_json(job.task_file, {"judge": None, "settings": {"samples": 2, "lengths": [12], "prompt": "the cat"}})
+    write_json(job.task_file, {"settings": {"samples": 2, "lengths": [12], "prompt": "the cat"}})
     assert main([str(job.path)]) == 0
     library = tokenizers.Tokenizer.from_file(str(run.tokenizer_file))
     samples = [json.loads(line) for line in run.samples_file.read_text("utf-8").splitlines()]

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 
@@ -83,29 +84,35 @@ def test_a_job_writes_what_the_model_does_into_the_folder_of_its_run(
     lab: Lab, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, before = lab.run("rnn-1"), {path: path.read_bytes() for path in lab.study.rglob("*.*") if path.is_file()}
-    job = lab.job("rnn-1", judge="transformer-2", settings={"samples": 3, "lengths": [4, 12], "seed": 3})
+    members = ["gru-3", "transformer-2"]
+    job = lab.job("rnn-1", panel=members, settings={"samples": 3, "lengths": [4, 12], "seed": 3})
     assert main([str(job.path)]) == 0, capsys.readouterr().err
     assert all(path.read_bytes() == content for path, content in before.items()), "nothing else is touched"
 
     behaviour = read_json(run.behaviour_file) or {}
     sha256 = hashlib.sha256(run.best_checkpoint.read_bytes()).hexdigest()
-    judge_sha256 = hashlib.sha256(lab.run("transformer-2").best_checkpoint.read_bytes()).hexdigest()
+    panel_sha256 = [hashlib.sha256(lab.run(name).best_checkpoint.read_bytes()).hexdigest() for name in members]
     settings = {"window": 10, "samples": 3, "lengths": [4, 12], "temperature": 1.0, "prompt": None, "seed": 3}
     settings["gradient_columns"] = 20
     assert behaviour.pop("seconds") > 0
     losses, norms = behaviour.pop("loss_per_step"), behaviour.pop("gradient_norms")
+    of_blocks, held_out = behaviour.pop("losses"), behaviour.pop("held_out")
     assert behaviour == {
         "version": BEHAVIOUR_VERSION,
         "checkpoint_sha256": sha256,
         "best_epoch": (run.read_result() or Result()).best_epoch,
-        "judge": {"id": "transformer-2", "name": "transformer-2", "checkpoint_sha256": judge_sha256},
+        "panel": [
+            {"id": name, "name": name, "checkpoint_sha256": digest}
+            for name, digest in zip(members, panel_sha256, strict=True)
+        ],
         "settings": settings,
         "device": "cpu",
         "seq_len": SEQ_LEN,
         "level": "word",
         "corpus": "files",
     }
-    valid_tokens = len(load_corpus(lab.configs["rnn-1"].data, lab.text).splits["valid"]) // 8
+    corpus = load_corpus(lab.configs["rnn-1"].data, lab.text)
+    valid, valid_tokens = corpus.splits["valid"], len(corpus.splits["valid"]) // 8
     assert (losses["split"], losses["window"], losses["columns"]) == ("valid", 10, 8)
     assert losses["windows"] == (valid_tokens - 1) // 10
     assert [len(losses[key]) for key in ("zero_state", "carried_state")] == [10, 10]
@@ -113,6 +120,14 @@ def test_a_job_writes_what_the_model_does_into_the_folder_of_its_run(
     assert [len(layer) for layer in norms["layers"]] == [SEQ_LEN, SEQ_LEN]
     overall = [math.hypot(*step) for step in zip(*norms["layers"], strict=True)]
     assert norms["overall"] == pytest.approx(overall)
+
+    assert losses["tokens"] == len(valid) - 10
+    numbers = np.fromfile(run.losses_file, "<f4")
+    assert hashlib.sha256(run.losses_file.read_bytes()).hexdigest() == of_blocks["sha256"]
+    assert of_blocks["blocks"] == losses["tokens"] // 100
+    assert len(numbers) == of_blocks["blocks"] * 10
+    if losses["tokens"] % 100 == 0:
+        assert numbers.reshape(-1, 10).mean(axis=0) == pytest.approx(losses["zero_state"], rel=1e-5)
 
     samples = [json.loads(line) for line in run.samples_file.read_text("utf-8").splitlines()]
     assert [(sample["index"], sample["length"]) for sample in samples] == list(enumerate([4] * 3 + [12] * 3))
@@ -125,16 +140,28 @@ def test_a_job_writes_what_the_model_does_into_the_folder_of_its_run(
         assert len(sample["prompt"]) == 1
         assert all(0 <= entropy <= math.log(18) + 1e-9 for entropy in sample["entropy"])
         assert measures["perplexity_own"] == pytest.approx(math.exp(-sum(sample["log_prob"]) / len(tokens)))
-        assert measures["perplexity_other"] == pytest.approx(judged(lab, sample), rel=1e-4)
+        _, by_transformer = sample["panel"]
+        assert by_transformer == pytest.approx(rated(lab, sample), abs=1e-3)
+        rating = [-values[t] for values in sample["panel"] for t, token in enumerate(tokens) if token != "<unk>"]
+        assert measures["rating"] == (pytest.approx(sum(rating) / len(rating)) if rating else None)
+        for n, name in ((2, "known_pairs"), (3, "known_triples")):
+            grams = [" ".join(tokens[t : t + n]) for t in range(len(tokens) - n + 1)]
+            known = [f" {gram} " in f" {' '.join(train_words)} " for gram in grams]
+            assert measures[name] == pytest.approx(sum(known) / len(known))
+        assert sample["ends_known_triple"] == [False, False, *known]
         assert measures["unk_share"] == tokens.count("<unk>") / len(tokens)
         assert measures["distinct_1"] == len(set(tokens)) / len(tokens)
         assert measures["longest_copy"] == len(measures["copied"])
         copied = " ".join(measures["copied"])
         assert f" {copied} " in f" {' '.join(train_words)} "
         assert f" {copied} " in f" {' '.join(tokens)} "
+    assert len(held_out) == len(samples)
+    assert all(0 <= piece["known_triples"] <= piece["known_pairs"] <= 1 for piece in held_out)
+    assert all(piece["rating"] > 0 for piece in held_out)
+    assert not any(piece["copied"] for piece in held_out), "no file has a text of the corpus"
     result = read_json(job.result_file) or {}
     assert result.pop("finished_at").endswith("+00:00")
-    digests = {"checkpoint_sha256": sha256, "judge_sha256": judge_sha256}
+    digests = {"checkpoint_sha256": sha256, "panel_sha256": panel_sha256}
     assert result == {"version": BEHAVIOUR_VERSION, **digests, "settings": settings, "unknown": [], "attempt": 1}
     worker = read_json(job.worker_file(1)) or {}
     assert (worker["pid"], worker["rank"], worker["ranks"]) == (os.getpid(), 0, 1)
@@ -146,8 +173,8 @@ def test_a_job_writes_what_the_model_does_into_the_folder_of_its_run(
     assert run.behaviour_file.stat().st_mtime_ns == stamp
 
 
-def judged(lab: Lab, sample: dict[str, Any]) -> float:
-    """exp of the mean of -log p over the tokens, one whole window for each, with the judge's parameters."""
+def rated(lab: Lab, sample: dict[str, Any]) -> list[float]:
+    """The log-probability of each token, from one whole window for each, with the Transformer's parameters."""
     run = lab.run("transformer-2")
     config = lab.configs["transformer-2"]
     checkpoint = load_checkpoint(run.best_checkpoint, config.fingerprint())
@@ -155,12 +182,12 @@ def judged(lab: Lab, sample: dict[str, Any]) -> float:
     model.load_state_dict(checkpoint.model)
     model.double().eval()
     ids = [checkpoint.vocabulary.index(token) for token in [*sample["prompt"], *sample["tokens"]]]
-    nats = 0.0
+    found = []
     for end in range(len(sample["prompt"]), len(ids)):
         logits, _ = model(torch.tensor(ids[:end][-SEQ_LEN:]).unsqueeze(1), model.initial_state(1))
         p = logits[-1, 0].exp() / logits[-1, 0].exp().sum()
-        nats -= math.log(float(p[ids[end]].detach()))
-    return math.exp(nats / len(sample["tokens"]))
+        found.append(math.log(float(p[ids[end]].detach())))
+    return found
 
 
 def test_windows_of_the_training_length_give_the_loss_of_the_training(lab: Lab) -> None:
@@ -174,7 +201,8 @@ def test_windows_of_the_training_length_give_the_loss_of_the_training(lab: Lab) 
     for line in lab.run("rnn-1").samples_file.read_text("utf-8").splitlines():
         sample = json.loads(line)
         assert sample["prompt"] == ["the", "<unk>"]
-        assert sample["measures"]["perplexity_other"] is None
+        assert sample["measures"]["rating"] is None
+        assert sample["panel"] == []
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "foreign"])
@@ -208,11 +236,11 @@ def test_a_run_trained_on_another_text_is_a_failure(lab: Lab, monkeypatch: pytes
     assert "was trained on another text" in (failure_of(job) or {})["message"]
 
 
-@pytest.mark.parametrize("judge", ["other-vocabulary", "missing"])
-def test_without_a_fitting_judge_the_samples_are_rated_by_nobody(
-    lab: Lab, judge: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("fault", ["other-vocabulary", "missing"])
+def test_a_member_of_the_panel_that_cannot_rate_the_samples_is_left_out(
+    lab: Lab, fault: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if judge == "other-vocabulary":
+    if fault == "other-vocabulary":
         other = write_text(tmp_path / "other")
         path = other / "train.txt"
         path.write_text(path.read_text() + "zebra\n")
@@ -220,18 +248,20 @@ def test_without_a_fitting_judge_the_samples_are_rated_by_nobody(
         train(lab, "gru-3", other)
     else:
         shutil.rmtree(lab.run("gru-3").path)
-    job = lab.job("rnn-1", judge="gru-3", settings={"samples": 1})
+    job = lab.job("rnn-1", panel=["gru-3", "rnn-1"], settings={"samples": 1})
     assert main([str(job.path)]) == 0
-    warning = capsys.readouterr().err
-    words = "gru-3 has another vocabulary than rnn-1" if judge == "other-vocabulary" else "does not exist"
-    assert warning.startswith("warning: the samples have no judge: ")
-    assert words in warning
-    assert (read_json(lab.run("rnn-1").behaviour_file) or {})["judge"] is None
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert warning.startswith("warning: gru-3 ")
+    assert ("another vocabulary than rnn-1" if fault == "other-vocabulary" else "does not exist") in warning
+    panel = (read_json(lab.run("rnn-1").behaviour_file) or {})["panel"]
+    assert [member["id"] for member in panel] == ["rnn-1"]
     file = lab.run("gru-3").best_checkpoint
     there = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
-    assert (read_json(job.result_file) or {})["judge_sha256"] == there, "so that it is not computed again and again"
-    (first, *_) = lab.run("rnn-1").samples_file.read_text("utf-8").splitlines()
-    assert json.loads(first)["measures"]["perplexity_other"] is None
+    own = hashlib.sha256(lab.run("rnn-1").best_checkpoint.read_bytes()).hexdigest()
+    recorded = (read_json(job.result_file) or {})["panel_sha256"]
+    assert recorded == [there, own], "so that it is not computed again and again"
+    (first, *_) = map(json.loads, lab.run("rnn-1").samples_file.read_text("utf-8").splitlines())
+    assert first["panel"] == [first["log_prob"]], "a run that rates its own samples"
 
 
 def test_a_job_computes_in_float32_whatever_shortcuts_libraries_take_by_default(

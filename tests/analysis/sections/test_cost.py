@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from analysis.blocks.section import Points, Section
-from analysis.plots.timeline import lanes_of, timeline_chart
 from analysis.sections.cost import cost_section, resources_of
 from analysis.study.pools import used_of_pools
 from analysis.study.study import load_study
@@ -42,7 +41,7 @@ def make_costs(study_dir: Path) -> Path:
 def test_hours_are_those_of_the_attempts_times_their_cores_and_gpus(tmp_path: Path) -> None:
     section = cost_section(load_study(make_costs(tmp_path)))
     by_run: dict[object, dict[str, Any]] = {}
-    for table in section.tables:
+    for table in [table for table in section.tables if table.name == "resources"]:
         assert {row.cells[0].value for row in table.rows} == {1, 2, 4}
         for row in table.rows:
             cells = zip(table.columns, row.cells, strict=True)
@@ -53,10 +52,8 @@ def test_hours_are_those_of_the_attempts_times_their_cores_and_gpus(tmp_path: Pa
     assert by_run[4]["gpu_hours"] == pytest.approx(860 * 2 / 3600)
     assert by_run[1]["lost_seconds"] == pytest.approx(70)
     assert by_run[4]["lost_seconds"] == pytest.approx(100)
-    assert (by_run[1]["attempts"], by_run[4]["machine"]) == (2, "AMD EPYC, 2 ranks")
-    assert by_run[4]["ratio"] == pytest.approx(2.0)
-    assert math.isnan(by_run[2]["ratio"]), "a run that failed has no duration to compare"
-    assert by_run[1]["tokens_per_second"] == pytest.approx(929_589 / 95)
+    assert by_run[1]["attempts"] == 2
+    assert by_run[4]["wall_seconds"] == pytest.approx(760)
     said = " ".join(sentences(section))
     assert f"{(450 + 900 + 860) / 3600:.2f} run hours" in said
     assert f"{(900 / 2 + 2 * 860) / 3600:.2f} GPU hours" in said
@@ -111,21 +108,13 @@ def test_of_an_attempt_that_took_no_whole_second_the_cores_are_not_known(tmp_pat
     assert math.isnan(row["enough_cores"])
 
 
-def test_a_lane_for_each_gpu_and_an_attempt_of_two_ranks_on_both(tmp_path: Path) -> None:
-    study = load_study(make_costs(tmp_path))
-    lanes = {place: [(bar.start, bar.end) for bar in bars] for place, bars in lanes_of(study).items()}
-    first = min(start for bars in lanes.values() for start, _ in bars)
-    assert {place: [(start - first, end - first) for start, end in bars] for place, bars in lanes.items()} == {
-        "node07": [(0, 250), (300, 500)],
-        "node07 GPU 0": [(100, 1000), (1000, 1860)],
-        "node08 GPU 0": [(1000, 1860)],
-    }
-    chart = timeline_chart(study)
-    assert chart is not None
-    assert chart.figure.axes[0].get_xlabel() == "Time since the first start (minutes)"
-
-
-def test_attempts_that_overlap_lie_in_lanes_of_their_own(tmp_path: Path) -> None:
-    for order, (start, end) in enumerate([(0, 100), (10, 50), (50, 90), (100, 120)]):
-        write_attempt(make_run(tmp_path, order, epochs=1), 1, start=start, end=end)
-    assert sorted(len(bars) for bars in lanes_of(load_study(tmp_path)).values()) == [2, 2]
+@pytest.mark.parametrize(("used", "enough"), [(0.96, 1), (1.0, 1), (1.05, 1), (1.5, 2), (1.95, 2), (2.05, 2), (2.6, 2)])
+def test_no_more_cores_are_advised_than_the_run_had(tmp_path: Path, used: float, enough: int) -> None:
+    """Times of attempts are whole seconds, and clocks differ, so a run on two cores may seem to use more."""
+    run = make_run(tmp_path, 0, epochs=1)
+    write_attempt(run, 1, start=0, end=100)
+    write_job(run, 1, cpus=2)
+    worker = read_json(run.worker_file(1)) or {}
+    write_json(run.worker_file(1), {**worker, "threads": 2, "resources": {"cpu_seconds": 100 * used}})
+    (row,) = resources_of(load_study(tmp_path)).to_dict("records")
+    assert (row["cores"], row["enough_cores"]) == (2, enough)

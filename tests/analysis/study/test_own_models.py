@@ -103,7 +103,7 @@ def test_each_study_of_a_notebook_has_its_own_names_and_colours(tmp_path: Path) 
     for study, label in ((one, "One"), (two, "Two"), (one, "One")):
         (line,) = study.plot_curves().get_lines()
         assert line.get_color() == look.PALETTE[3]
-        axes = study.plot_pareto()
+        axes = study.plot_times()
         assert label in [text.get_text() for text in axes.get_legend().get_texts()]
         plt.close("all")
 

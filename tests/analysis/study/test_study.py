@@ -129,9 +129,6 @@ def test_times_and_gap_follow_from_the_epochs(study: StudyFiles) -> None:
     run = study.runs.set_index("name").loc["gru-adam"]
     epochs = study.epochs_of(run["id"])
     assert run["gap"] == pytest.approx(math.log(run["val_ppl"]) - math.log(run["train_ppl"]))
-    within = epochs[epochs["val_ppl"] <= 1.05 * epochs["val_ppl"].min()].iloc[0]
-    assert run["seconds_to_5pct"] == within["elapsed_seconds"]
-    assert 0 < run["seconds_to_5pct"] < run["wall_seconds"]
     assert run["epoch_seconds"] == epochs["epoch_seconds"].median()
 
 

@@ -32,13 +32,13 @@ def main() -> int:
             return 1
         task = read_json(job.task_file)
         assert task is not None
-        judge = RunDirectory(study_dir / task["judge"]) if task["judge"] else None
         write_json(run.behaviour_file, {"by": "the stand-in", "data": os.environ.get("SEQLM_DATA")})
         write_json_lines(run.samples_file, [{"text": "the cat"}])
+        run.losses_file.write_bytes(b"")
         result = {
             "version": BEHAVIOUR_VERSION,
             "checkpoint_sha256": digest(run),
-            "judge_sha256": None if judge is None else digest(judge),
+            "panel_sha256": [digest(RunDirectory(study_dir / member)) for member in task["panel"]],
             "settings": task["settings"],
         }
         write_json(job.result_file, result)

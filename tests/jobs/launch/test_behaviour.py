@@ -1,4 +1,4 @@
-"""Which models are examined, by which judge, and when a result is computed again."""
+"""Which models are examined, who rates their samples, and when a result is computed again."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from jobs.launch.behaviour import BehaviourLaunch, choose, judge_of
+from jobs.launch.behaviour import BehaviourLaunch, choose, panel_of
 from jobs.manifests.policy import Policy
 from jobs.study.folder import ObservedRun, is_behaviour_study, observe_study, study_name
 from jobs.study.launched import TASK_SETTINGS
@@ -83,24 +83,24 @@ def test_the_record_of_the_study_says_which_and_filters_say_it_over_the_record(g
     assert [job.run.name for job in BehaviourLaunch(grid).jobs] == ["rnn-b", "gru-a"]
 
 
-def test_the_judge_is_the_best_other_model_of_the_same_text_that_is_still_there(grid: Path) -> None:
-    runs = observe_study(grid)
-
-    def judge(name: str) -> str | None:
-        found = judge_of(observed(grid, name), runs)
-        return found and found.name
-
-    assert judge("rnn-b") == "gru-a"
-    assert judge("gru-a") == "gru-b", "no model judges itself"
-    observed(grid, "gru-a").run.best_checkpoint.unlink()
-    assert judge("rnn-b") == "gru-b"
-    for name in ("gru-b", "rnn-a"):
-        observed(grid, name).run.best_checkpoint.unlink()
-    assert judge("rnn-b") is None, "the transformer is not done"
+def panel(study_dir: Path, name: str) -> set[str]:
+    return set(names(panel_of(observed(study_dir, name), observe_study(study_dir))))
 
 
-def test_a_model_of_another_text_is_no_judge(tmp_path: Path) -> None:
+def test_one_panel_of_the_second_best_run_of_each_architecture_rates_all_runs_of_a_text(grid: Path) -> None:
+    assert [panel(grid, name) for name in ("rnn-a", "rnn-b", "gru-a", "transformer")] == [{"rnn-a", "gru-b"}] * 4
+    done_run(grid, "gru-c", 17.0, arch="gru", seed=6)
+    done_run(grid, "transformer-b", 9.0, arch="transformer", seed=7)
+    assert panel(grid, "rnn-b") == {"rnn-a", "gru-b"}, "an architecture with a single finished run has no member"
+    observed(grid, "gru-b").run.best_checkpoint.unlink()
+    assert panel(grid, "rnn-b") == {"rnn-a", "gru-c"}, "the next one whose checkpoint still exists"
+    observed(grid, "rnn-b").run.best_checkpoint.unlink()
+    assert panel(grid, "gru-a") == {"rnn-a", "gru-c"}, "the best one stays the best"
+
+
+def test_a_model_of_another_text_is_in_no_panel(tmp_path: Path) -> None:
     done_run(tmp_path, "rnn-a", 30.0, seed=1)
+    done_run(tmp_path, "rnn-b", 20.0, seed=3)
     raw = make_config(seed=2).to_dict()
     raw["data"]["level"] = "char"
     config = RunConfig.from_dict(raw)
@@ -109,7 +109,8 @@ def test_a_model_of_another_text_is_no_judge(tmp_path: Path) -> None:
     write_json_lines(other.metrics_file, [{"epoch": 0, "val_ppl": 2.0}])
     write_json(other.result_file, {})
     other.best_checkpoint.write_bytes(b"characters")
-    assert judge_of(observed(tmp_path, "rnn-a"), observe_study(tmp_path)) is None
+    assert panel(tmp_path, "rnn-a") == {"rnn-a"}
+    assert panel(tmp_path, "chars") == set()
 
 
 # -- whether it still holds ----------------------------------------------------------------------------------------
@@ -122,17 +123,18 @@ def pretend_computed(study_dir: Path, given: Mapping[str, Any] = MappingProxyTyp
     for job in BehaviourLaunch(study_dir, given=given).jobs:
         assert job.run.config is not None
         job.folder.create(job.run.config, Provenance(name=job.run.name))
-        write_json(job.folder.task_file, {"judge": job.judge_id, "settings": job.settings})
+        write_json(job.folder.task_file, {"panel": job.panel_ids, "settings": job.settings})
         record_launch(study_dir, {table_digest(TASK_SETTINGS, job.settings)})
         made = {
             "version": BEHAVIOUR_VERSION,
             "checkpoint_sha256": job.checkpoint_sha256,
-            "judge_sha256": job.judge_sha256,
+            "panel_sha256": job.panel_sha256,
             "settings": {"window": 10, "samples": 10, "lengths": [5, 10], "prompt": None, **job.settings},
         }
         write_json(job.folder.result_file, {**made, **result})
         write_json(job.run.run.behaviour_file, {})
         write_json_lines(job.run.run.samples_file, [])
+        job.run.run.losses_file.write_bytes(b"")
 
 
 @pytest.mark.parametrize(
@@ -161,7 +163,8 @@ def test_a_result_holds_for_the_settings_that_it_was_made_with(
     [
         {"version": BEHAVIOUR_VERSION - 1},
         {"checkpoint_sha256": "other"},
-        {"judge_sha256": None},
+        {"panel_sha256": []},
+        {"panel_sha256": ["other", "other"]},
         {"settings": None},
         {"settings": {}},
     ],

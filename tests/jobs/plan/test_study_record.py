@@ -146,10 +146,11 @@ optim.optimizer = "adam"
 text = "gates help"
 lower = "arch=gru"
 higher = "arch=rnn optimizer=sgd"
+otherwise = "they do not"
 [report]
 behaviour = ["known"]
 groups.RNNs = ["grid-rnn-*"]
-notes.effects = "Width first."
+notes.effects = "Width first: {run.known.val_ppl}."
 """
 
 
@@ -184,6 +185,15 @@ def test_a_run_that_is_not_launched_may_lack_its_text(tmp_path: Path) -> None:
     manifest = manifest_in(tmp_path, other)
     record = record_of(manifest, manifest.runs[:1], tmp_path / "absent")
     assert [run.fingerprint for run in record.planned] == [run.fingerprint for run in manifest.runs]
+
+
+def test_a_note_may_refer_to_a_run_that_only_set_completes(tmp_path: Path) -> None:
+    """What the run is called without ``--set`` cannot be known, so a reference is recorded if it names a run."""
+    text = TEXT.replace("optim.lr = 1.0\n", "").replace("Width first:", "{run.known-lr9.gap} and")
+    manifest = manifest_in(tmp_path, text, "optim.lr=0.5")
+    (note,) = record_of(manifest, manifest.runs[:1], tmp_path / "absent").notes
+    assert note.text == "{run.known-lr9.gap} and {run.known.val_ppl}."
+    assert list(note.runs) == ["known"]
 
 
 def test_set_changes_only_whose_behaviour_is_examined(tmp_path: Path) -> None:

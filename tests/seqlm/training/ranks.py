@@ -57,7 +57,14 @@ def take_steps(folder: Path, text: Path, rank: Rank, micro_batches: int = 1) -> 
             reader.add(result)
             results += reader.read()[0]
     valid = trainer.evaluate("valid")
-    return {"results": results, "gradients": gradients, "valid": [valid.loss_nats, valid.tokens], "state": state}
+    losses = trainer.token_losses(corpus.splits["valid"])
+    return {
+        "results": results,
+        "gradients": gradients,
+        "valid": [valid.loss_nats, valid.tokens],
+        "losses": losses,
+        "state": state,
+    }
 
 
 def steps_file(folder: Path, world_size: int, rank: int, micro_batches: int = 1) -> Path:

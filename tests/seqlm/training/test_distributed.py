@@ -38,6 +38,7 @@ def assert_same(found: dict[str, Any], wanted: dict[str, Any], state: Tensor, re
     for pair in zip(found["results"], wanted["results"], strict=True):  # loss, gradient norm
         assert pair[0] == pytest.approx(pair[1], rel=rel)
     assert found["valid"] == pytest.approx(wanted["valid"], rel=rel)
+    torch.testing.assert_close(found["losses"], wanted["losses"], rtol=rel, atol=1e-9, equal_nan=True)
     assert found["gradients"].keys() == wanted["gradients"].keys()
     for name, gradient in found["gradients"].items():
         torch.testing.assert_close(gradient, wanted["gradients"][name], rtol=rel, atol=rel / 1000)

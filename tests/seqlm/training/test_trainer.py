@@ -1,5 +1,6 @@
 import contextlib
 import math
+from array import array
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from seqlm.config import RunConfig
 from seqlm.data.corpus import Corpus, load_corpus
 from seqlm.errors import DataError, DivergedError
 from seqlm.models import build_model
+from seqlm.token_losses import read_token_losses
 from seqlm.training.attempt import StopRequested
 from seqlm.training.checkpoint import load_checkpoint
-from seqlm.training.records import TokenLoss, best_epoch, perplexity
+from seqlm.training.records import TokenLoss, best_epoch, frequency_classes, perplexity
 from seqlm.training.step import StepResults
 from tests.outcome import outcome
 from tests.seqlm.training.studies import Attempt, make_config, make_run, write_text
@@ -94,7 +96,7 @@ def test_with_eval_the_score_is_of_every_token_whatever_the_batch_of_training(
     length = (len(ids) - 1) // 7
     stretches = [ids[j * length : (j + 1) * length + 1] for j in range(7)] + [ids[7 * length :]]
     assert len(stretches[7]) > 1, "the text must leave a rest"
-    model, total = trainer.model.eval(), 0.0
+    model, total, each = trainer.model.eval(), 0.0, [math.nan]
     for stretch in stretches:
         state = model.initial_state(1)
         for start in range(0, len(stretch) - 1, 6):
@@ -102,10 +104,41 @@ def test_with_eval_the_score_is_of_every_token_whatever_the_batch_of_training(
             targets = torch.tensor(stretch[start + 1 :][:6]).unsqueeze(1)
             losses, state = model.token_losses(inputs, targets, state)
             total += losses.sum().item()
+            each += losses.flatten().tolist()
     (record,), result = trainer.history, attempt.run.read_result()
     assert record["val_loss"] == pytest.approx(total / (len(ids) - 1), rel=1e-5)
     assert record["val_tokens"] == result.val_tokens == len(ids) - 1
     assert result.test_tokens == corpus.tokens["test"] - 1
+    recorded = read_token_losses(attempt.run)
+    assert recorded is not None
+    assert recorded.tolist() == pytest.approx(each, rel=1e-5, nan_ok=True), "in the order of the text"
+    assert sum(result.frequency_tokens) == len(ids) - 1
+    losses_of_classes = [loss or 0.0 for loss in result.frequency_losses]
+    by_class = sum(loss * count for loss, count in zip(losses_of_classes, result.frequency_tokens, strict=True))
+    assert by_class == pytest.approx(total, rel=1e-5)
+
+
+def test_without_eval_the_recorded_losses_are_those_of_the_best_epoch(tmp_path: Path, corpus: Corpus) -> None:
+    attempt = attempt_at(tmp_path / "run", make_config("gru", optimizer="adam", lr=0.2, epochs=4), corpus)
+    result = attempt.train()
+    recorded = read_token_losses(attempt.run)
+    assert recorded is not None
+    assert len(recorded) == corpus.tokens["valid"]
+    known = [loss for loss in recorded if not math.isnan(loss)]
+    assert len(known) == result.val_tokens
+    assert sum(known) / len(known) == pytest.approx(result.best_val_loss, rel=1e-5)
+    assert result.train_slice_tokens == result.val_tokens
+    assert result.train_slice_loss == pytest.approx(
+        float(attempt.trainer.token_losses(corpus.splits["train"][: len(recorded)]).nanmean()), rel=1e-9
+    )
+
+
+def test_tokens_are_classed_by_their_frequency_in_the_training_text() -> None:
+    frequent, middle, rare = list(range(10)), list(range(10, 100)), list(range(100, 120))
+    train = array("i", [*frequent * 9, *middle * 5, *rare])
+    text = array("i", [119, 3, 50, 100, 9, 10, 99])
+    classes = frequency_classes(memoryview(train), memoryview(text), 130)
+    assert classes.tolist() == [2, 0, 1, 2, 0, 1, 1]
 
 
 def test_without_eval_only_the_windows_of_training_are_scored(tmp_path: Path, corpus: Corpus) -> None:

@@ -1,0 +1,95 @@
+"""Studies made up for tests of claims: losses of tokens, seeds and times chosen by hand."""
+
+import math
+import random
+from array import array
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from seqlm.rundir import RunDirectory
+from tests.analysis.hand_made import add_run
+
+ARCHS = ("rnn", "gru", "transformer")
+OPTIMIZERS = ("adam", "sgd", "sgd_schedule")
+TOKENS = 3000
+SEED_NATS = 0.01
+"""Standard deviation of losses over seeds."""
+LOSSES = {
+    ("rnn", "adam"): 4.20,
+    ("rnn", "sgd"): 4.28,
+    ("rnn", "sgd_schedule"): 4.285,
+    ("gru", "adam"): 4.14,
+    ("gru", "sgd"): 4.10,
+    ("gru", "sgd_schedule"): 4.125,
+    ("transformer", "adam"): 4.06,
+    ("transformer", "sgd"): 4.19,
+    ("transformer", "sgd_schedule"): 4.13,
+}
+SECONDS = {"rnn": 10.0, "gru": 14.0, "transformer": 11.0}
+
+
+def make_study(
+    study_dir: Path,
+    *,
+    seeds: dict[tuple[str, str], int] | None = None,
+    with_tokens: bool = True,
+    order: Sequence[int] | None = None,
+    time_factor: float = 1.0,
+    slow: dict[str, tuple[int, float]] | None = None,
+    losses: dict[tuple[str, str], float] | None = None,
+    shuffle: int = 0,
+    **keys: Any,
+) -> list[RunDirectory]:
+    """Make runs of three architectures and three optimizers.
+
+    ``seeds``: seeds of some of them, else one. ``order``: places of the runs in the manifest. ``slow``: by name, an
+    epoch and the factor of its time. ``losses``: the losses of some of them. ``keys``: of :func:`add_run`.
+    """
+    runs = []
+    wanted = [
+        (arch, optimizer, seed)
+        for arch in ARCHS
+        for optimizer in OPTIMIZERS
+        for seed in range((seeds or {}).get((arch, optimizer), 1))
+    ]
+    text = random.Random(0)
+    base = [text.gauss(0.0, 1.5) for _ in range(TOKENS)]
+    for place, (arch, optimizer, seed) in enumerate(wanted):
+        name = f"{arch}-{optimizer}" + (f"-seed{seed}" if seed else "")
+        chance = random.Random(f"{arch} {optimizer} {seed}")
+        loss = {**LOSSES, **(losses or {})}[arch, optimizer] + chance.gauss(0.0, SEED_NATS)
+        own = [loss + one + chance.gauss(0.0, 0.3) for one in base]
+        mean = sum(own) / len(own)
+        own = [one - mean + loss for one in own]
+        curve = [math.exp(loss + 0.6 * 0.5**epoch) for epoch in range(6)] + [math.exp(loss)]
+        times = [time_factor * SECONDS[arch] * (1 + 0.02 * chance.random()) for _ in curve]
+        if name in (slow or {}):
+            epoch, factor = (slow or {})[name]
+            times[epoch] *= factor
+        rate = {"adam": 0.003, "sgd": 5.0, "sgd_schedule": 5.0}[optimizer]
+        result = {
+            "train_slice_loss": loss - {"rnn": 0.0, "gru": 0.05, "transformer": 0.2}[arch],
+            "train_slice_tokens": TOKENS,
+            "frequency_losses": [2.0, 3.0, 6.0],
+            "frequency_tokens": [1000, 1000, 1000],
+            "parameters": {"rnn": 1000, "gru": 1100, "transformer": 1200}[arch],
+        }
+        run = add_run(
+            study_dir,
+            order[place] if order else place,
+            name,
+            arch,
+            optimizer,
+            curve,
+            train=[0.9 * ppl for ppl in curve],
+            seconds=times,
+            device="AMD EPYC",
+            seed=1111 + seed,
+            result=result,
+            **{"lr": rate, "hidden_size": 32, **({"num_heads": 4} if arch == "transformer" else {}), **keys},
+        )
+        if with_tokens:
+            run.token_losses_file.write_bytes(array("f", [math.nan, *own]).tobytes())
+        runs.append(run)
+    return runs
