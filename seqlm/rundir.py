@@ -178,7 +178,7 @@ class RunDirectory:
     samples_file = _Below("samples.jsonl")
     """Texts that the trained model has written, one on each line, beside :attr:`behaviour_file`."""
     losses_file = _Below("losses.f32")
-    """Losses of single tokens and of blocks of tokens, beside :attr:`behaviour_file`."""
+    """Losses at each step of a window, of blocks of tokens, beside :attr:`behaviour_file`."""
 
     def kept_dir(self, sha256: str) -> Path:
         """What a launch keeps of the files with this digest until the run's first attempt copies them."""

@@ -128,8 +128,8 @@ def falls(curve: Values) -> bool:
     count = len(curve)
     ranks = curve.argsort().argsort().astype(float)
     correlation = float(np.corrcoef(np.arange(count), ranks)[0, 1]) if np.ptp(ranks) else 0.0
-    if correlation <= -1 + 1e-12:
-        return True
+    if abs(correlation) > 1 - 1e-12:
+        return correlation < 0
     t = correlation * math.sqrt((count - 2) / (1 - correlation**2))
     return float(stdtr(count - 2, t)) < LEVEL
 

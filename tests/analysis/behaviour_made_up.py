@@ -12,9 +12,12 @@ from seqlm.rundir import BEHAVIOUR_VERSION, RunDirectory
 BLOCKS = ((6.5, 5.5, 5.0, 4.5), (5.5, 4.5, 4.0, 4.0))
 
 
-def add_behaviour(run: RunDirectory, **changes: Any) -> dict[str, Any]:
-    """Write ``behaviour.json`` and ``losses.f32``; ``changes`` replace whole keys of the first."""
-    losses = np.ravel(BLOCKS).astype("<f4").tobytes()
+def add_behaviour(run: RunDirectory, blocks: Sequence[Sequence[float]] = BLOCKS, **changes: Any) -> dict[str, Any]:
+    """Write ``behaviour.json`` and ``losses.f32``; ``changes`` replace whole keys of the first.
+
+    ``blocks``: of each, the mean losses at four steps.
+    """
+    losses = np.ravel(blocks).astype("<f4").tobytes()
     run.losses_file.write_bytes(losses)
     raw: dict[str, Any] = {
         "version": BEHAVIOUR_VERSION,
@@ -22,7 +25,7 @@ def add_behaviour(run: RunDirectory, **changes: Any) -> dict[str, Any]:
         "best_epoch": 3,
         "panel": [member("first"), member("second")],
         "held_out": [raw_measures(rating=4.0, copied=[]), raw_measures(rating=5.0, copied=[])],
-        "losses": {"blocks": 2, "sha256": hashlib.sha256(losses).hexdigest()},
+        "losses": {"blocks": len(blocks), "sha256": hashlib.sha256(losses).hexdigest()},
         "settings": {
             "window": 4,
             "samples": 2,
@@ -42,9 +45,9 @@ def add_behaviour(run: RunDirectory, **changes: Any) -> dict[str, Any]:
             "window": 4,
             "windows": 5,
             "columns": 20,
-            "zero_state": [6.0, 5.0, 4.5, 4.25],
+            "zero_state": np.mean(blocks, axis=0).tolist(),
             "carried_state": [5.0, 4.75, 4.5, 4.25],
-            "tokens": 200,
+            "tokens": 100 * len(blocks),
         },
         "gradient_norms": {
             "split": "train",

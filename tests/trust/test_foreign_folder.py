@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis.report import write_report
+from analysis.report import render_markdown, report_page, write_report
 from analysis.study.behaviour import LARGEST_LOSSES
 from analysis.study.study import load_study
 from jobs.attempt.supervisor import cause, ended
@@ -21,6 +21,7 @@ from seqlm.reading import LARGEST_HASHED, LARGEST_RECORD, LARGEST_TEXT, LISTS
 from seqlm.records.attempts import LauncherProcess
 from seqlm.records.studies import MAX_RUNS
 from seqlm.rundir import RunDirectory
+from seqlm.token_losses import read_token_losses
 from seqlm.training.checkpoint import load_checkpoint
 from tests.analysis.attempt_files import write_attempt
 from tests.analysis.behaviour_made_up import add_behaviour, add_samples, raw_sample
@@ -92,6 +93,22 @@ def test_what_is_there_in_place_of_a_file_is_neither_read_nor_waited_for(
     study = load_study(tmp_path / "small")
     assert study.warnings == ([] if (plant, file) == (huge, LOG) else expected), "of a log the end is read"
     assert SECRET not in repr(study)
+
+
+@pytest.mark.parametrize("plant", [link, pipe, huge])
+def test_what_is_there_in_place_of_the_losses_of_tokens_costs_the_report_them_alone(
+    tmp_path: Path, plant: Callable[[Path], str]
+) -> None:
+    runs = [make_run(tmp_path / "small", order, epochs=2) for order in (0, 3)]
+    path, _ = vacate(runs[0], "valid.f32")
+    found = plant(path).split(", found ")[1]
+    study = load_study(tmp_path / "small")
+    page = report_page(study)
+    shown = render_markdown(page)
+    assert page.sections
+    assert SECRET not in shown
+    with pytest.raises(FileError, match=f"cannot read {path}: .* found {found}"):
+        read_token_losses(runs[0])
 
 
 def test_no_log_is_read_from_a_folder_behind_a_link(run: RunDirectory, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from seqlm.rundir import RunDirectory
+from tests.analysis.behaviour_made_up import add_behaviour, add_samples, raw_sample
 from tests.analysis.hand_made import add_run
 
 ARCHS = ("rnn", "gru", "transformer")
@@ -38,13 +39,14 @@ def make_study(
     time_factor: float = 1.0,
     slow: dict[str, tuple[int, float]] | None = None,
     losses: dict[tuple[str, str], float] | None = None,
-    shuffle: int = 0,
+    behaviours: bool = False,
     **keys: Any,
 ) -> list[RunDirectory]:
     """Make runs of three architectures and three optimizers.
 
     ``seeds``: seeds of some of them, else one. ``order``: places of the runs in the manifest. ``slow``: by name, an
-    epoch and the factor of its time. ``losses``: the losses of some of them. ``keys``: of :func:`add_run`.
+    epoch and the factor of its time. ``losses``: the losses of some of them. ``behaviours``: of the runs with Adam;
+    their training length is 2. ``keys``: of :func:`add_run`.
     """
     runs = []
     wanted = [
@@ -54,7 +56,7 @@ def make_study(
         for seed in range((seeds or {}).get((arch, optimizer), 1))
     ]
     text = random.Random(0)
-    base = [text.gauss(0.0, 1.5) for _ in range(TOKENS)]
+    base = [text.gauss(0.0, 0.7) for _ in range(TOKENS)]  # no loss of a token is below 0
     for place, (arch, optimizer, seed) in enumerate(wanted):
         name = f"{arch}-{optimizer}" + (f"-seed{seed}" if seed else "")
         chance = random.Random(f"{arch} {optimizer} {seed}")
@@ -91,5 +93,10 @@ def make_study(
         )
         if with_tokens:
             run.token_losses_file.write_bytes(array("f", [math.nan, *own]).tobytes())
+        if behaviours and optimizer == "adam":
+            blocks = [[loss + 1, loss + 0.2, loss, loss + chance.gauss(0.1, 0.01)] for _ in range(20)]
+            add_behaviour(run, blocks)
+            words = ["a", "b", "c"]
+            add_samples(run, [raw_sample(index, words, [3.0, 2.0, chance.random()]) for index in range(4)])
         runs.append(run)
     return runs

@@ -258,7 +258,8 @@ class Oracle:
         is_bad = {
             "diverged": lambda run: run["failure_kind"] == "diverged",
             "ended 5 % above their best": lambda run: (
-                run["state"] == "done" and number(run["final_val_ppl"]) > 1.05 * number(run["val_ppl"])
+                run["state"] == "done"
+                and number(self.epochs[run["number"]][-1]["val_ppl"]) > 1.05 * number(run["compared_val_ppl"])
             ),
         }[claim["given"]["counted"]]
         of_arch = defaultdict(int)
@@ -316,8 +317,9 @@ class Oracle:
         means = [statistics.fmean(side) if side else math.nan for side in sides]
         yield from same("values", claim["values"], means)
         errors = [statistics.stdev(side) / math.sqrt(len(side)) if len(side) > 1 else math.nan for side in sides]
-        apart = abs(means[0] - means[1]) >= 2 * math.hypot(*errors)
-        if apart != (claim["verdict"] == "told apart"):
+        error = math.hypot(*errors)
+        wanted = "told apart" if abs(means[0] - means[1]) >= 2 * error else "not told apart"
+        if claim["verdict"] != (wanted if error > 1e-9 else "no verdict"):
             yield f"verdict {claim['verdict']!r}"
 
     def _mechanism(self, claim: Mapping[str, Any]) -> Iterator[str]:
