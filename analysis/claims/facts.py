@@ -24,6 +24,9 @@ from seqlm.token_losses import read_token_losses
 SAME_LOSS_NATS = 0.002
 """The mean of the recorded losses is that of the perplexity in the table: else they are of another epoch."""
 
+MOST_BYTES = 2**29
+"""Most memory that the losses of all compared settings take, by and large."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
@@ -105,6 +108,9 @@ class Facts:
 
     def _losses_of(self, run: RunNumber) -> Losses | None:
         row = self.rows[run]
+        if sum(losses.nbytes for losses in self._token_losses.values() if losses is not None) > MOST_BYTES:
+            self.warnings.append("the losses of tokens of some runs are left out: together they are too large")
+            return None
         recorded = read_or_warn(lambda: read_token_losses(self.study.directory_of(row["id"])), None, self.warnings)
         if recorded is None:
             return None
