@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from numpy.typing import ArrayLike
@@ -195,6 +196,15 @@ class Mark(NamedTuple):
 MARK_POINTS = 9.5
 """Height of a number."""
 
+MOST_NUMBERS = 8
+"""At most this many numbers stand in a pair of axes."""
+
+SWEEPS = 100
+"""Numbers are pushed apart this often before those that still meet are stacked."""
+
+ABOVE = "↑"
+"""After the number of a run whose value lies above the axis, or whose line leaves it."""
+
 LEADER: dict[str, Any] = {
     **{"arrowstyle": "-", "linewidth": 0.6, "relpos": (0, 0.5)},
     **{"patchA": None, "shrinkA": 0, "shrinkB": 0},  # to shorten it by a patch or a distance is slow
@@ -203,36 +213,95 @@ LEADER: dict[str, Any] = {
 
 
 def place_numbers(axes: Axes, marks: Iterable[Mark]) -> None:
-    """Write each number right of its point, the lowest first; one that would cover others goes above them.
+    """Write the numbers of the first ``MOST_NUMBERS`` marks right of their points, the best first.
 
-    Limits and size of the axes are those that they have now.
+    Numbers that would cover one another move up and down, and stay between the ends of the vertical axis. Limits and
+    size of the axes are those that they have now.
     """
     axes.autoscale_view()
-    to_points = 72 / axes.get_figure(root=True).dpi  # type: ignore[union-attr]
-    taken: list[tuple[float, float, float]] = []
-    for mark in sorted(marks, key=lambda mark: (mark.y, mark.text)):
-        left, point = axes.transData.transform((mark.x, mark.y)) * to_points
-        right, height = left + 5.5 * len(mark.text) + 6, point
-        for other_height, other_left, other_right in sorted(taken):
-            if left < other_right and other_left < right and abs(height - other_height) < MARK_POINTS - 0.01:
-                height = other_height + MARK_POINTS
-        taken.append((height, left, right))
-        moved = height > point + 2
+    figure = axes.get_figure(root=True)
+    assert figure is not None, "axes belong to a figure"
+    to_points = 72 / figure.dpi
+    edge = figure.get_size_inches()[0] * 72
+    low, high = axes.bbox.y0 * to_points + MARK_POINTS / 2, axes.bbox.y1 * to_points - MARK_POINTS / 2
+    fitting = int(max(high - low, 0) / MARK_POINTS) + 1
+    chosen = list(marks)[: min(MOST_NUMBERS, fitting)]
+    points, spans = [], []
+    for mark in chosen:
+        left, height = axes.transData.transform((mark.x, mark.y)) * to_points
+        width = 5.5 * len(mark.text) + 6
+        points.append(float(height))
+        spans.append((left, left + width) if left + width <= edge else (left - width, left))
+    for mark, point, height, (left, _) in zip(chosen, points, spread(points, spans, low, high), spans, strict=True):
+        is_moved = abs(height - point) > 0.6 * MARK_POINTS
+        is_right = left >= axes.transData.transform((mark.x, mark.y))[0] * to_points - 0.01
         gid = None if mark.run is None else run_mark(mark.run)
         written = axes.annotate(
             mark.text,
             (mark.x, mark.y),
-            xytext=(11 if moved else 5, height - point),
+            xytext=((11 if is_moved else 5) * (1 if is_right else -1), height - point),
             textcoords="offset points",
+            ha="left" if is_right else "right",
             va="center",
             fontsize=7.5,
             color=mark.colour,
             annotation_clip=False,
-            bbox={"boxstyle": "round,pad=0.1", "facecolor": look.PAPER, "edgecolor": "none", "alpha": 0.8},
-            arrowprops=LEADER | {"color": mark.colour} if moved else None,
+            arrowprops=LEADER | {"color": mark.colour, "relpos": (0 if is_right else 1, 0.5)} if is_moved else None,
             zorder=4,
             gid=gid,
         )
         written.set_in_layout(False)
         if written.arrow_patch is not None:
             written.arrow_patch.set_gid(gid)
+
+
+def spread(points: Sequence[float], spans: Sequence[tuple[float, float]], low: float, high: float) -> list[float]:
+    """Return heights from ``low`` to ``high`` near ``points``, ``MARK_POINTS`` apart if the ``spans`` overlap.
+
+    There must be room for all of them on top of one another.
+    """
+    order = sorted(range(len(points)), key=lambda place: (points[place], place))
+    heights = [min(max(point, low), high) for point in points]
+    meeting = [
+        (below, above)
+        for place, above in enumerate(order)
+        for below in order[:place]
+        if spans[below][0] < spans[above][1] and spans[above][0] < spans[below][1]
+    ]
+    for _ in range(SWEEPS):
+        for below, above in meeting:
+            lack = MARK_POINTS - (heights[above] - heights[below])
+            if lack > 0:
+                heights[below] = max(heights[below] - lack / 2, low)
+                heights[above] = min(heights[above] + lack / 2, high)
+    for below, above in meeting:
+        heights[above] = max(heights[above], heights[below] + MARK_POINTS)
+    for above in reversed(order):
+        heights[above] = min(heights[above], high)
+        for below in (below for below, other in meeting if other == above):
+            heights[below] = min(heights[below], heights[above] - MARK_POINTS)
+    return heights
+
+
+def draw_mark(axes: Axes, mark: Mark, arch: str | None, optimizer: str | None, **style: Any) -> Mark:
+    """Draw a point and return its number. One above the axis is at its top, without a value for the page's pointer."""
+    top = axes.get_ylim()[1]
+    if mark.y > top:
+        mark = mark._replace(y=top, text=f"{mark.text} {ABOVE}")
+        style["label"] = "_"
+    gid = None if mark.run is None else run_mark(mark.run)
+    style = {"gid": gid, "zorder": 3.0, "clip_on": False, "in_layout": False, **style}
+    draw_points(axes, [(mark.x, mark.y)], arch, optimizer, **style)
+    return mark
+
+
+def signs_of(figure: Figure) -> dict[str, bool]:
+    """Return which of the signs that a caption explains are to be seen in a figure."""
+    texts = [text.get_text() for axes in figure.axes for text in axes.texts]
+    crosses = [(axes.get_ylim()[1], line) for axes in figure.axes for line in axes.lines if line.get_marker() == "x"]
+    bands = [found for axes in figure.axes for found in axes.collections if isinstance(found, PolyCollection)]
+    return {
+        "arrows": any(ABOVE in text for text in texts),
+        "crosses": any((np.asarray(line.get_ydata(), dtype=np.float64) <= top).any() for top, line in crosses),
+        "bands": bool(bands),
+    }

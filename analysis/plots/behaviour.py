@@ -113,9 +113,11 @@ def _style(run: ExaminedRun) -> look.LineStyle:
 
 
 def _draw_curves(axes: Axes, runs: Sequence[ExaminedRun], curves: Sequence[Values], y_name: str) -> Axes:
-    """A curve for each run with its number at the end."""
+    """A curve for each run, with numbers at the ends of those with the lowest mean loss."""
     marks = []
-    for run, values in zip(runs, curves, strict=True):
+    for run, values in sorted(
+        zip(runs, curves, strict=True), key=lambda pair: float(pair[0].losses.carried_state.mean())
+    ):
         _plot(axes, values, run, linewidth=1.3)
         ends, colour = np.flatnonzero(np.isfinite(values))[-1:], _style(run).colour
         marks += [Mark(n + 1.0, float(values[n]), str(run.number), colour, run.number) for n in ends]

@@ -15,15 +15,19 @@ from matplotlib.ticker import MaxNLocator
 
 from analysis.blocks.figure import name_values, run_mark
 from analysis.plots import look
-from analysis.plots.axes import Mark, Unit, fit, place_numbers, shared_cut
+from analysis.plots.axes import ABOVE, Mark, Unit, fit, place_numbers, shared_cut
 from analysis.study import units
 from analysis.study.comparison import finished
 from analysis.study.numbering import RunNumber
+from analysis.study.settings import places_of
 from analysis.study.study import StudyFiles
 from analysis.study.values import Values
 
 LABEL_LENGTH = 28
-"""Characters of numbers and name together, in a legend or above a panel."""
+"""Characters of numbers and name together, in a legend."""
+
+HEADING_LENGTH = 30
+"""Characters above a panel."""
 
 NUMBERS_SHOWN = 4
 """Numbers of seeds that stand before the name of their setting; more are counted."""
@@ -60,6 +64,8 @@ class Curve:
     text: str
     """What it predicts; perplexities of different texts do not compare."""
     setting: RunNumber
+    style: look.LineStyle
+    """The same in every figure of the study."""
     epochs: Values
     """Passes finished."""
     seconds: Values
@@ -88,6 +94,18 @@ class Curve:
         numbers, _, _ = self.reference.removesuffix(self.name).rpartition(" ")
         name = units.short_name(self.name, LABEL_LENGTH - len(numbers) - 2, self.arch, self.optimizer)
         return f"{numbers}  {name}"
+
+    @property
+    def heading(self) -> str:
+        """Number, architecture and optimizer, for a panel without a legend of them; then the rest of the name."""
+        kind = f"{self.number}  {units.architecture(self.arch)}, {units.optimizer(self.optimizer)}"
+        parts = [part for part in self.name.split("-") if part not in (self.arch, self.optimizer)]
+        rest = units.short_name("-".join(parts), max(HEADING_LENGTH - len(kind) - 2, 0)) if parts else ""
+        return f"{kind}: {rest}" if rest and rest != "…" else kind
+
+    @property
+    def of_seeds(self) -> str:
+        return f", mean of {len(self.runs)} seeds" if len(self.runs) > 1 else ""
 
     def along(self, unit: Unit | None) -> Values:
         """Wall-clock time by the end of each epoch; for ``None`` the epochs."""
@@ -120,13 +138,16 @@ def curves_of(study: StudyFiles) -> list[Curve]:
     columns[0] += 1
     columns[2:] = np.where(np.isfinite(columns[2:]) & (columns[2:] > 0), columns[2:], math.nan)
     places = study.epochs.groupby("id", sort=False).indices
+    ranks = places_of(study.runs)
     curves = []
     facts = ["number", "name", "arch", "optimizer", "state", "text", "setting"]
     for row in study.runs.sort_values("number")[["id", *facts]].to_dict("records"):
         run: dict[str, Any] = {str(key): value for key, value in row.items()}
+        rank = ranks[run["id"]]
         epochs, seconds, train_ppl, val_ppl = columns[:, places.get(run.pop("id"), np.array([], dtype=np.int64))]
         if np.isfinite(val_ppl).any() or np.isfinite(train_ppl).any():
             run |= {key: run[key] if isinstance(run[key], str) else None for key in ("arch", "optimizer")}
+            run["style"] = look.line_style(run["arch"], run["optimizer"], rank)
             values = {"epochs": epochs, "seconds": seconds, "train_ppl": train_ppl, "val_ppl": val_ppl}
             curves.append(Curve(runs=(run.pop("number"),), **run, **values))
     return curves
@@ -178,13 +199,6 @@ def prominent(curves: Sequence[Curve], most: int = STANDING_OUT) -> list[Curve]:
     return sorted((ordered[place] for place in best), key=lambda curve: curve.number)
 
 
-def styles_of(curves: Sequence[Curve]) -> dict[RunNumber, look.LineStyle]:
-    """The style of each curve by its number: settings of an architecture with an optimizer differ in shade."""
-    settings = {curve.setting: curve for curve in sorted(curves, key=lambda curve: curve.setting)}
-    places = dict(zip(settings, _turns(settings.values(), lambda curve: (curve.arch, curve.optimizer)), strict=True))
-    return {curve.number: look.line_style(curve.arch, curve.optimizer, places[curve.setting]) for curve in curves}
-
-
 def _turns(curves: Iterable[Curve], kind: Callable[[Curve], Any]) -> list[int]:
     """How many of its kind come before each curve."""
     counts = Counter[Any]()
@@ -198,9 +212,8 @@ def _turns(curves: Iterable[Curve], kind: Callable[[Curve], Any]) -> list[int]:
 def legend_entries(curves: Iterable[Curve]) -> list[Line2D]:
     """Return the legend entries of the prominent ones, by architecture."""
     named = prominent(list(curves))
-    styles = styles_of(named)
     ordered = sorted(named, key=lambda curve: units.rank(units.ARCHITECTURES, curve.arch))
-    return [look.run_entry(curve.number, curve.label, styles[curve.number]) for curve in ordered]
+    return [look.run_entry(curve.number, curve.label, curve.style) for curve in ordered]
 
 
 # -- drawing -------------------------------------------------------------------------------------------------------
@@ -212,8 +225,8 @@ def draw_curves(axes: Axes, curves: Sequence[Curve], unit: Unit | None = None, m
     The vertical axis fits all ``curves``.
     """
     named = prominent(curves, most)
-    styles = styles_of(named)
-    others = sorted((c for c in curves if c.number not in styles), key=lambda curve: (curve.best, curve.number))
+    numbers = {curve.number for curve in named}
+    others = sorted((c for c in curves if c.number not in numbers), key=lambda curve: (curve.best, curve.number))
     crowd = others[:: math.ceil(len(others) / MOST_GREY) or 1]
     axes.set_autoscale_on(False)  # else each line looks for the limits, which are set below
     if crowd:
@@ -224,14 +237,13 @@ def draw_curves(axes: Axes, curves: Sequence[Curve], unit: Unit | None = None, m
     if ends:
         axes.plot(*zip(*ends, strict=True), "x", color=look.CROWD[0], markersize=4, mew=1, zorder=1.5)
     for curve in named:
-        style, gid, x = styles[curve.number], run_mark(curve.number), curve.along(unit)
+        style, gid, x = curve.style, run_mark(curve.number), curve.along(unit)
         if curve.low is not None and curve.high is not None:
             axes.fill_between(x, curve.low, curve.high, color=style.colour, alpha=0.2, linewidth=0, gid=gid)
         spacing = max(1, math.ceil(len(x) / 8))
         markers: dict[str, Any] = {"marker": style.marker, "markevery": (int(curve.number) % spacing, spacing)}
-        seeds = f", mean of {len(curve.runs)} seeds" if len(curve.runs) > 1 else ""
-        axes.plot(x, curve.val_ppl, gid=gid, label=f"{curve.reference}{seeds}", **markers, **style.line)
-        _mark_end(axes, curve, unit, style.colour)
+        axes.plot(x, curve.val_ppl, gid=gid, label=f"{curve.reference}{curve.of_seeds}", **markers, **style.line)
+        _mark_end(axes, curve, unit)
     cut = SINGLE_CUT_FACTOR * curves[0].best
     if len(curves) > 1:
         cut = shared_cut([curve.val_ppl for curve in curves])
@@ -241,22 +253,29 @@ def draw_curves(axes: Axes, curves: Sequence[Curve], unit: Unit | None = None, m
     fit(axes, "y", [curve.drawn for curve in curves], cut_at=cut)
     axes.set_ylabel("Validation perplexity")
     _label_progress(axes, curves, unit)
-    marks = (_number(curve, styles[curve.number].colour, axes, unit) for curve in named)
+    best_first = sorted(named, key=lambda curve: (curve.best, curve.number))
+    marks = (_number(curve, axes, unit) for curve in best_first)
     place_numbers(axes, [mark for mark in marks if mark is not None])
     return axes
 
 
 def draw_run(axes: Axes, curve: Curve, unit: Unit | None) -> Axes:
     """Draw the training and validation perplexity of a run over time, or for ``None`` over epochs."""
-    gid, x, colour = run_mark(curve.number), curve.along(unit), look.colour_of(curve.arch)
+    gid, x, colour = run_mark(curve.number), curve.along(unit), curve.style.colour
     axes.set_autoscale_on(False)
-    axes.plot(x, curve.train_ppl, color=colour, gid=gid, label=f"{curve.reference}, training", **TRAINING)
+    axes.plot(
+        x, curve.train_ppl, color=colour, gid=gid, label=f"{curve.reference}{curve.of_seeds}, training", **TRAINING
+    )
+    if curve.low is not None and curve.high is not None:
+        axes.fill_between(x, curve.low, curve.high, color=colour, alpha=0.2, linewidth=0, gid=gid)
     lone = "o" if len(x) == 1 else ""
-    axes.plot(x, curve.val_ppl, color=colour, marker=lone, gid=gid, label=f"{curve.reference}, validation")
-    _mark_end(axes, curve, unit, colour)
+    axes.plot(
+        x, curve.val_ppl, color=colour, marker=lone, gid=gid, label=f"{curve.reference}{curve.of_seeds}, validation"
+    )
+    _mark_end(axes, curve, unit)
     both = [curve.train_ppl, curve.val_ppl]
     fit(axes, "y", both, cut_at=max(SINGLE_CUT_FACTOR * curve.best, np.nanmin(np.concatenate(both))), ticks=5)
-    axes.set_title(curve.label, loc="left", fontsize=8)
+    axes.set_title(curve.heading, loc="left", fontsize=8)
     _label_progress(axes, [curve], unit)
     return axes
 
@@ -268,24 +287,25 @@ def _early_end(curve: Curve, unit: Unit | None) -> tuple[float, float] | None:
     return (x[there[-1]], curve.val_ppl[there[-1]]) if curve.ended_early and len(there) else None
 
 
-def _mark_end(axes: Axes, curve: Curve, unit: Unit | None, colour: str) -> None:
+def _mark_end(axes: Axes, curve: Curve, unit: Unit | None) -> None:
     """A cross where a run ended early."""
     if end := _early_end(curve, unit):
-        axes.plot(*end, "x", gid=run_mark(curve.number), color=colour, markersize=7, mew=2)
+        axes.plot(*end, "x", gid=run_mark(curve.number), color=curve.style.colour, markersize=7, mew=2)
 
 
-def _number(curve: Curve, colour: str, axes: Axes, unit: Unit | None) -> Mark | None:
-    """The number at the last point that the axis shows; with an arrow where the line goes on above it."""
+def _number(curve: Curve, axes: Axes, unit: Unit | None) -> Mark | None:
+    """The number at the last point that the axis shows; with an arrow if the line goes on above it.
+
+    ``None``: the axis shows no point.
+    """
     x, top = curve.along(unit), axes.get_ylim()[1]
     there = np.flatnonzero(np.isfinite(curve.val_ppl) & np.isfinite(x))
-    if not len(there):
+    shown = there[curve.val_ppl[there] <= top]
+    if not len(shown):
         return None
-    place, y, text = there[-1], curve.val_ppl[there[-1]], str(curve.number)
-    if y > top:
-        shown = np.flatnonzero(curve.val_ppl[there] <= top)
-        place = there[shown[-1] + 1] if len(shown) else there[len(there) // 2]
-        y, text = top, f"{text} ▲"
-    return Mark(x[place], y, text, colour, curve.number)
+    last, leaves = shown[-1], shown[-1] != there[-1]
+    text = f"{curve.number} {ABOVE}" if leaves else str(curve.number)
+    return Mark(x[last], curve.val_ppl[last], text, curve.style.colour, curve.number)
 
 
 def _label_progress(axes: Axes, curves: Sequence[Curve], unit: Unit | None) -> None:
