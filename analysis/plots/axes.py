@@ -41,7 +41,7 @@ def panels_with_legend(
     rows: int = 1,
     panels: int = 1,
     share: bool = False,
-    titled: bool = False,
+    title_lines: int = 0,
     left: float = 0.72,
 ) -> tuple[Figure, list[Axes]]:
     """Return a new figure: in each of ``rows`` panels side by side, and beneath them a legend of ``columns``.
@@ -50,7 +50,7 @@ def panels_with_legend(
     for the labels of that axis. Room for numbers is on the right of each panel. Margins are fixed, so that axes have
     their place before anything is drawn.
     """
-    top, below, right = 0.3 if titled else 0.1, 0.46, 0.36
+    top, below, right = 0.17 + 0.13 * title_lines if title_lines else 0.1, 0.46, 0.36
     legend = 0.1 + 0.15 * (math.ceil(len(entries) / columns) if columns else 1)
     height, gap = (row_inches + top + below) * rows + legend, right if share else right + left
     width = (look.WIDTH_INCHES - left - right - gap * (panels - 1)) / panels
@@ -68,11 +68,15 @@ def panels_with_legend(
     return figure, list(grid.flat)
 
 
-def panel_grid(count: int, panel_inches: float, entries: Sequence[Artist]) -> tuple[Figure, list[Axes]]:
+def panel_grid(
+    count: int, panel_inches: float, entries: Sequence[Artist], title_lines: int = 1
+) -> tuple[Figure, list[Axes]]:
     """Return a new figure of ``count`` small panels in rows, and beneath them a legend."""
     columns = min(PANEL_COLUMNS, count)
     rows = math.ceil(count / columns)
-    figure, panels = panels_with_legend(panel_inches, entries, rows=rows, panels=columns, titled=True, left=0.66)
+    figure, panels = panels_with_legend(
+        panel_inches, entries, rows=rows, panels=columns, title_lines=title_lines, left=0.66
+    )
     for axes in panels[count:]:
         axes.remove()
     for axes in panels:

@@ -120,7 +120,7 @@ def _chart(
         rows=len(rows),
         panels=len(along),
         share=True,
-        titled="" not in rows,
+        title_lines=int("" not in rows),
     )
     places = iter(axes)
     for heading, row in rows.items():
@@ -151,7 +151,8 @@ def panels_chart(study: StudyFiles, curves: Sequence[Curve], unit: Unit | None) 
         Line2D([], [], color=look.MUTED, label="validation"),
         Line2D([], [], color=look.MUTED, label="training", **TRAINING),
     ]
-    figure, grid = panel_grid(len(shown), 1.1, entries)
+    title_lines = max(curve.heading.count("\n") for curve in shown) + 1
+    figure, grid = panel_grid(len(shown), 1.1, entries, title_lines)
     for axes, curve in zip(grid, shown, strict=True):
         draw_run(axes, curve, unit)
     if unit is None:

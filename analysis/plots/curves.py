@@ -24,10 +24,7 @@ from analysis.study.study import StudyFiles
 from analysis.study.values import Values
 
 LABEL_LENGTH = 28
-"""Characters of numbers and name together, in a legend."""
-
-HEADING_LENGTH = 30
-"""Characters above a panel."""
+"""Characters of numbers and name together in a legend, and of a name above a panel."""
 
 NUMBERS_SHOWN = 4
 """Numbers of seeds that stand before the name of their setting; more are counted."""
@@ -64,8 +61,8 @@ class Curve:
     text: str
     """What it predicts; perplexities of different texts do not compare."""
     setting: RunNumber
-    style: look.LineStyle
-    """The same in every figure of the study."""
+    place: int
+    """Of its setting; see :func:`analysis.study.settings.places_of`."""
     epochs: Values
     """Passes finished."""
     seconds: Values
@@ -96,12 +93,16 @@ class Curve:
         return f"{numbers}  {name}"
 
     @property
+    def style(self) -> look.LineStyle:
+        """The same in every figure of the study."""
+        return look.line_style(self.arch, self.optimizer, self.place)
+
+    @property
     def heading(self) -> str:
-        """Number, architecture and optimizer, for a panel without a legend of them; then the rest of the name."""
+        """Number, architecture and optimizer, for a panel without a legend of them; below it the rest of the name."""
         kind = f"{self.number}  {units.architecture(self.arch)}, {units.optimizer(self.optimizer)}"
-        parts = [part for part in self.name.split("-") if part not in (self.arch, self.optimizer)]
-        rest = units.short_name("-".join(parts), max(HEADING_LENGTH - len(kind) - 2, 0)) if parts else ""
-        return f"{kind}: {rest}" if rest and rest != "…" else kind
+        rest = "-".join(part for part in self.name.split("-") if part not in (self.arch, self.optimizer))
+        return f"{kind}\n{units.short_name(rest, LABEL_LENGTH)}" if rest else kind
 
     @property
     def of_seeds(self) -> str:
@@ -143,11 +144,10 @@ def curves_of(study: StudyFiles) -> list[Curve]:
     facts = ["number", "name", "arch", "optimizer", "state", "text", "setting"]
     for row in study.runs.sort_values("number")[["id", *facts]].to_dict("records"):
         run: dict[str, Any] = {str(key): value for key, value in row.items()}
-        rank = ranks[run["id"]]
+        run["place"] = ranks[run["id"]]
         epochs, seconds, train_ppl, val_ppl = columns[:, places.get(run.pop("id"), np.array([], dtype=np.int64))]
         if np.isfinite(val_ppl).any() or np.isfinite(train_ppl).any():
             run |= {key: run[key] if isinstance(run[key], str) else None for key in ("arch", "optimizer")}
-            run["style"] = look.line_style(run["arch"], run["optimizer"], rank)
             values = {"epochs": epochs, "seconds": seconds, "train_ppl": train_ppl, "val_ppl": val_ppl}
             curves.append(Curve(runs=(run.pop("number"),), **run, **values))
     return curves
