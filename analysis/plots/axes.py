@@ -18,7 +18,7 @@ from analysis.study import units
 from analysis.study.numbering import RunNumber
 from analysis.study.values import Values
 
-CUT_FACTOR = 5.0
+CUT_FACTOR = 10.0
 """An axis that several runs share ends at this many times the median of their best perplexities."""
 
 LOG_FROM = 3.0
@@ -26,6 +26,9 @@ LOG_FROM = 3.0
 
 TICKS = ((1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8), (1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,))
 """Ticks of a logarithmic axis within a decade, from many to few."""
+
+FEWEST_TICKS = 3
+"""A logarithmic axis with fewer ticks of ``TICKS`` has evenly spaced ones."""
 
 PANEL_COLUMNS = 3
 """Columns of a grid of panels."""
@@ -137,15 +140,18 @@ def shared_cut(lines: Iterable[Values]) -> float:
 
 
 def log_ticks(low: float, high: float, most: int) -> list[float]:
-    """At most ``most`` round values of a logarithmic axis."""
+    """At most ``most`` round values of a logarithmic axis; evenly spaced ones if it is short."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     found: list[float] = []
     for steps in TICKS:
         found = [step * 10.0**decade for decade in decades for step in steps]
         found = [tick for tick in found if low <= tick <= high]
         if len(found) <= most:
-            return found
-    return found[:: math.ceil(len(found) / most)]
+            break
+    if len(found) < FEWEST_TICKS:
+        even = MaxNLocator(most - 1).tick_values(low, high)
+        found = [float(tick) for tick in even if low <= tick <= high]
+    return found[:: math.ceil(len(found) / most) or 1]
 
 
 def tick_text(value: float, _: object = None) -> str:

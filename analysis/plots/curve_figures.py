@@ -126,7 +126,7 @@ def _chart(
     for heading, row in rows.items():
         for unit in along:
             place = next(places)
-            draw_curves(place, row, unit, STANDING_OUT if len(rows) == 1 else STANDING_OUT_OF_KIND)
+            draw_curves(place, row, unit, STANDING_OUT if len(rows) == 1 else STANDING_OUT_OF_KIND, [*rows.values()])
             if unit is None:
                 place.set_title(heading, loc="left")
             else:
@@ -154,11 +154,7 @@ def panels_chart(study: StudyFiles, curves: Sequence[Curve], unit: Unit | None) 
     title_lines = max(curve.heading.count("\n") for curve in shown) + 1
     figure, grid = panel_grid(len(shown), 1.1, entries, title_lines)
     for axes, curve in zip(grid, shown, strict=True):
-        draw_run(axes, curve, unit)
-    if unit is None:
-        limits = [axes.get_xlim() for axes in grid]
-        for axes in grid:
-            axes.set_xlim(min(low for low, _ in limits), max(high for _, high in limits))
+        draw_run(axes, curve, unit, shown)
     label_grid(grid, "Perplexity", grid[0].get_xlabel())
     left_out = study.runs[~study.runs["number"].isin([number for curve in curves for number in curve.runs])]
     values = [np.concatenate([curve.train_ppl, curve.val_ppl]) for curve in shown]

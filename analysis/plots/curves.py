@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -176,6 +177,7 @@ def _mean(group: list[Curve]) -> Curve:
         val_ppl[row, places] = curve.val_ppl
     return dataclasses.replace(
         group[0],
+        name=re.sub(r"-seed\d+$", "", group[0].name) or group[0].name,
         epochs=epochs,
         seconds=seconds.mean(axis=0),
         train_ppl=np.exp(np.log(train_ppl).mean(axis=0)),
@@ -219,10 +221,16 @@ def legend_entries(curves: Iterable[Curve]) -> list[Line2D]:
 # -- drawing -------------------------------------------------------------------------------------------------------
 
 
-def draw_curves(axes: Axes, curves: Sequence[Curve], unit: Unit | None = None, most: int = STANDING_OUT) -> Axes:
+def draw_curves(
+    axes: Axes,
+    curves: Sequence[Curve],
+    unit: Unit | None = None,
+    most: int = STANDING_OUT,
+    rows: Sequence[Sequence[Curve]] = (),
+) -> Axes:
     """Draw validation curves over time, or for ``None`` over epochs: numbers at the prominent ones, the others in grey.
 
-    The vertical axis fits all ``curves``.
+    The axes fit all ``curves``, or those of all ``rows`` of a figure.
     """
     named = prominent(curves, most)
     numbers = {curve.number for curve in named}
@@ -244,23 +252,30 @@ def draw_curves(axes: Axes, curves: Sequence[Curve], unit: Unit | None = None, m
         markers: dict[str, Any] = {"marker": style.marker, "markevery": (int(curve.number) % spacing, spacing)}
         axes.plot(x, curve.val_ppl, gid=gid, label=f"{curve.reference}{curve.of_seeds}", **markers, **style.line)
         _mark_end(axes, curve, unit)
-    cut = SINGLE_CUT_FACTOR * curves[0].best
-    if len(curves) > 1:
-        cut = shared_cut([curve.val_ppl for curve in curves])
-        farthest = FARTHEST * cut
-        reached = [LINE_ABOVE_BEST * curve.best for curve in named if curve.best <= farthest]
-        cut = max([cut, *reached])
-    fit(axes, "y", [curve.drawn for curve in curves], cut_at=cut)
+    all_curves = [curve for row in (rows or [curves]) for curve in row]
+    all_named = [curve for row in (rows or [curves]) for curve in prominent(row, most)]
+    fit(axes, "y", [curve.drawn for curve in all_curves], cut_at=axis_end(all_curves, all_named), log=True)
     axes.set_ylabel("Validation perplexity")
-    _label_progress(axes, curves, unit)
+    _label_progress(axes, all_curves, unit)
     best_first = sorted(named, key=lambda curve: (curve.best, curve.number))
     marks = (_number(curve, axes, unit) for curve in best_first)
     place_numbers(axes, [mark for mark in marks if mark is not None])
     return axes
 
 
-def draw_run(axes: Axes, curve: Curve, unit: Unit | None) -> Axes:
-    """Draw the training and validation perplexity of a run over time, or for ``None`` over epochs."""
+def axis_end(curves: Sequence[Curve], named: Sequence[Curve]) -> float:
+    """Return where a vertical axis of these curves ends if one goes on above it. ``named`` have a line each."""
+    if len(curves) == 1:
+        return SINGLE_CUT_FACTOR * curves[0].best
+    cut = shared_cut([curve.val_ppl for curve in curves])
+    return max([cut, *(LINE_ABOVE_BEST * curve.best for curve in named if curve.best <= FARTHEST * cut)])
+
+
+def draw_run(axes: Axes, curve: Curve, unit: Unit | None, curves: Sequence[Curve]) -> Axes:
+    """Draw the training and validation perplexity of a run over time, or for ``None`` over epochs.
+
+    The axes fit all ``curves``, those of the other panels of the figure.
+    """
     gid, x, colour = run_mark(curve.number), curve.along(unit), curve.style.colour
     axes.set_autoscale_on(False)
     axes.plot(
@@ -273,10 +288,11 @@ def draw_run(axes: Axes, curve: Curve, unit: Unit | None) -> Axes:
         x, curve.val_ppl, color=colour, marker=lone, gid=gid, label=f"{curve.reference}{curve.of_seeds}, validation"
     )
     _mark_end(axes, curve, unit)
-    both = [curve.train_ppl, curve.val_ppl]
-    fit(axes, "y", both, cut_at=max(SINGLE_CUT_FACTOR * curve.best, np.nanmin(np.concatenate(both))), ticks=5)
+    lines = [values for curve in curves for values in (curve.train_ppl, curve.drawn)]
+    lowest = min((float(np.nanmin(values)) for values in lines if np.isfinite(values).any()), default=math.inf)
+    fit(axes, "y", lines, cut_at=max(axis_end(curves, curves), lowest), log=True, ticks=5)
     axes.set_title(curve.heading, loc="left", fontsize=8)
-    _label_progress(axes, [curve], unit)
+    _label_progress(axes, curves, unit)
     return axes
 
 

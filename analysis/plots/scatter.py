@@ -63,7 +63,7 @@ def draw_times(axes: Axes, settings: Sequence[Setting]) -> Axes:
     seconds, unit = unit_for(max(setting.seconds_to_best for setting in settings))
     x = [setting.seconds_to_best / seconds for setting in settings]
     values = [np.array([setting.val_ppl]) for setting in settings]
-    fit(axes, "y", values, cut_at=shared_cut(values), room=ROOM)
+    fit(axes, "y", values, cut_at=shared_cut(values), log=True, room=ROOM)
     fit(axes, "x", x, room=0.09)
     axes.set_xlabel(f"Wall-clock time to the best epoch ({unit})")
     axes.set_ylabel("Best validation perplexity")
@@ -109,7 +109,7 @@ def frontier_chart(study: StudyFiles, epochs: pd.DataFrame, hours: str) -> Chart
     lines = {arch: found[found["arch"] == arch] for arch in look.architecture_colours() if arch in set(found["arch"])}
     ends = [np.array([value]) for value in [*stopped["val_ppl"], *bests["val_ppl"]]]
     values = [*ends, *(own["best"].to_numpy(float) for own in lines.values())]
-    fit(axes, "y", values, cut_at=shared_cut(values), room=ROOM)
+    fit(axes, "y", values, cut_at=shared_cut(values), log=True, room=ROOM)
     for arch, own in lines.items():
         x, y = np.append(own["hours"], found["hours"].max()), np.append(own["best"], own["best"].min())
         label, colour = units.architecture(arch), look.colour_of(arch)
@@ -153,7 +153,7 @@ def parameters_chart(study: StudyFiles) -> Chart | None:
     front_handle = [Line2D([], [], **FRONT)] if len(front) > 1 else []
     figure, (axes,) = panels_with_legend(3.8, [*time_handles(settings), *front_handle])
     values = [np.array([one.val_ppl]) for one in settings]
-    fit(axes, "y", values, cut_at=shared_cut(values), room=ROOM)
+    fit(axes, "y", values, cut_at=shared_cut(values), log=True, room=ROOM)
     fit(axes, "x", x, room=0.09)
     if len(front) > 1:
         corners = [(count / unit, one.val_ppl) for count, one in front]

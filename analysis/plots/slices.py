@@ -66,7 +66,7 @@ def kind_handles(settings: Sequence[Setting]) -> list[Any]:
 def draw_slice(axes: Axes, key: str, settings: Sequence[Setting]) -> Axes:
     """Draw one panel, with the range of all settings on the vertical axis, also of those without the key."""
     values = [np.array([setting.val_ppl]) for setting in settings]
-    fit(axes, "y", values, cut_at=shared_cut(values), room=0.1)
+    fit(axes, "y", values, cut_at=shared_cut(values), log=True, room=0.1, ticks=5)
     top = axes.get_ylim()[1]
     axes.set_ylabel("Validation perplexity", fontsize=8)
     there = [setting for setting in settings if key in setting.config]

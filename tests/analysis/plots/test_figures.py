@@ -13,7 +13,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from analysis.blocks.figure import Chart
-from analysis.plots.axes import Mark, place_numbers
+from analysis.plots.axes import Mark, log_ticks, place_numbers
 from analysis.plots.slices import slices_chart
 from analysis.report import report_page
 from analysis.study.study import StudyFiles, load_study
@@ -202,3 +202,25 @@ def test_of_many_runs_panels_show_settings_of_each_kind_and_say_which(tmp_path: 
         lines = [line for panel in charts[name].panels for line in panel.lines if line.run in repeated]
         assert lines
         assert all("mean of" in line.label for line in lines), name
+
+
+# -- axes ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("blank_figures")
+@pytest.mark.parametrize("name", ["nine", "searched", "quickstart"])
+def test_perplexity_is_on_a_logarithmic_axis_that_all_panels_of_a_figure_share(tmp_path: Path, name: str) -> None:
+    STUDIES[name](tmp_path)
+    for chart in report_page(load_study(tmp_path)).charts:
+        if chart.name in ("steps", "loss-per-step", "gradient-norms"):
+            continue  # losses in nats, and norms
+        assert {axes.get_yscale() for axes in chart.figure.axes} == {"log"}, chart.name
+        assert len({axes.get_ylim() for axes in chart.figure.axes}) == 1, chart.name
+
+
+@pytest.mark.parametrize(("low", "high"), [(100.0, 104.0), (58.0, 61.0), (90.0, 130.0), (3.0, 8000.0), (1.0, 2.0)])
+def test_a_logarithmic_axis_has_three_ticks_or_more_also_where_it_is_short(low: float, high: float) -> None:
+    ticks = log_ticks(low, high, 6)
+    assert 3 <= len(ticks) <= 6
+    assert all(low <= tick <= high for tick in ticks)
