@@ -31,7 +31,7 @@ from analysis.study.comparison import finished
 from analysis.study.study import StudyFiles
 from analysis.study.values import Values
 
-BEST_PANELS = 6
+BEST_PANELS = 9
 """Of more settings than ``MOST_LINES``, this many have a panel, in turn the best of each architecture and optimizer."""
 
 

@@ -25,6 +25,9 @@ from tests.analysis.sections.test_search import make_searched
 from tests.analysis.synthetic import make_study
 
 
+NO_PERPLEXITIES = ("steps", "loss-per-step", "gradient-norms", "effects-forest")
+
+
 def heights_of(axes: Axes) -> dict[str, float]:
     """The height of the middle of each number above the bottom of the figure, in pixels, by its text."""
     return {
@@ -166,8 +169,8 @@ def test_captions_name_the_signs_that_are_drawn_and_no_others(tmp_path: Path, na
     STUDIES[name](tmp_path)
     page = report_page(load_study(tmp_path))
     for chart in page.charts:
-        if chart.name in ("steps", "loss-per-step", "gradient-norms"):
-            continue  # their legends name what they draw
+        if chart.name in NO_PERPLEXITIES:
+            continue
         drawn = drawn_in(chart.figure)
         named = {sign: sign in chart.caption.lower() for sign in drawn}
         legend = {text.get_text() for legend in chart.figure.legends for text in legend.get_texts()}
@@ -213,8 +216,8 @@ def test_of_many_runs_panels_show_settings_of_each_kind_and_say_which(tmp_path: 
 def test_perplexity_is_on_a_logarithmic_axis_that_all_panels_of_a_figure_share(tmp_path: Path, name: str) -> None:
     STUDIES[name](tmp_path)
     for chart in report_page(load_study(tmp_path)).charts:
-        if chart.name in ("steps", "loss-per-step", "gradient-norms"):
-            continue  # losses in nats, and norms
+        if chart.name in NO_PERPLEXITIES:
+            continue
         assert {axes.get_yscale() for axes in chart.figure.axes} == {"log"}, chart.name
         assert len({axes.get_ylim() for axes in chart.figure.axes}) == 1, chart.name
 
