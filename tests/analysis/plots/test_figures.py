@@ -24,7 +24,6 @@ from tests.analysis.hand_made import add_run
 from tests.analysis.sections.test_search import make_searched
 from tests.analysis.synthetic import make_study
 
-
 NO_PERPLEXITIES = ("steps", "loss-per-step", "gradient-norms", "effects-forest")
 
 
