@@ -78,7 +78,8 @@ def optimizers(facts: Facts) -> Answer:
         pair_claim, members_of = next(found), of_kind[kind]
         claim = ranking(pair_claim, members_of, "val_ppl", [one.val_ppl for one in members_of])
         claims.append(claim)
-        points.append(f"{units.optimizer(kind)} by architecture: {ranked(claim)}.")
+        labels = [units.architecture(one.arch) for one in members_of]
+        points.append(f"{units.optimizer(kind)} by architecture: {ranked(claim, labels)}.")
     times, said = times_of_optimizers(facts, name)
     claims += times
     points += said
@@ -87,7 +88,8 @@ def optimizers(facts: Facts) -> Answer:
     if known:
         claim = values_of(name, "gap", [one.reference for one, _ in known], [gap for _, gap in known])
         claims.append(claim)
-        points.append(f"Validation less training loss without dropout, of the lowest: {', '.join(numbered(claim))}.")
+        gaps_of = numbered(claim, [units.optimizer(one.optimizer) for one, _ in known])
+        points.append(f"Validation less training loss without dropout, of the lowest of each: {', '.join(gaps_of)}.")
     else:
         points.append("Training loss without dropout is not recorded, so generalisation is its test perplexity alone.")
     counts = {key: sum((one.arch, one.optimizer) == key for one in settings) for key in best}
@@ -117,7 +119,9 @@ def times_of_optimizers(facts: Facts, question: str) -> tuple[list[Claim], list[
         if claim is not None:
             claims.append(claim)
             target = units.perplexity(claim.given["target"])
-            points.append(f"Time to {target}, which each {units.architecture(arch)} reaches: {ranked(claim)}.")
+            kinds = {one.reference: units.optimizer(one.optimizer) for one in members}
+            said = ranked(claim, [kinds[member] for member in claim.members])
+            points.append(f"Time to {target}, which each {units.architecture(arch)} reaches: {said}.")
     return claims, points
 
 

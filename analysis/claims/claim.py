@@ -164,14 +164,17 @@ def compare(
 # -- words -------------------------------------------------------------------------------------------------------------
 
 
-def numbered(claim: Claim) -> list[str]:
-    """Return each member of a claim with its value: ``57.99 (3 transformer-adam)``."""
-    write = MEASURES[claim.measure].write
-    unit = MEASURES[claim.measure].unit
-    return [
-        f"{write(value)}{f' {unit}' if unit else ''} ({member})"
-        for member, value in zip(claim.members, claim.values, strict=True)
-    ]
+def numbered(claim: Claim, labels: Sequence[str] = ()) -> list[str]:
+    """Return each member of a claim with its value: ``57.99 (3 transformer-adam)``.
+
+    With ``labels``, which say what the members are where the rest of a sentence is about: ``Transformer 57.99 (3)``.
+    """
+    measure = MEASURES[claim.measure]
+    values = [f"{measure.write(value)}{f' {measure.unit}' if measure.unit else ''}" for value in claim.values]
+    if labels:
+        runs = [member.split()[0] for member in claim.members]
+        return [f"{label} {value} ({run})" for label, value, run in zip(labels, values, runs, strict=True)]
+    return [f"{value} ({member})" for member, value in zip(claim.members, values, strict=True)]
 
 
 def outcome(claim: Claim) -> str:
@@ -206,9 +209,9 @@ def comparison(claim: Claim) -> str:
     return f"{first} against {second}: {outcome(claim)}"
 
 
-def ranked(claim: Claim, *, most: int = 3) -> str:
+def ranked(claim: Claim, labels: Sequence[str] = (), *, most: int = 3) -> str:
     """Return the members of a claim by value, the least first, and whether the first is told apart from the next."""
-    names = numbered(claim)
+    names = numbered(claim, labels)
     listed = ", ".join(names[:most])
     more = f" and {len(names) - most} more" if len(names) > most else ""
     if len(names) == 1:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from analysis.claims.verdict import Difference, EpochTimes, Losses, Noise, difference
 from analysis.study import units
@@ -23,6 +23,9 @@ from seqlm.token_losses import read_token_losses
 
 SAME_LOSS_NATS = 0.002
 """The mean of the recorded losses is that of the perplexity in the table: else they are of another epoch."""
+
+MOST_BYTES = 2**29
+"""Most memory that the losses of all compared settings take, by and large."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +108,9 @@ class Facts:
 
     def _losses_of(self, run: RunNumber) -> Losses | None:
         row = self.rows[run]
+        if sum(losses.nbytes for losses in self._token_losses.values() if losses is not None) > MOST_BYTES:
+            self.warnings.append("the losses of tokens of some runs are left out: together they are too large")
+            return None
         recorded = read_or_warn(lambda: read_token_losses(self.study.directory_of(row["id"])), None, self.warnings)
         if recorded is None:
             return None
@@ -130,31 +136,40 @@ class Facts:
     # -- times -------------------------------------------------------------------------------------------------------
 
     @cached_property
-    def _epochs(self) -> dict[Any, pd.DataFrame]:
-        return {number: rows for number, rows in self.study.epochs.groupby("number", sort=False)}  # noqa: C416 -- typed
+    def _curves(self) -> dict[Any, tuple[list[float], list[float]]]:
+        """The validation perplexity and the time of each epoch of each run, by its number."""
+        epochs = self.study.epochs
+        perplexities, seconds = (epochs[name].to_numpy(float).tolist() for name in ("val_ppl", "epoch_seconds"))
+        curves: dict[Any, tuple[list[float], list[float]]] = defaultdict(lambda: ([], []))
+        for number, perplexity, time in zip(epochs["number"].tolist(), perplexities, seconds, strict=True):
+            curves[number][0].append(perplexity)
+            curves[number][1].append(time)
+        return dict(curves)
+
+    @cached_property
+    def _epoch_times(self) -> dict[RunNumber, EpochTimes | None]:
+        return {}
 
     def epoch_times(self, setting: Setting) -> EpochTimes | None:
         """Return the times of its epochs, but the first of each run; ``None``: there are none."""
-        seconds: list[float] = []
-        for run in setting.runs:
-            rows = self._epochs.get(run)
-            seconds += [] if rows is None else rows["epoch_seconds"].astype(float).to_list()[1:]
-        known = tuple(one for one in seconds if math.isfinite(one) and one > 0)
-        return EpochTimes(seconds=known) if len(known) > 1 else None
+        if setting.number not in self._epoch_times:
+            seconds = [one for run in setting.runs for one in self._curves.get(run, ([], []))[1][1:]]
+            known = tuple(one for one in seconds if math.isfinite(one) and one > 0)
+            self._epoch_times[setting.number] = EpochTimes(seconds=known) if len(known) > 1 else None
+        return self._epoch_times[setting.number]
 
     def epochs_to(self, setting: Setting, target: float) -> float | None:
         """Return after how many epochs a setting reaches a perplexity, the mean over its runs.
 
         ``None``: a run does not.
         """
-        counts: list[int] = []
+        counts = []
         for run in setting.runs:
-            rows = self._epochs.get(run)
-            curve = [] if rows is None else rows["val_ppl"].astype(float).to_list()
-            reached = [place for place, value in enumerate(curve, start=1) if value <= target]
-            if not reached:
+            curve = self._curves.get(run, ([], []))[0]
+            place = next((place for place, value in enumerate(curve, start=1) if value <= target), None)
+            if place is None:
                 return None
-            counts.append(reached[0])
+            counts.append(place)
         return statistics.fmean(counts)
 
     def seconds_to(self, setting: Setting, target: float) -> float | None:

@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from typing import Self, TypeAlias
 
 import numpy as np
@@ -203,7 +204,7 @@ class EpochTimes:
 
     seconds: tuple[float, ...]
 
-    @property
+    @cached_property
     def median(self) -> float:
         return statistics.median(self.seconds)
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from seqlm.errors import DivergedError
 from seqlm.reading import timestamp
@@ -17,6 +16,8 @@ from seqlm.records.runs import FREQUENCY_RANKS, Result
 from seqlm.training.witness import process_seconds
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from seqlm.training.trainer import Trainer
 
 OF_THE_DAY = (

@@ -1,7 +1,9 @@
 """Claims follow from the data, and from what the data can carry."""
 
+import os
 import random
 import re
+from array import array
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from analysis import report
 from analysis.claims.answer import Answer
 from analysis.claims.answers import answers
 from analysis.claims.claim import Claim, Kind
+from analysis.claims.verdict import Verdict
 from analysis.study.study import load_study
 from tests.analysis import test_golden
 from tests.analysis.claims.made_up import ARCHS, LOSSES, make_paper, make_study
@@ -101,6 +104,39 @@ def test_the_oracle_notices_a_claim_that_is_wrong(tmp_path: Path) -> None:
             continue  # numbers that no file of data has: settings that were tried, orders that agree
         spoiled = {**claim, "values": [1.1 * value + 0.1 for value in claim["values"]]}
         assert list(oracle.faults_of(spoiled)), claim
+
+
+def test_losses_that_would_fill_the_memory_are_left_out_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_study(tmp_path / "study")
+    monkeypatch.setattr("analysis.claims.facts.MOST_BYTES", 100_000)
+    found, warnings = answers(load_study(tmp_path / "study").compared)
+    assert len(warnings) == 1
+    verdicts = {claim.verdict for answer in found for claim in answer.claims if claim.question == "optimizers"}
+    assert Verdict.UNKNOWN in verdicts
+
+
+@pytest.mark.parametrize("damage", ["a pipe", "huge", "nonsense", "of another epoch"])
+def test_losses_that_cannot_be_used_cost_verdicts_alone(tmp_path: Path, damage: str) -> None:
+    runs = make_study(tmp_path / "study")
+    path = runs[0].token_losses_file
+    whole = path.read_bytes()
+    path.unlink()
+    match damage:
+        case "a pipe":
+            os.mkfifo(path)
+        case "huge":
+            with path.open("wb") as sparse:
+                sparse.truncate(2**40)
+        case "nonsense":
+            path.write_bytes(b"\xff" * 1001)
+        case "of another epoch":
+            path.write_bytes(array("f", [2 * loss for loss in array("f", whole)]).tobytes())
+    found, warnings = answers(load_study(tmp_path / "study").compared)
+    assert len(warnings) == (damage in ("a pipe", "huge"))
+    of_run = [one for answer in found for one in answer.claims if "1 rnn-adam" in one.members[:2]]
+    assert Verdict.UNKNOWN in {claim.verdict for claim in of_run}
 
 
 def test_nothing_is_told_of_losses_where_chance_is_not_known(tmp_path: Path) -> None:
