@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from numpy.typing import ArrayLike
@@ -17,7 +18,7 @@ from analysis.study import units
 from analysis.study.numbering import RunNumber
 from analysis.study.values import Values
 
-CUT_FACTOR = 5.0
+CUT_FACTOR = 10.0
 """An axis that several runs share ends at this many times the median of their best perplexities."""
 
 LOG_FROM = 3.0
@@ -25,6 +26,9 @@ LOG_FROM = 3.0
 
 TICKS = ((1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8), (1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,))
 """Ticks of a logarithmic axis within a decade, from many to few."""
+
+FEWEST_TICKS = 3
+"""A logarithmic axis with fewer ticks of ``TICKS`` has evenly spaced ones."""
 
 PANEL_COLUMNS = 3
 """Columns of a grid of panels."""
@@ -40,7 +44,7 @@ def panels_with_legend(
     rows: int = 1,
     panels: int = 1,
     share: bool = False,
-    titled: bool = False,
+    title_lines: int = 0,
     left: float = 0.72,
 ) -> tuple[Figure, list[Axes]]:
     """Return a new figure: in each of ``rows`` panels side by side, and beneath them a legend of ``columns``.
@@ -49,7 +53,7 @@ def panels_with_legend(
     for the labels of that axis. Room for numbers is on the right of each panel. Margins are fixed, so that axes have
     their place before anything is drawn.
     """
-    top, below, right = 0.3 if titled else 0.1, 0.46, 0.36
+    top, below, right = 0.17 + 0.13 * title_lines if title_lines else 0.1, 0.46, 0.36
     legend = 0.1 + 0.15 * (math.ceil(len(entries) / columns) if columns else 1)
     height, gap = (row_inches + top + below) * rows + legend, right if share else right + left
     width = (look.WIDTH_INCHES - left - right - gap * (panels - 1)) / panels
@@ -67,11 +71,15 @@ def panels_with_legend(
     return figure, list(grid.flat)
 
 
-def panel_grid(count: int, panel_inches: float, entries: Sequence[Artist]) -> tuple[Figure, list[Axes]]:
+def panel_grid(
+    count: int, panel_inches: float, entries: Sequence[Artist], title_lines: int = 1
+) -> tuple[Figure, list[Axes]]:
     """Return a new figure of ``count`` small panels in rows, and beneath them a legend."""
     columns = min(PANEL_COLUMNS, count)
     rows = math.ceil(count / columns)
-    figure, panels = panels_with_legend(panel_inches, entries, rows=rows, panels=columns, titled=True, left=0.66)
+    figure, panels = panels_with_legend(
+        panel_inches, entries, rows=rows, panels=columns, title_lines=title_lines, left=0.66
+    )
     for axes in panels[count:]:
         axes.remove()
     for axes in panels:
@@ -132,15 +140,18 @@ def shared_cut(lines: Iterable[Values]) -> float:
 
 
 def log_ticks(low: float, high: float, most: int) -> list[float]:
-    """At most ``most`` round values of a logarithmic axis."""
+    """At most ``most`` round values of a logarithmic axis; evenly spaced ones if it is short."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     found: list[float] = []
     for steps in TICKS:
         found = [step * 10.0**decade for decade in decades for step in steps]
         found = [tick for tick in found if low <= tick <= high]
         if len(found) <= most:
-            return found
-    return found[:: math.ceil(len(found) / most)]
+            break
+    if len(found) < FEWEST_TICKS:
+        even = MaxNLocator(most - 1).tick_values(low, high)
+        found = [float(tick) for tick in even if low <= tick <= high]
+    return found[:: math.ceil(len(found) / most) or 1]
 
 
 def tick_text(value: float, _: object = None) -> str:
@@ -195,6 +206,15 @@ class Mark(NamedTuple):
 MARK_POINTS = 9.5
 """Height of a number."""
 
+MOST_NUMBERS = 8
+"""At most this many numbers stand in a pair of axes."""
+
+SWEEPS = 100
+"""Numbers are pushed apart this often before those that still meet are stacked."""
+
+ABOVE = "↑"
+"""After the number of a run whose value lies above the axis, or whose line leaves it."""
+
 LEADER: dict[str, Any] = {
     **{"arrowstyle": "-", "linewidth": 0.6, "relpos": (0, 0.5)},
     **{"patchA": None, "shrinkA": 0, "shrinkB": 0},  # to shorten it by a patch or a distance is slow
@@ -203,36 +223,95 @@ LEADER: dict[str, Any] = {
 
 
 def place_numbers(axes: Axes, marks: Iterable[Mark]) -> None:
-    """Write each number right of its point, the lowest first; one that would cover others goes above them.
+    """Write the numbers of the first ``MOST_NUMBERS`` marks right of their points, the best first.
 
-    Limits and size of the axes are those that they have now.
+    Numbers that would cover one another move up and down, and stay between the ends of the vertical axis. Limits and
+    size of the axes are those that they have now.
     """
     axes.autoscale_view()
-    to_points = 72 / axes.get_figure(root=True).dpi  # type: ignore[union-attr]
-    taken: list[tuple[float, float, float]] = []
-    for mark in sorted(marks, key=lambda mark: (mark.y, mark.text)):
-        left, point = axes.transData.transform((mark.x, mark.y)) * to_points
-        right, height = left + 5.5 * len(mark.text) + 6, point
-        for other_height, other_left, other_right in sorted(taken):
-            if left < other_right and other_left < right and abs(height - other_height) < MARK_POINTS - 0.01:
-                height = other_height + MARK_POINTS
-        taken.append((height, left, right))
-        moved = height > point + 2
+    figure = axes.get_figure(root=True)
+    assert figure is not None, "axes belong to a figure"
+    to_points = 72 / figure.dpi
+    edge = figure.get_size_inches()[0] * 72
+    low, high = axes.bbox.y0 * to_points + MARK_POINTS / 2, axes.bbox.y1 * to_points - MARK_POINTS / 2
+    fitting = int(max(high - low, 0) / MARK_POINTS) + 1
+    chosen = list(marks)[: min(MOST_NUMBERS, fitting)]
+    points, spans = [], []
+    for mark in chosen:
+        left, height = axes.transData.transform((mark.x, mark.y)) * to_points
+        width = 5.5 * len(mark.text) + 6
+        points.append(float(height))
+        spans.append((left, left + width) if left + width <= edge else (left - width, left))
+    for mark, point, height, (left, _) in zip(chosen, points, spread(points, spans, low, high), spans, strict=True):
+        is_moved = abs(height - point) > 0.6 * MARK_POINTS
+        is_right = left >= axes.transData.transform((mark.x, mark.y))[0] * to_points - 0.01
         gid = None if mark.run is None else run_mark(mark.run)
         written = axes.annotate(
             mark.text,
             (mark.x, mark.y),
-            xytext=(11 if moved else 5, height - point),
+            xytext=((11 if is_moved else 5) * (1 if is_right else -1), height - point),
             textcoords="offset points",
+            ha="left" if is_right else "right",
             va="center",
             fontsize=7.5,
             color=mark.colour,
             annotation_clip=False,
-            bbox={"boxstyle": "round,pad=0.1", "facecolor": look.PAPER, "edgecolor": "none", "alpha": 0.8},
-            arrowprops=LEADER | {"color": mark.colour} if moved else None,
+            arrowprops=LEADER | {"color": mark.colour, "relpos": (0 if is_right else 1, 0.5)} if is_moved else None,
             zorder=4,
             gid=gid,
         )
         written.set_in_layout(False)
         if written.arrow_patch is not None:
             written.arrow_patch.set_gid(gid)
+
+
+def spread(points: Sequence[float], spans: Sequence[tuple[float, float]], low: float, high: float) -> list[float]:
+    """Return heights from ``low`` to ``high`` near ``points``, ``MARK_POINTS`` apart if the ``spans`` overlap.
+
+    There must be room for all of them on top of one another.
+    """
+    order = sorted(range(len(points)), key=lambda place: (points[place], place))
+    heights = [min(max(point, low), high) for point in points]
+    meeting = [
+        (below, above)
+        for place, above in enumerate(order)
+        for below in order[:place]
+        if spans[below][0] < spans[above][1] and spans[above][0] < spans[below][1]
+    ]
+    for _ in range(SWEEPS):
+        for below, above in meeting:
+            lack = MARK_POINTS - (heights[above] - heights[below])
+            if lack > 0:
+                heights[below] = max(heights[below] - lack / 2, low)
+                heights[above] = min(heights[above] + lack / 2, high)
+    for below, above in meeting:
+        heights[above] = max(heights[above], heights[below] + MARK_POINTS)
+    for above in reversed(order):
+        heights[above] = min(heights[above], high)
+        for below in (below for below, other in meeting if other == above):
+            heights[below] = min(heights[below], heights[above] - MARK_POINTS)
+    return heights
+
+
+def draw_mark(axes: Axes, mark: Mark, arch: str | None, optimizer: str | None, **style: Any) -> Mark:
+    """Draw a point and return its number. One above the axis is at its top, without a value for the page's pointer."""
+    top = axes.get_ylim()[1]
+    if mark.y > top:
+        mark = mark._replace(y=top, text=f"{mark.text} {ABOVE}")
+        style["label"] = "_"
+    gid = None if mark.run is None else run_mark(mark.run)
+    style = {"gid": gid, "zorder": 3.0, "clip_on": False, "in_layout": False, **style}
+    draw_points(axes, [(mark.x, mark.y)], arch, optimizer, **style)
+    return mark
+
+
+def signs_of(figure: Figure) -> dict[str, bool]:
+    """Return which of the signs that a caption explains are to be seen in a figure."""
+    texts = [text.get_text() for axes in figure.axes for text in axes.texts]
+    crosses = [(axes.get_ylim()[1], line) for axes in figure.axes for line in axes.lines if line.get_marker() == "x"]
+    bands = [found for axes in figure.axes for found in axes.collections if isinstance(found, PolyCollection)]
+    return {
+        "arrows": any(ABOVE in text for text in texts),
+        "crosses": any((np.asarray(line.get_ydata(), dtype=np.float64) <= top).any() for top, line in crosses),
+        "bands": bool(bands),
+    }

@@ -22,7 +22,7 @@ from analysis.study.values import Values
 @look.applied()
 def loss_chart(runs: Sequence[ExaminedRun]) -> Chart:
     """Mean validation loss at each step, from a zero state and from a carried one, on a shared vertical axis."""
-    figure, (left, right) = panels_with_legend(3.2, run_handles(runs), 3, panels=2, share=True, titled=True)
+    figure, (left, right) = panels_with_legend(3.2, run_handles(runs), 3, panels=2, share=True, title_lines=1)
     left.set_title("State zero at the start of each window", loc="left")
     right.set_title("State carried from the window before", loc="left")
     draw_losses(left, runs, carried=False)
@@ -60,7 +60,7 @@ def _training_lengths(runs: Sequence[ExaminedRun]) -> list[int]:
 @look.applied()
 def gradient_chart(runs: Sequence[ExaminedRun]) -> Chart:
     """Norm of the last step's gradient at each step: rescaled to [0, 1], and as it is with the mean of the norms."""
-    figure, (left, right) = panels_with_legend(3.2, run_handles(runs), 3, panels=2, titled=True)
+    figure, (left, right) = panels_with_legend(3.2, run_handles(runs), 3, panels=2, title_lines=1)
     left.set_title("Each curve rescaled to [0, 1]", loc="left")
     right.set_title("As it is, logarithmic", loc="left")
     left.set_ylim(-0.03, 1.05)
@@ -113,9 +113,11 @@ def _style(run: ExaminedRun) -> look.LineStyle:
 
 
 def _draw_curves(axes: Axes, runs: Sequence[ExaminedRun], curves: Sequence[Values], y_name: str) -> Axes:
-    """A curve for each run with its number at the end."""
+    """A curve for each run, with numbers at the ends of those with the lowest mean loss."""
     marks = []
-    for run, values in zip(runs, curves, strict=True):
+    for run, values in sorted(
+        zip(runs, curves, strict=True), key=lambda pair: float(pair[0].losses.carried_state.mean())
+    ):
         _plot(axes, values, run, linewidth=1.3)
         ends, colour = np.flatnonzero(np.isfinite(values))[-1:], _style(run).colour
         marks += [Mark(n + 1.0, float(values[n]), str(run.number), colour, run.number) for n in ends]

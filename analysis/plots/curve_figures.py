@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from analysis.blocks.figure import Chart
 from analysis.blocks.sentences import caption
 from analysis.plots import look
-from analysis.plots.axes import Unit, label_grid, panel_grid, panels_with_legend, unit_for
+from analysis.plots.axes import Unit, label_grid, panel_grid, panels_with_legend, signs_of, unit_for
 from analysis.plots.curves import (
     MOST_GREY,
     MOST_LINES,
@@ -28,12 +28,11 @@ from analysis.plots.curves import (
 from analysis.plots.steps import steps_chart
 from analysis.study import units
 from analysis.study.comparison import finished
-from analysis.study.numbering import RunNumber
 from analysis.study.study import StudyFiles
 from analysis.study.values import Values
 
-BEST_PANELS = 6
-"""Of more runs than ``MOST_LINES``, the best of each of this many settings have a panel."""
+BEST_PANELS = 9
+"""Of more settings than ``MOST_LINES``, this many have a panel, in turn the best of each architecture and optimizer."""
 
 
 @look.applied()
@@ -46,17 +45,18 @@ def curve_charts(study: StudyFiles) -> list[Chart]:
     validated = [curve for curve in curves if curve.is_validated]
     charts: list[Chart] = []
     if validated:
-        charts = [runs_chart(study, study.runs, validated, "validation", "Validation perplexity")]
         merged = setting_curves(study, validated)
+        charts = [runs_chart(study, study.runs, merged, "validation", "Validation perplexity")]
         by = {"optimizer": units.OPTIMIZERS, "arch": units.ARCHITECTURES}
         for key, titles in by.items():
             rows = {title: [c for c in merged if getattr(c, key) == value] for value, title in titles.items()}
             if rows := {title: row for title, row in rows.items() if row}:  # else no configuration could be read
                 charts.append(rows_chart(study, rows, key))
-    if curves:
-        charts.append(panels_chart(study, curves, None))
-        charts += [panels_chart(study, curves, _unit(study))] if len(curves) <= MOST_LINES else []
-    return [*charts, *filter(None, [steps_chart(study, [curve.number for curve in choose_panels(curves)])])]
+    own = setting_curves(study, curves)
+    if own:
+        charts.append(panels_chart(study, own, None))
+        charts += [panels_chart(study, own, _unit(study))] if len(own) <= MOST_LINES else []
+    return [*charts, *filter(None, [steps_chart(study, [curve.number for curve in prominent(own, BEST_PANELS)])])]
 
 
 @look.applied()
@@ -88,6 +88,7 @@ def runs_chart(study: StudyFiles, runs: pd.DataFrame, curves: Sequence[Curve], n
         most_grey=MOST_GREY,
         sizes=sorted({len(curve.runs) for curve in curves if len(curve.runs) > 1}),
         limits=[str(limit) for limit in limits],
+        **signs_of(chart.figure),
         **_ends(runs, curves, [top] * len(curves), [curve.drawn for curve in curves]),
     )
     return Chart(name=name, title=chart.title, caption=text, figure=chart.figure)
@@ -119,19 +120,19 @@ def _chart(
         rows=len(rows),
         panels=len(along),
         share=True,
-        titled="" not in rows,
+        title_lines=int("" not in rows),
     )
     places = iter(axes)
     for heading, row in rows.items():
         for unit in along:
             place = next(places)
-            draw_curves(place, row, unit, STANDING_OUT if len(rows) == 1 else STANDING_OUT_OF_KIND)
+            draw_curves(place, row, unit, STANDING_OUT if len(rows) == 1 else STANDING_OUT_OF_KIND, [*rows.values()])
             if unit is None:
                 place.set_title(heading, loc="left")
             else:
                 place.set_ylabel("")
     is_crowded = any(len(row) > MOST_LINES for row in rows.values())
-    text = caption("rows", crowded=is_crowded, coloured=STANDING_OUT_OF_KIND, grey=MOST_GREY)
+    text = caption("rows", crowded=is_crowded, coloured=STANDING_OUT_OF_KIND, grey=MOST_GREY, **signs_of(figure))
     spoken = "epochs and wall-clock time" if len(along) > 1 else "epochs"
     return Chart(name=name, title=f"{title} over {spoken}", caption=text, figure=figure)
 
@@ -144,46 +145,34 @@ def _unit(study: StudyFiles) -> Unit:
 
 
 def panels_chart(study: StudyFiles, curves: Sequence[Curve], unit: Unit | None) -> Chart:
-    """Training and validation perplexity of each run in a panel of its own, over time, or for ``None`` over epochs."""
-    shown = choose_panels(curves)
+    """Training and validation perplexity of each curve in its own panel, over time, or for ``None`` over epochs."""
+    shown = prominent(curves, BEST_PANELS)
     entries = [
         Line2D([], [], color=look.MUTED, label="validation"),
         Line2D([], [], color=look.MUTED, label="training", **TRAINING),
     ]
-    figure, grid = panel_grid(len(shown), 1.1, entries)
+    title_lines = max(curve.heading.count("\n") for curve in shown) + 1
+    figure, grid = panel_grid(len(shown), 1.1, entries, title_lines)
     for axes, curve in zip(grid, shown, strict=True):
-        draw_run(axes, curve, unit)
-    if unit is None:
-        limits = [axes.get_xlim() for axes in grid]
-        for axes in grid:
-            axes.set_xlim(min(low for low, _ in limits), max(high for _, high in limits))
+        draw_run(axes, curve, unit, shown)
     label_grid(grid, "Perplexity", grid[0].get_xlabel())
-    left_out = study.runs[~study.runs["number"].isin([curve.number for curve in curves])]
+    left_out = study.runs[~study.runs["number"].isin([number for curve in curves for number in curve.runs])]
     values = [np.concatenate([curve.train_ppl, curve.val_ppl]) for curve in shown]
     text = caption(
         "curves_of_runs",
-        left_out=len(curves) - len(shown),
-        settings=len({curve.setting for curve in curves}),
+        curves=len(curves),
         shown=len(shown),
+        **signs_of(figure),
         **_ends(left_out, shown, [axes.get_ylim()[1] for axes in grid], values),
     )
-    what = "each run" if len(shown) == len(curves) else "the best runs"
+    one = "setting" if any(curve.of_seeds for curve in curves) else "run"
+    what = f"each {one}" if len(shown) == len(curves) else f"the best {one}s"
     return Chart(
         name="runs-time" if unit else "runs-epochs",
         title=f"Training and validation perplexity of {what} over {'wall-clock time' if unit else 'epochs'}",
         caption=text,
         figure=figure,
     )
-
-
-def choose_panels(curves: Sequence[Curve]) -> list[Curve]:
-    """All runs; of more than ``MOST_LINES`` the best of each of the ``BEST_PANELS`` best settings, by number."""
-    if len(curves) <= MOST_LINES:
-        return list(curves)
-    best: dict[RunNumber, Curve] = {}
-    for curve in sorted(curves, key=lambda curve: (curve.best, curve.number)):
-        best.setdefault(curve.setting, curve)
-    return sorted(list(best.values())[:BEST_PANELS], key=lambda curve: curve.number)
 
 
 def _ends(

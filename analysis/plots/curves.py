@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -15,15 +16,16 @@ from matplotlib.ticker import MaxNLocator
 
 from analysis.blocks.figure import name_values, run_mark
 from analysis.plots import look
-from analysis.plots.axes import Mark, Unit, fit, place_numbers, shared_cut
+from analysis.plots.axes import ABOVE, Mark, Unit, fit, place_numbers, shared_cut
 from analysis.study import units
 from analysis.study.comparison import finished
 from analysis.study.numbering import RunNumber
+from analysis.study.settings import places_of
 from analysis.study.study import StudyFiles
 from analysis.study.values import Values
 
 LABEL_LENGTH = 28
-"""Characters of numbers and name together, in a legend or above a panel."""
+"""Characters of numbers and name together in a legend, and of a name above a panel."""
 
 NUMBERS_SHOWN = 4
 """Numbers of seeds that stand before the name of their setting; more are counted."""
@@ -60,6 +62,8 @@ class Curve:
     text: str
     """What it predicts; perplexities of different texts do not compare."""
     setting: RunNumber
+    place: int
+    """Of its setting; see :func:`analysis.study.settings.places_of`."""
     epochs: Values
     """Passes finished."""
     seconds: Values
@@ -88,6 +92,22 @@ class Curve:
         numbers, _, _ = self.reference.removesuffix(self.name).rpartition(" ")
         name = units.short_name(self.name, LABEL_LENGTH - len(numbers) - 2, self.arch, self.optimizer)
         return f"{numbers}  {name}"
+
+    @property
+    def style(self) -> look.LineStyle:
+        """The same in every figure of the study."""
+        return look.line_style(self.arch, self.optimizer, self.place)
+
+    @property
+    def heading(self) -> str:
+        """Number, architecture and optimizer, for a panel without a legend of them; below it the rest of the name."""
+        kind = f"{self.number}  {units.architecture(self.arch)}, {units.optimizer(self.optimizer)}"
+        rest = "-".join(part for part in self.name.split("-") if part not in (self.arch, self.optimizer))
+        return f"{kind}\n{units.short_name(rest, LABEL_LENGTH)}" if rest else kind
+
+    @property
+    def of_seeds(self) -> str:
+        return f", mean of {len(self.runs)} seeds" if len(self.runs) > 1 else ""
 
     def along(self, unit: Unit | None) -> Values:
         """Wall-clock time by the end of each epoch; for ``None`` the epochs."""
@@ -120,10 +140,12 @@ def curves_of(study: StudyFiles) -> list[Curve]:
     columns[0] += 1
     columns[2:] = np.where(np.isfinite(columns[2:]) & (columns[2:] > 0), columns[2:], math.nan)
     places = study.epochs.groupby("id", sort=False).indices
+    ranks = places_of(study.runs)
     curves = []
     facts = ["number", "name", "arch", "optimizer", "state", "text", "setting"]
     for row in study.runs.sort_values("number")[["id", *facts]].to_dict("records"):
         run: dict[str, Any] = {str(key): value for key, value in row.items()}
+        run["place"] = ranks[run["id"]]
         epochs, seconds, train_ppl, val_ppl = columns[:, places.get(run.pop("id"), np.array([], dtype=np.int64))]
         if np.isfinite(val_ppl).any() or np.isfinite(train_ppl).any():
             run |= {key: run[key] if isinstance(run[key], str) else None for key in ("arch", "optimizer")}
@@ -155,6 +177,7 @@ def _mean(group: list[Curve]) -> Curve:
         val_ppl[row, places] = curve.val_ppl
     return dataclasses.replace(
         group[0],
+        name=re.sub(r"-seed\d+$", "", group[0].name) or group[0].name,
         epochs=epochs,
         seconds=seconds.mean(axis=0),
         train_ppl=np.exp(np.log(train_ppl).mean(axis=0)),
@@ -178,13 +201,6 @@ def prominent(curves: Sequence[Curve], most: int = STANDING_OUT) -> list[Curve]:
     return sorted((ordered[place] for place in best), key=lambda curve: curve.number)
 
 
-def styles_of(curves: Sequence[Curve]) -> dict[RunNumber, look.LineStyle]:
-    """The style of each curve by its number: settings of an architecture with an optimizer differ in shade."""
-    settings = {curve.setting: curve for curve in sorted(curves, key=lambda curve: curve.setting)}
-    places = dict(zip(settings, _turns(settings.values(), lambda curve: (curve.arch, curve.optimizer)), strict=True))
-    return {curve.number: look.line_style(curve.arch, curve.optimizer, places[curve.setting]) for curve in curves}
-
-
 def _turns(curves: Iterable[Curve], kind: Callable[[Curve], Any]) -> list[int]:
     """How many of its kind come before each curve."""
     counts = Counter[Any]()
@@ -198,22 +214,27 @@ def _turns(curves: Iterable[Curve], kind: Callable[[Curve], Any]) -> list[int]:
 def legend_entries(curves: Iterable[Curve]) -> list[Line2D]:
     """Return the legend entries of the prominent ones, by architecture."""
     named = prominent(list(curves))
-    styles = styles_of(named)
     ordered = sorted(named, key=lambda curve: units.rank(units.ARCHITECTURES, curve.arch))
-    return [look.run_entry(curve.number, curve.label, styles[curve.number]) for curve in ordered]
+    return [look.run_entry(curve.number, curve.label, curve.style) for curve in ordered]
 
 
 # -- drawing -------------------------------------------------------------------------------------------------------
 
 
-def draw_curves(axes: Axes, curves: Sequence[Curve], unit: Unit | None = None, most: int = STANDING_OUT) -> Axes:
+def draw_curves(
+    axes: Axes,
+    curves: Sequence[Curve],
+    unit: Unit | None = None,
+    most: int = STANDING_OUT,
+    rows: Sequence[Sequence[Curve]] = (),
+) -> Axes:
     """Draw validation curves over time, or for ``None`` over epochs: numbers at the prominent ones, the others in grey.
 
-    The vertical axis fits all ``curves``.
+    The axes fit all ``curves``, or those of all ``rows`` of a figure.
     """
     named = prominent(curves, most)
-    styles = styles_of(named)
-    others = sorted((c for c in curves if c.number not in styles), key=lambda curve: (curve.best, curve.number))
+    numbers = {curve.number for curve in named}
+    others = sorted((c for c in curves if c.number not in numbers), key=lambda curve: (curve.best, curve.number))
     crowd = others[:: math.ceil(len(others) / MOST_GREY) or 1]
     axes.set_autoscale_on(False)  # else each line looks for the limits, which are set below
     if crowd:
@@ -224,40 +245,54 @@ def draw_curves(axes: Axes, curves: Sequence[Curve], unit: Unit | None = None, m
     if ends:
         axes.plot(*zip(*ends, strict=True), "x", color=look.CROWD[0], markersize=4, mew=1, zorder=1.5)
     for curve in named:
-        style, gid, x = styles[curve.number], run_mark(curve.number), curve.along(unit)
+        style, gid, x = curve.style, run_mark(curve.number), curve.along(unit)
         if curve.low is not None and curve.high is not None:
             axes.fill_between(x, curve.low, curve.high, color=style.colour, alpha=0.2, linewidth=0, gid=gid)
         spacing = max(1, math.ceil(len(x) / 8))
         markers: dict[str, Any] = {"marker": style.marker, "markevery": (int(curve.number) % spacing, spacing)}
-        seeds = f", mean of {len(curve.runs)} seeds" if len(curve.runs) > 1 else ""
-        axes.plot(x, curve.val_ppl, gid=gid, label=f"{curve.reference}{seeds}", **markers, **style.line)
-        _mark_end(axes, curve, unit, style.colour)
-    cut = SINGLE_CUT_FACTOR * curves[0].best
-    if len(curves) > 1:
-        cut = shared_cut([curve.val_ppl for curve in curves])
-        farthest = FARTHEST * cut
-        reached = [LINE_ABOVE_BEST * curve.best for curve in named if curve.best <= farthest]
-        cut = max([cut, *reached])
-    fit(axes, "y", [curve.drawn for curve in curves], cut_at=cut)
+        axes.plot(x, curve.val_ppl, gid=gid, label=f"{curve.reference}{curve.of_seeds}", **markers, **style.line)
+        _mark_end(axes, curve, unit)
+    all_curves = [curve for row in (rows or [curves]) for curve in row]
+    all_named = [curve for row in (rows or [curves]) for curve in prominent(row, most)]
+    fit(axes, "y", [curve.drawn for curve in all_curves], cut_at=axis_end(all_curves, all_named), log=True)
     axes.set_ylabel("Validation perplexity")
-    _label_progress(axes, curves, unit)
-    marks = (_number(curve, styles[curve.number].colour, axes, unit) for curve in named)
+    _label_progress(axes, all_curves, unit)
+    best_first = sorted(named, key=lambda curve: (curve.best, curve.number))
+    marks = (_number(curve, axes, unit) for curve in best_first)
     place_numbers(axes, [mark for mark in marks if mark is not None])
     return axes
 
 
-def draw_run(axes: Axes, curve: Curve, unit: Unit | None) -> Axes:
-    """Draw the training and validation perplexity of a run over time, or for ``None`` over epochs."""
-    gid, x, colour = run_mark(curve.number), curve.along(unit), look.colour_of(curve.arch)
+def axis_end(curves: Sequence[Curve], named: Sequence[Curve]) -> float:
+    """Return where a vertical axis of these curves ends if one goes on above it. ``named`` have a line each."""
+    if len(curves) == 1:
+        return SINGLE_CUT_FACTOR * curves[0].best
+    cut = shared_cut([curve.val_ppl for curve in curves])
+    return max([cut, *(LINE_ABOVE_BEST * curve.best for curve in named if curve.best <= FARTHEST * cut)])
+
+
+def draw_run(axes: Axes, curve: Curve, unit: Unit | None, curves: Sequence[Curve]) -> Axes:
+    """Draw the training and validation perplexity of a run over time, or for ``None`` over epochs.
+
+    The axes fit all ``curves``, those of the other panels of the figure.
+    """
+    gid, x, colour = run_mark(curve.number), curve.along(unit), curve.style.colour
     axes.set_autoscale_on(False)
-    axes.plot(x, curve.train_ppl, color=colour, gid=gid, label=f"{curve.reference}, training", **TRAINING)
+    axes.plot(
+        x, curve.train_ppl, color=colour, gid=gid, label=f"{curve.reference}{curve.of_seeds}, training", **TRAINING
+    )
+    if curve.low is not None and curve.high is not None:
+        axes.fill_between(x, curve.low, curve.high, color=colour, alpha=0.2, linewidth=0, gid=gid)
     lone = "o" if len(x) == 1 else ""
-    axes.plot(x, curve.val_ppl, color=colour, marker=lone, gid=gid, label=f"{curve.reference}, validation")
-    _mark_end(axes, curve, unit, colour)
-    both = [curve.train_ppl, curve.val_ppl]
-    fit(axes, "y", both, cut_at=max(SINGLE_CUT_FACTOR * curve.best, np.nanmin(np.concatenate(both))), ticks=5)
-    axes.set_title(curve.label, loc="left", fontsize=8)
-    _label_progress(axes, [curve], unit)
+    axes.plot(
+        x, curve.val_ppl, color=colour, marker=lone, gid=gid, label=f"{curve.reference}{curve.of_seeds}, validation"
+    )
+    _mark_end(axes, curve, unit)
+    lines = [values for curve in curves for values in (curve.train_ppl, curve.drawn)]
+    lowest = min((float(np.nanmin(values)) for values in lines if np.isfinite(values).any()), default=math.inf)
+    fit(axes, "y", lines, cut_at=max(axis_end(curves, curves), lowest), log=True, ticks=5)
+    axes.set_title(curve.heading, loc="left", fontsize=8)
+    _label_progress(axes, curves, unit)
     return axes
 
 
@@ -268,24 +303,25 @@ def _early_end(curve: Curve, unit: Unit | None) -> tuple[float, float] | None:
     return (x[there[-1]], curve.val_ppl[there[-1]]) if curve.ended_early and len(there) else None
 
 
-def _mark_end(axes: Axes, curve: Curve, unit: Unit | None, colour: str) -> None:
+def _mark_end(axes: Axes, curve: Curve, unit: Unit | None) -> None:
     """A cross where a run ended early."""
     if end := _early_end(curve, unit):
-        axes.plot(*end, "x", gid=run_mark(curve.number), color=colour, markersize=7, mew=2)
+        axes.plot(*end, "x", gid=run_mark(curve.number), color=curve.style.colour, markersize=7, mew=2)
 
 
-def _number(curve: Curve, colour: str, axes: Axes, unit: Unit | None) -> Mark | None:
-    """The number at the last point that the axis shows; with an arrow where the line goes on above it."""
+def _number(curve: Curve, axes: Axes, unit: Unit | None) -> Mark | None:
+    """The number at the last point that the axis shows; with an arrow if the line goes on above it.
+
+    ``None``: the axis shows no point.
+    """
     x, top = curve.along(unit), axes.get_ylim()[1]
     there = np.flatnonzero(np.isfinite(curve.val_ppl) & np.isfinite(x))
-    if not len(there):
+    shown = there[curve.val_ppl[there] <= top]
+    if not len(shown):
         return None
-    place, y, text = there[-1], curve.val_ppl[there[-1]], str(curve.number)
-    if y > top:
-        shown = np.flatnonzero(curve.val_ppl[there] <= top)
-        place = there[shown[-1] + 1] if len(shown) else there[len(there) // 2]
-        y, text = top, f"{text} ▲"
-    return Mark(x[place], y, text, colour, curve.number)
+    last, leaves = shown[-1], shown[-1] != there[-1]
+    text = f"{curve.number} {ABOVE}" if leaves else str(curve.number)
+    return Mark(x[last], curve.val_ppl[last], text, curve.style.colour, curve.number)
 
 
 def _label_progress(axes: Axes, curves: Sequence[Curve], unit: Unit | None) -> None:

@@ -9,26 +9,30 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from analysis.blocks.figure import Chart, name_values, run_mark
+from analysis.blocks.figure import Chart, name_values
 from analysis.blocks.sentences import caption, scope
 from analysis.plots import look
 from analysis.plots.axes import (
     MOST_MARKED,
+    MOST_NUMBERS,
     Mark,
+    draw_mark,
     draw_points,
     fit,
     panels_with_legend,
     place_numbers,
     shared_cut,
+    signs_of,
     unit_for,
 )
 from analysis.study import units
 from analysis.study.comparison import finished
-from analysis.study.settings import Setting
+from analysis.study.numbering import RunNumber
+from analysis.study.settings import Setting, by_perplexity
 from analysis.study.study import StudyFiles
 
-MOST_NUMBERS = 40
-"""Of more points, only those on the front carry their numbers, and all are smaller."""
+FEW_POINTS = 40
+"""More points are smaller."""
 
 ROOM = 0.08
 """Of the vertical axis at each end, for whole markers."""
@@ -44,8 +48,7 @@ def time_chart(settings: Sequence[Setting], of: str = "") -> Chart:
     """
     figure, (axes,) = panels_with_legend(3.8, time_handles(settings))
     draw_times(axes, settings)
-    numbered = " Numbers: runs." if len(settings) <= MOST_NUMBERS else ""
-    text = f"Colour: architecture; marker: optimizer.{numbered} ↑: above the axis.{of}"
+    text = f"{caption('times', **signs_of(figure))}{of}"
     title = "Best validation perplexity against the time to it"
     return Chart(name="time-and-perplexity", title=title, caption=text, figure=figure)
 
@@ -60,7 +63,7 @@ def draw_times(axes: Axes, settings: Sequence[Setting]) -> Axes:
     seconds, unit = unit_for(max(setting.seconds_to_best for setting in settings))
     x = [setting.seconds_to_best / seconds for setting in settings]
     values = [np.array([setting.val_ppl]) for setting in settings]
-    fit(axes, "y", values, cut_at=shared_cut(values), room=ROOM)
+    fit(axes, "y", values, cut_at=shared_cut(values), log=True, room=ROOM)
     fit(axes, "x", x, room=0.09)
     axes.set_xlabel(f"Wall-clock time to the best epoch ({unit})")
     axes.set_ylabel("Best validation perplexity")
@@ -70,21 +73,21 @@ def draw_times(axes: Axes, settings: Sequence[Setting]) -> Axes:
 
 
 def _draw_settings(axes: Axes, settings: Sequence[Setting], x: Sequence[float], front: Sequence[Setting]) -> None:
-    """Draw a point for each setting, at its place ``x``, with numbers, if there are many only at those of the front."""
-    numbered = {setting.number for setting in (settings if len(settings) <= MOST_NUMBERS else front)}
-    marks: list[Mark] = []
+    """Draw a point for each setting, at its place ``x``; those of the front and the best have numbers."""
+    ranked = [*front, *(one for one in by_perplexity(settings) if one not in front)][:MOST_NUMBERS]
+    marks: dict[RunNumber, Mark] = {}
     alike: dict[tuple[Any, Any], list[tuple[float, float]]] = defaultdict(list)
     for place, one in zip(x, settings, strict=True):
-        if len(settings) > MOST_MARKED and one.number not in numbered:
+        if len(settings) > MOST_MARKED and one not in ranked:
             alike[one.arch, one.optimizer].append((place, min(one.val_ppl, axes.get_ylim()[1])))
             continue
         mark = Mark(place, one.val_ppl, str(one.runs[0]), look.colour_of(one.arch), one.only_run)
-        size = 6.5 if len(settings) <= MOST_NUMBERS else 4.5
-        shown = _draw_point(axes, mark, one.arch, one.optimizer, markersize=size, label=one.reference, zorder=4.5)
-        marks += [shown] if one.number in numbered else []
+        size = 6.5 if len(settings) <= FEW_POINTS else 4.5
+        style = {"markersize": size, "label": one.reference, "zorder": 4.5}
+        marks[one.number] = draw_mark(axes, mark, one.arch, one.optimizer, **style)
     for kind, points in sorted(alike.items(), key=lambda item: str(item[0])):
         draw_points(axes, points, *kind, clip_on=False, in_layout=False)
-    place_numbers(axes, marks)
+    place_numbers(axes, [marks[one.number] for one in ranked])
 
 
 # -- the frontier of a search ---------------------------------------------------------------------------------------
@@ -106,7 +109,7 @@ def frontier_chart(study: StudyFiles, epochs: pd.DataFrame, hours: str) -> Chart
     lines = {arch: found[found["arch"] == arch] for arch in look.architecture_colours() if arch in set(found["arch"])}
     ends = [np.array([value]) for value in [*stopped["val_ppl"], *bests["val_ppl"]]]
     values = [*ends, *(own["best"].to_numpy(float) for own in lines.values())]
-    fit(axes, "y", values, cut_at=shared_cut(values), room=ROOM)
+    fit(axes, "y", values, cut_at=shared_cut(values), log=True, room=ROOM)
     for arch, own in lines.items():
         x, y = np.append(own["hours"], found["hours"].max()), np.append(own["best"], own["best"].min())
         label, colour = units.architecture(arch), look.colour_of(arch)
@@ -116,14 +119,15 @@ def frontier_chart(study: StudyFiles, epochs: pd.DataFrame, hours: str) -> Chart
         for run in rows.to_dict("records"):
             mark = Mark(run["hours"], run["val_ppl"], str(run["number"]), look.colour_of(run["arch"]), run["number"])
             label = f"{run['number']} {run['name']}"
-            shown = _draw_point(axes, mark, run["arch"], run["optimizer"], label=label, **style)
+            shown = draw_mark(axes, mark, run["arch"], run["optimizer"], label=label, **style)
             marks += [shown] if style is not STOPPED else []
     axes.set_xlabel(f"{hours[0].upper()}{hours[1:]} spent by all runs")
     axes.set_ylabel("Best validation perplexity so far")
     axes.set_xlim(0, float(found["hours"].max()) * 1.015)
     place_numbers(axes, marks)
     name_values(axes, hours)
-    text = caption("frontier", left_out=int(study.runs["epochs_done"].sum()) - len(epochs))
+    left_out = int(study.runs["epochs_done"].sum()) - len(epochs)
+    text = caption("frontier", left_out=left_out, points=len(bests), **signs_of(figure))
     title = f"Best validation perplexity against {hours}"
     return Chart(name="search-frontier", title=title, caption=text, figure=figure)
 
@@ -149,7 +153,7 @@ def parameters_chart(study: StudyFiles) -> Chart | None:
     front_handle = [Line2D([], [], **FRONT)] if len(front) > 1 else []
     figure, (axes,) = panels_with_legend(3.8, [*time_handles(settings), *front_handle])
     values = [np.array([one.val_ppl]) for one in settings]
-    fit(axes, "y", values, cut_at=shared_cut(values), room=ROOM)
+    fit(axes, "y", values, cut_at=shared_cut(values), log=True, room=ROOM)
     fit(axes, "x", x, room=0.09)
     if len(front) > 1:
         corners = [(count / unit, one.val_ppl) for count, one in front]
@@ -158,21 +162,6 @@ def parameters_chart(study: StudyFiles) -> Chart | None:
     axes.set_ylabel("Best validation perplexity")
     _draw_settings(axes, settings, x, of_front)
     name_values(axes, name)
-    text = f"{caption('parameters')}{scope(study)}"
+    text = f"{caption('parameters', front=len(front) > 1, **signs_of(figure))}{scope(study)}"
     title = "Best validation perplexity against parameters"
     return Chart(name="search-parameters", title=title, caption=text, figure=figure)
-
-
-# -- shared --------------------------------------------------------------------------------------------------------
-
-
-def _draw_point(axes: Axes, mark: Mark, arch: str | None, optimizer: str | None, **style: Any) -> Mark:
-    """Draw a point and return its number. One above the axis is at its top, without a value for the page's pointer."""
-    top = axes.get_ylim()[1]
-    if mark.y > top:
-        mark = mark._replace(y=top, text=f"{mark.text} ↑")
-        style["label"] = "_"
-    gid = None if mark.run is None else run_mark(mark.run)
-    style = {"gid": gid, "zorder": 3.0, "clip_on": False, "in_layout": False, **style}
-    draw_points(axes, [(mark.x, mark.y)], arch, optimizer, **style)
-    return mark

@@ -5,13 +5,25 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 
-from analysis.blocks.figure import Chart, name_values, run_mark
+from analysis.blocks.figure import Chart, name_values
 from analysis.blocks.sentences import caption, scope
 from analysis.plots import look
-from analysis.plots.axes import MOST_MARKED, draw_points, fit, label_grid, panel_grid
+from analysis.plots.axes import (
+    MOST_MARKED,
+    Mark,
+    draw_mark,
+    draw_points,
+    fit,
+    label_grid,
+    panel_grid,
+    place_numbers,
+    shared_cut,
+    signs_of,
+)
 from analysis.study import units
 from analysis.study.pairs import CHOICES, chains, is_numeric, printed, sorted_values
 from analysis.study.settings import Setting
@@ -34,7 +46,8 @@ def slices_chart(study: StudyFiles) -> Chart | None:
     for axes, key in zip(grid, keys, strict=False):
         draw_slice(axes, key, settings)
     label_grid(grid, "Validation perplexity")
-    text = caption("slices", left_out=keys[MOST_SLICES:], of=scope(study))
+    joined = any(isinstance(found, LineCollection) for axes in grid for found in axes.collections)
+    text = caption("slices", left_out=keys[MOST_SLICES:], of=scope(study), joined=joined, **signs_of(figure))
     return Chart(
         name="slices", title="Best validation perplexity over each hyperparameter", caption=text, figure=figure
     )
@@ -52,7 +65,9 @@ def kind_handles(settings: Sequence[Setting]) -> list[Any]:
 
 def draw_slice(axes: Axes, key: str, settings: Sequence[Setting]) -> Axes:
     """Draw one panel, with the range of all settings on the vertical axis, also of those without the key."""
-    fit(axes, "y", [setting.val_ppl for setting in settings], room=0.1)
+    values = [np.array([setting.val_ppl]) for setting in settings]
+    fit(axes, "y", values, cut_at=shared_cut(values), log=True, room=0.1, ticks=5)
+    top = axes.get_ylim()[1]
     axes.set_ylabel("Validation perplexity", fontsize=8)
     there = [setting for setting in settings if key in setting.config]
     place = _places(axes, key, there)
@@ -63,16 +78,19 @@ def draw_slice(axes: Axes, key: str, settings: Sequence[Setting]) -> Axes:
         width = 0.8 if len(lines) < 100 else 0.3
         axes.add_collection(LineCollection(lines, colors=colour, linewidths=width, alpha=0.55), autolim=False)
     groups: dict[tuple[Any, Any], list[tuple[float, float]]] = defaultdict(list)
+    above: list[Mark] = []
     for setting in there:
-        point = place(setting), setting.val_ppl
         if len(settings) > MOST_MARKED:
-            groups[setting.arch, setting.optimizer].append(point)
+            groups[setting.arch, setting.optimizer].append((place(setting), min(setting.val_ppl, top)))
             continue
-        gid = None if setting.only_run is None else run_mark(setting.only_run)
+        colour = look.colour_of(setting.arch)
+        mark = Mark(place(setting), setting.val_ppl, str(setting.runs[0]), colour, setting.only_run)
         label = f"{setting.reference}, {key} {printed(key, setting.config[key])}"
-        draw_points(axes, [point], setting.arch, setting.optimizer, gid=gid, label=label)
+        drawn = draw_mark(axes, mark, setting.arch, setting.optimizer, label=label)
+        above += [drawn] if setting.val_ppl > top else []
     for (arch, optimizer), points in sorted(groups.items(), key=lambda item: str(item[0])):
-        draw_points(axes, points, arch, optimizer)
+        draw_points(axes, points, arch, optimizer, clip_on=False)
+    place_numbers(axes, above)
     name_values(axes, "")
     return axes
 

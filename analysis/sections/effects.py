@@ -9,6 +9,7 @@ from typing import Any
 from analysis.blocks.section import Block, Section, paragraphs
 from analysis.blocks.sentences import scope, sentences, text_sentences
 from analysis.blocks.table import Column, Table, number
+from analysis.plots.forest import forest_chart
 from analysis.plots.slices import slices_chart
 from analysis.study import units
 from analysis.study.pairs import changes_of, pairs_of
@@ -25,6 +26,7 @@ def effects_section(study: StudyFiles) -> Section:
     left_out = sorted({pair.key for pair in pairs} - {change["key"] for change in changes})
     told = sentences("effects", settings=len(settings), pairs=len(pairs), left_out=left_out)
     blocks: list[Block] = paragraphs([*text_sentences(study), *told])
+    blocks += filter(None, [forest_chart(changes, scope(one))])
     blocks += [*([effects_table(changes, scope(one))] if changes else []), *([chart] if chart else [])]
     return Section(name="effects", title="Effects of single hyperparameters", short="Effects", blocks=blocks)
 

@@ -263,7 +263,12 @@ def best_runs(runs: pd.DataFrame, settings: Iterable[Setting]) -> pd.DataFrame:
 
 
 def places_of(runs: pd.DataFrame) -> dict[str, int]:
-    """Return for each run, by its id, the place of its setting among those of its architecture and optimizer."""
-    kinds = runs.groupby(["arch", "optimizer"], dropna=False, sort=False)["setting"]
-    places = kinds.transform(lambda settings: pd.factorize(settings)[0])
-    return dict(zip(runs["id"], places.astype(int).to_list(), strict=True))
+    """Return for each run, by its id, the place of its setting among those of its architecture and optimizer.
+
+    The setting with the lowest validation perplexity of a run is at 0; those without one come last, by number.
+    """
+    kind = ["arch", "optimizer"]
+    lowest = runs.groupby("setting", sort=False)["val_ppl"].transform("min").astype(float)
+    settings = runs.assign(lowest=lowest).sort_values(["lowest", "setting"]).drop_duplicates("setting")
+    places = dict(zip(settings["setting"], settings.groupby(kind, dropna=False).cumcount(), strict=True))
+    return {run: int(places[setting]) for run, setting in zip(runs["id"], runs["setting"], strict=True)}

@@ -220,7 +220,7 @@ def test_curves_of_chosen_runs_and_of_the_mean_over_seeds(study: Study) -> None:
         return [text.get_text() for text in legend.get_texts()]
 
     assert labels(study.plot_curves(runs=["gru-adam", 1])) == ["1  rnn-adam", "4  gru-adam"]
-    assert "5/6  transformer-seed1" in labels(study.plot_curves(mean_of_seeds=True))
+    assert "5/6  transformer" in labels(study.plot_curves(mean_of_seeds=True))
     assert study.plot_curves(progress="time").get_xlabel() == "Wall-clock time (seconds)"
 
 

@@ -375,6 +375,22 @@ def test_the_printed_page_has_every_column_of_every_table_within_the_paper(page:
     assert min(min(edges) for edges in margins) > 0
 
 
+@pytest.mark.process
+def test_a_table_over_several_printed_pages_has_its_headings_on_each(page: Page, tmp_path: Path) -> None:
+    page.script("""
+      const table = document.querySelector("#results table");
+      for (let number = 0; number < 51; number++) {
+        const copy = table.tBodies[0].cloneNode(true);
+        copy.querySelector(".name").textContent = "copied";
+        table.appendChild(copy);
+      }""")
+    done = commands.run(["pdftotext", "-layout", page.pdf(tmp_path / "page.pdf"), "-"], check=True)
+    sheets = [sheet.split() for sheet in done.stdout.split("\f") if "copied" in sheet.split()]
+    assert len(sheets) > 1
+    for words in sheets:
+        assert {"Architecture", "Optimizer", "Valid."} <= set(words)
+
+
 def drawn(page: Page, run: int) -> list[bool]:
     """Of everything drawn for a run in any figure, whether it is shown."""
     source = "return Array.from(document.querySelectorAll(arguments[0]), e => getComputedStyle(e).display !== 'none')"

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from analysis.blocks.figure import Chart
 from analysis.plots.axes import Mark, place_numbers
 from analysis.plots.curve_figures import BEST_PANELS
-from analysis.plots.curves import LABEL_LENGTH, MOST_LINES, STANDING_OUT, curves_of, prominent, styles_of
+from analysis.plots.curves import LABEL_LENGTH, MOST_LINES, STANDING_OUT, curves_of, prominent, setting_curves
 from analysis.plots.files import FORMATS, figure_bytes, inline_svg
 from analysis.study.study import StudyFiles, load_study
 from benchmarks.report_study import make_study as make_large_study
@@ -79,7 +79,7 @@ def test_runs_that_leave_the_axis_or_end_early_are_marked_and_flatten_no_other(c
     chart = charts["validation"]
     assert all(axes.get_ylim()[1] < 5000 for axes in chart.figure.axes)
     assert [line.get_marker() for line in chart.figure.axes[0].lines].count("x") == 1
-    assert any("▲" in text.get_text() for text in chart.figure.axes[0].texts)
+    assert any("↑" in text.get_text() for text in chart.figure.axes[0].texts)
 
 
 def test_each_run_has_a_line_in_each_figure_that_names_it(charts: dict[str, Chart]) -> None:
@@ -127,7 +127,7 @@ def test_settings_alike_in_both_differ_in_shade_and_seeds_do_not(
     other = type(run).locate(tmp_path, "twin", twin.fingerprint())
     other.create(twin, Provenance(order=1))
     write_json_lines(other.metrics_file, run.read_metrics()[0])
-    first, second = styles_of(curves_of(load_study(tmp_path))).values()
+    first, second = (curve.style for curve in curves_of(load_study(tmp_path)))
     assert (first.colour == second.colour) is alike
     assert first.dashes == second.dashes
 
@@ -157,7 +157,7 @@ def test_seeds_become_their_geometric_mean_with_a_band_from_lowest_to_highest(tm
 def test_of_many_runs_the_best_of_each_kind_stand_out_and_no_legend_grows(tmp_path: Path) -> None:
     make_large_study(tmp_path / "study", 160, 4)
     study = load_study(tmp_path / "study")
-    curves = [curve for curve in curves_of(study) if curve.is_validated]
+    curves = setting_curves(study, [curve for curve in curves_of(study) if curve.is_validated])
     assert len(curves) > MOST_LINES
     named = prominent(curves)
     assert len(named) == STANDING_OUT

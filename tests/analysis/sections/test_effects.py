@@ -147,3 +147,37 @@ def test_very_many_settings_are_drawn_together(monkeypatch: pytest.MonkeyPatch, 
     (points,) = chart.figure.axes[0].lines
     assert (len(points.get_xdata()), points.get_gid()) == (8, None)
     assert "Left out: optim.lr." in chart.caption
+
+
+def test_effects_are_a_forest_of_mean_changes_with_the_range_of_pairs_grouped_by_key(factorial: StudyFiles) -> None:
+    section = effects_section(factorial)
+    chart, rows = chart_of(section, "effects-forest"), table_of(section, "effects")
+    (axes,) = chart.figure.axes
+    drawn = [line for line in axes.lines if len(line.get_xdata()) == 1]
+    assert [line.get_xdata()[0] for line in drawn] == [row["mean_change_nats"] for row in rows]
+    bars = [path for found in axes.collections for path in found.get_segments()]
+    assert [(bar[0][0], bar[1][0]) for bar in bars] == [
+        (row["lowest_change_nats"], row["highest_change_nats"]) for row in rows
+    ]
+    heights = [line.get_ydata()[0] for line in drawn]
+    assert heights == [bar[0][1] for bar in bars] == sorted(heights, reverse=True), "in the order of the table"
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    for key in {row["key"] for row in rows}:
+        assert labels.count(key) == 1
+    low, high = axes.get_xlim()
+    assert low < 0 < high
+    assert any(set(line.get_xdata()) == {0.0} for line in axes.lines if len(line.get_xdata()) == 2), "a line at zero"
+
+
+def test_one_diverged_run_flattens_no_effect(tmp_path: Path) -> None:
+    rates = [0.1, 0.2, 0.3, 0.4, 0.5]
+    study = load_study(
+        make_grid(tmp_path, {"optim.lr": rates}, lambda v: 40.0 if v["optim.lr"] == 0.5 else v["optim.lr"])
+    )
+    (axes,) = chart_of(effects_section(study), "effects-forest").figure.axes
+    low, high = axes.get_xlim()
+    points = [float(line.get_xdata()[0]) for line in axes.lines if len(line.get_xdata()) == 1]
+    assert len(points) == 5
+    assert high < 5
+    assert all(low <= point <= high for point in points)
+    assert [text.get_text() for text in axes.texts] == ["→", "→"], "0.4 to 0.5, and 0.1 to 0.5"

@@ -98,8 +98,8 @@ def test_sampled_runs_have_short_labels_and_captions(tmp_path: Path) -> None:
     assert {panel.axes.get_xlabel() for panel in slices["slices-rung"].panels} == {
         *("model.hidden_size", "model.keep", "optim.lr"),
     }
-    assert len(slices["slices-rung"].panels[0].lines) == 13, "every run has reached the first rung"
-    assert len(slices["slices"].panels[0].lines) == int((study.runs["state"] == "done").sum())
+    assert len(slices["slices-rung"].panels[0].axes.lines) == 13, "every run has reached the first rung"
+    assert len(slices["slices"].panels[0].axes.lines) == int((study.runs["state"] == "done").sum())
 
 
 def test_of_an_epoch_on_two_lines_the_last_counts_at_a_rung(tmp_path: Path) -> None:

@@ -1,0 +1,228 @@
+"""What holds of every figure: its numbers, one colour for a run, and a caption of what is drawn."""
+
+import itertools
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+
+from analysis.blocks.figure import Chart
+from analysis.plots.axes import Mark, log_ticks, place_numbers
+from analysis.plots.slices import slices_chart
+from analysis.report import report_page
+from analysis.study.study import StudyFiles, load_study
+from benchmarks.report_study import make_study as make_large_study
+from tests.analysis.claims import made_up
+from tests.analysis.contents import curve_charts
+from tests.analysis.hand_made import add_run
+from tests.analysis.sections.test_search import make_searched
+from tests.analysis.synthetic import make_study
+
+NO_PERPLEXITIES = ("steps", "loss-per-step", "gradient-norms", "effects-forest")
+
+
+def heights_of(axes: Axes) -> dict[str, float]:
+    """The height of the middle of each number above the bottom of the figure, in pixels, by its text."""
+    return {
+        text.get_text(): float(axes.transData.transform(text.xy)[1]) + text.xyann[1] * axes.figure.dpi / 72
+        for text in axes.texts
+        if text.get_text().rstrip(" ↑▲").isdigit()
+    }
+
+
+# -- numbers -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("crowd", [[9.7, 9.8, 9.9, 10.0], [0.0, 0.1, 0.1, 0.2], [4.9, 5.0, 5.0, 5.1]])
+def test_numbers_spread_both_ways_and_stay_inside_the_axes(crowd: Sequence[float]) -> None:
+    axes = Figure(figsize=(6, 4), dpi=72).add_subplot(xlim=(0, 10), ylim=(0, 10))
+    place_numbers(axes, [Mark(9.0, y, str(place), "black") for place, y in enumerate(crowd)])
+    heights = heights_of(axes)
+    assert np.diff(sorted(heights.values())).min() > 8, "the height of a number in points"
+    assert axes.bbox.y0 <= min(heights.values()) <= max(heights.values()) <= axes.bbox.y1
+    if crowd[0] == 4.9:
+        points = {text.get_text(): axes.transData.transform(text.xy)[1] for text in axes.texts}
+        assert {np.sign(round(heights[text] - points[text], 6)) for text in heights} == {-1, 1}
+
+
+def test_numbers_hide_no_data_and_only_the_first_eight_are_written() -> None:
+    axes = Figure(figsize=(6, 4), dpi=72).add_subplot(xlim=(0, 10), ylim=(0, 10))
+    place_numbers(axes, [Mark(9.0, 9 - place / 3, str(place), "black") for place in range(20)])
+    assert {text.get_text() for text in axes.texts} == {str(place) for place in range(8)}
+    assert all(text.get_bbox_patch() is None for text in axes.texts)
+
+
+def test_a_number_at_the_right_edge_stays_in_the_figure() -> None:
+    figure = Figure(figsize=(6, 4), dpi=72)
+    axes = figure.add_axes((0.1, 0.1, 0.89, 0.8), xlim=(0, 10), ylim=(0, 10))
+    place_numbers(axes, [Mark(10.0, 5.0, "1234", "black")])
+    figure.draw_without_rendering()
+    (text,) = axes.texts
+    assert 0 <= text.get_window_extent().x0 < text.get_window_extent().x1 <= figure.bbox.x1
+
+
+def test_a_curve_above_the_axis_has_no_number(tmp_path: Path) -> None:
+    for order, value in enumerate((100.0, 101.0, 102.0, 1e7)):
+        add_run(tmp_path, order, f"r{order}", "gru", "sgd", [2 * value, value], lr=0.1 + order)
+    (axes, *_) = curve_charts(load_study(tmp_path))["validation"].figure.axes
+    assert set(heights_of(axes)) == {"1", "2", "3"}
+
+
+# -- slices --------------------------------------------------------------------------------------------------------
+
+
+def test_one_diverged_run_flattens_no_slice(tmp_path: Path) -> None:
+    for order, value in enumerate((100.0, 110.0, 120.0, 1e6)):
+        add_run(tmp_path, order, f"r{order}", "gru", "sgd", [value], lr=0.1 + order)
+    chart = slices_chart(load_study(tmp_path))
+    assert chart is not None
+    for axes in chart.figure.axes:
+        low, high = axes.get_ylim()
+        assert high < 1e4
+        points = {line.get_gid(): float(line.get_ydata()[0]) for line in axes.lines}
+        assert set(points) == {"run-1", "run-2", "run-3", "run-4"}
+        assert points["run-4"] == high, "at the end of the axis"
+        assert [text.get_text() for text in axes.texts] == ["4 ↑"]
+        assert low < min(points.values())
+
+
+# -- colours -------------------------------------------------------------------------------------------------------
+
+
+def colours_of(charts: Sequence[Chart]) -> dict[str, set[str]]:
+    """The colours of the curves of each run over all figures, by its mark."""
+    found = defaultdict(set)
+    for chart in charts:
+        for axes in chart.figure.axes:
+            for line in axes.lines:
+                if (line.get_gid() or "").startswith("run-") and len(line.get_xdata()) > 1:
+                    found[line.get_gid()].add(to_hex(line.get_color()))
+    return found
+
+
+def test_a_run_has_one_colour_in_all_figures(tmp_path: Path) -> None:
+    order = itertools.count()
+    for arch, optimizer in itertools.product(("rnn", "gru"), ("adam", "sgd")):
+        for rate in range(1, 9):
+            value = 100.0 + 5 * ((3 * rate) % 8) + (arch == "rnn")
+            add_run(tmp_path, next(order), f"{arch}-{optimizer}-{rate}", arch, optimizer, [2 * value, value], lr=rate)
+    study = load_study(tmp_path)
+    colours = colours_of(list(curve_charts(study).values()))
+    assert len(colours) > 8
+    assert {gid: found for gid, found in colours.items() if len(found) > 1} == {}
+    best = study.runs.sort_values("val_ppl").groupby(["arch", "optimizer"]).head(4)
+    for _, group in best.groupby(["arch", "optimizer"]):
+        shown = [colours[f"run-{number}"] for number in group["number"] if f"run-{number}" in colours]
+        assert len(set(map(frozenset, shown))) == len(shown), "the best of a kind differ in shade"
+
+
+# -- captions ------------------------------------------------------------------------------------------------------
+
+
+def make_explosion(folder: Path) -> None:
+    """Seeds as a band, a run that leaves its axis, and one above it."""
+    for seed in (1, 2):
+        add_run(folder, seed, f"gru-seed{seed}", "gru", "sgd", [200.0, 100.0 + seed], seed=seed)
+    add_run(folder, 3, "leaves", "gru", "sgd", [150.0, 1e5], lr=2.0)
+    add_run(folder, 4, "above", "gru", "sgd", [1e7, 1e6], lr=3.0)
+
+
+def make_front_of_one(folder: Path) -> None:
+    """The smallest model is the best one, so that there is no front to draw."""
+    for order, (size, value) in enumerate(((16, 100.0), (32, 110.0))):
+        result = {"parameters": 1000 * size}
+        add_run(folder, order, f"r{order}", "gru", "sgd", [value], hidden_size=size, result=result)
+
+
+STUDIES: dict[str, Callable[[Path], object]] = {
+    "nine": make_study,
+    "explosion": make_explosion,
+    "searched": make_searched,
+    "front": make_front_of_one,
+    "quickstart": made_up.make_study,
+}
+
+
+def drawn_in(figure: Figure) -> dict[str, bool]:
+    """Which signs a figure shows, by the letters that a caption has for them."""
+    crosses = [(axes, line) for axes in figure.axes for line in axes.lines if line.get_marker() == "x"]
+    heights = [(axes.get_ylim()[1], y) for axes, line in crosses for y in line.get_ydata()]
+    found = [artist for axes in figure.axes for artist in axes.collections]
+    return {
+        "↑": any("↑" in text.get_text() for axes in figure.axes for text in axes.texts),
+        "×": any(y <= top for top, y in heights),
+        "band": any(isinstance(artist, PolyCollection) for artist in found),
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("blank_figures")
+@pytest.mark.parametrize("name", STUDIES)
+def test_captions_name_the_signs_that_are_drawn_and_no_others(tmp_path: Path, name: str) -> None:
+    STUDIES[name](tmp_path)
+    page = report_page(load_study(tmp_path))
+    for chart in page.charts:
+        if chart.name in NO_PERPLEXITIES:
+            continue
+        drawn = drawn_in(chart.figure)
+        named = {sign: sign in chart.caption.lower() for sign in drawn}
+        legend = {text.get_text() for legend in chart.figure.legends for text in legend.get_texts()}
+        named["×"] |= "stopped" in legend
+        assert named == drawn, chart.name
+        assert "▲" not in chart.caption
+        assert not any("▲" in text.get_text() for axes in chart.figure.axes for text in axes.texts)
+        dashed = [line for axes in chart.figure.axes for line in axes.lines if line.get_linestyle() == "--"]
+        assert ("Grey line" in chart.caption) == (bool(dashed) and chart.name == "search-parameters")
+
+
+# -- many runs -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_of_many_runs_panels_show_settings_of_each_kind_and_say_which(tmp_path: Path) -> None:
+    make_large_study(tmp_path / "study", 160, 4)
+    study: StudyFiles = load_study(tmp_path / "study")
+    charts = curve_charts(study)
+    panels = charts["runs-epochs"].figure.axes
+    by_number = {str(run["number"]): run for run in study.runs.to_dict("records")}
+    shown = [by_number[panel.lines[0].run or ""] for panel in charts["runs-epochs"].panels]
+    kinds = [(run["arch"], run["optimizer"]) for run in shown]
+    assert len(set(kinds)) == len(kinds) == len(panels)
+    for axes, run in zip(panels, shown, strict=True):
+        title = axes.get_title(loc="left").lower()
+        assert run["arch"] in title
+        assert run["optimizer"].partition("_")[0] in title
+    done = study.runs[study.runs["state"] == "done"]
+    repeated = {str(n) for n in done[done.duplicated("setting", keep=False)]["number"]}
+    for name in ("validation", "runs-epochs", "by-optimizer"):
+        lines = [line for panel in charts[name].panels for line in panel.lines if line.run in repeated]
+        assert lines
+        assert all("mean of" in line.label for line in lines), name
+
+
+# -- axes ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("blank_figures")
+@pytest.mark.parametrize("name", ["nine", "searched", "quickstart"])
+def test_perplexity_is_on_a_logarithmic_axis_that_all_panels_of_a_figure_share(tmp_path: Path, name: str) -> None:
+    STUDIES[name](tmp_path)
+    for chart in report_page(load_study(tmp_path)).charts:
+        if chart.name in NO_PERPLEXITIES:
+            continue
+        assert {axes.get_yscale() for axes in chart.figure.axes} == {"log"}, chart.name
+        assert len({axes.get_ylim() for axes in chart.figure.axes}) == 1, chart.name
+
+
+@pytest.mark.parametrize(("low", "high"), [(100.0, 104.0), (58.0, 61.0), (90.0, 130.0), (3.0, 8000.0), (1.0, 2.0)])
+def test_a_logarithmic_axis_has_three_ticks_or_more_also_where_it_is_short(low: float, high: float) -> None:
+    ticks = log_ticks(low, high, 6)
+    assert 3 <= len(ticks) <= 6
+    assert all(low <= tick <= high for tick in ticks)
