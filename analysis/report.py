@@ -21,7 +21,7 @@ from analysis.blocks.section import Prose, Section, with_details_folded
 from analysis.blocks.sentences import scope_of
 from analysis.blocks.table import Table, escape_markdown, longest_run_of_backticks, markdown_code
 from analysis.claims.answer import Answer
-from analysis.claims.answers import answers
+from analysis.claims.answers import answers, rival
 from analysis.claims.page import answers_section, claims_data
 from analysis.plots import look
 from analysis.plots.curve_figures import curve_charts
@@ -150,7 +150,7 @@ def report_sections(study: StudyFiles, found: Sequence[Answer]) -> list[Section]
         Section(
             name="curves", title="Learning curves", blocks=[*curve_charts(study), *time_charts(study)] or [nothing]
         ),
-        next_section(study),
+        next_section(study, rival(found)),
     ]
     folded = [
         groups_section(study),

@@ -37,6 +37,13 @@ def answers(study: StudyFiles) -> tuple[list[Answer], list[str]]:
     return found, list(dict.fromkeys([*all_texts.warnings, *one.warnings]))
 
 
+def rival(found: Sequence[Answer]) -> str | None:
+    """Return the first setting that is not told apart from the one with the lowest perplexity; ``None``: all are."""
+    claims = [claim for answer in found for claim in answer.claims if claim.question == "picks"]
+    unclear = [claim for claim in claims if claim.kind == Kind.COMPARE and not claim.is_clear]
+    return unclear[0].members[1] if unclear else None
+
+
 def expected(facts: Facts) -> Answer:
     """Compare what the manifest expects with what has come."""
     name, title = "expected", "Did it come as expected?"

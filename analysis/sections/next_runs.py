@@ -31,8 +31,11 @@ NO_RATE = 0.01
 LONGER, SCHEDULE = "more epochs", "longer schedule"
 
 
-def next_section(study: StudyFiles) -> Section:
-    """Proposals that the data support."""
+def next_section(study: StudyFiles, rival: str | None) -> Section:
+    """Proposals that the data support.
+
+    ``rival``: the setting with the lowest perplexity that is not told apart from the best. ``None``: there is none.
+    """
     settings = study.compared.on_one_text.settings
     runs = study.runs.sort_values("number")
     runs = runs.assign(reference=runs["number"].astype(str) + " " + runs["name"])
@@ -42,7 +45,7 @@ def next_section(study: StudyFiles) -> Section:
     open_runs = runs.loc[runs["state"].isin(["pending", "queued", "running", "cancelled"]), "reference"].to_list()
     told = sentences(
         "next",
-        question=_question(settings) if settings else None,
+        question=_question(settings, rival) if settings else None,
         done=len(finished(runs)),
         falling={kind: rows_of(falling[falling["proposal"] == kind]) for kind in dict.fromkeys(falling["proposal"])},
         again={kind: found["reference"].to_list() for kind, found in again.groupby("failure_kind")},
@@ -56,7 +59,7 @@ def next_section(study: StudyFiles) -> Section:
 # -- one question --------------------------------------------------------------------------------------------------
 
 
-def _question(settings: Sequence[Setting]) -> dict[str, Any]:
+def _question(settings: Sequence[Setting], rival: str | None) -> dict[str, Any]:
     """Return what is least certain about the best setting: its learning rate, or whether it is the best.
 
     ``rates`` are the learning rates tried with its architecture and optimizer, ascending, and ``untried`` those that
@@ -68,14 +71,11 @@ def _question(settings: Sequence[Setting]) -> dict[str, Any]:
     own = best.config["optim.lr"]
     place = round(2 * math.log10(own))
     untried = [*([place - 1] if own == rates[0] else []), *([place + 1] if own == rates[-1] else [])]
-    unclear = [
-        one for one in others if one.interval.n == best.interval.n == 1 or best.interval.doubt_against(one.interval)
-    ]
     return {
         "best": best,
         "rates": rates,
         "untried": [units.plain_value(float(f"{10 ** (half / 2):.1g}")) for half in untried],
-        "rivals": unclear[:1],
+        "rivals": [one for one in others if one.reference == rival],
     }
 
 

@@ -1,6 +1,5 @@
 """The tables of a study: results, of all runs and of each group, and hyperparameters."""
 
-import math
 from typing import Any
 
 import pandas as pd
@@ -22,7 +21,6 @@ from analysis.study import units
 from analysis.study.columns import HYPERPARAMETERS, SAME_TEXT
 from analysis.study.comparison import finished, went_further
 from analysis.study.settings import (
-    CONFIDENCE,
     Setting,
     best_runs,
     best_settings,
@@ -48,9 +46,6 @@ SWITCHED_OFF = [later for later in LATER_KEYS if not isinstance(later[2], str)]
 
 MOST_NAMED = 5
 """A sentence names at most this many runs, and counts the others."""
-
-TIE = "\N{ALMOST EQUAL TO}"
-"""Marks a setting whose seeds show no difference from the best."""
 
 BITS = number("val_bits_per_byte", "Bits/byte", units.decimals(".3f"))
 
@@ -167,20 +162,14 @@ def overfitting(done: pd.DataFrame) -> list[str]:
 
 
 def settings_table(study: StudyFiles) -> Table:
-    """Validation perplexity of each setting over its seeds, against the best setting of its architecture and text."""
-    lowest = {(setting.text, setting.arch): setting for setting in best_settings(study.settings)}
-
-    def p_value(setting: Setting) -> float | None:
-        best = lowest[setting.text, setting.arch]
-        return None if setting.val_ppl == best.val_ppl else setting.interval.p_value(best.interval)
-
+    """Validation perplexity of each setting over its seeds; the lowest of each architecture and text is bold."""
+    lowest = {setting.number for setting in best_settings(study.settings)}
     on_text = " on its text" if len(study.texts) > 1 else ""
     return Table(
         name="settings",
         title="Perplexity of each setting over its seeds",
-        caption="Valid.: geometric mean over n seeds, with its 95 % interval. Bold: lowest of its "
-        f"architecture{on_text}. p: Welch's t test of the losses against it; {TIE}: no difference at 5 %; n = 1: not "
-        f"testable.{scope(study)}",
+        caption="Valid.: geometric mean over n seeds, with the 95 % interval of its own seeds. Bold: lowest of its "
+        f"architecture{on_text}.{scope(study)}",
         columns=[
             number("number", "No."),
             Column("name", "Setting", emphasised=True),
@@ -190,27 +179,16 @@ def settings_table(study: StudyFiles) -> Table:
             Column("val_ppl", "Valid.", units.perplexity, numeric=True, emphasised=True),
             number("low", "From", units.perplexity, lambda setting: setting.interval.low),
             number("high", "To", units.perplexity, lambda setting: setting.interval.high),
-            number("p_value", "p", _tie, p_value),
             Column("runs", "Runs", of=lambda setting: " ".join(map(str, setting.runs))),
         ],
         records=sorted(study.settings, key=_place),
-        bold=lambda setting: p_value(setting) is None,
+        bold=lambda setting: setting.number in lowest,
     )
 
 
 def _place(setting: Setting) -> tuple[int, int, Any]:
     arch, optimizer = units.rank(units.ARCHITECTURES, setting.arch), units.rank(units.OPTIMIZERS, setting.optimizer)
     return arch, optimizer, setting.number
-
-
-def _tie(p_value: float | None) -> str:
-    """The p value of a setting against the best; ``None`` for the best itself."""
-    if p_value is None:
-        return "best"
-    if math.isnan(p_value):
-        return "n = 1"
-    text = f"{p_value:.3f}" if p_value >= 0.001 else "< 0.001"
-    return f"{text} {TIE}" if p_value >= 1 - CONFIDENCE else text
 
 
 # -- bits per byte: runs on one text with different vocabularies, whose perplexities do not compare ----------------

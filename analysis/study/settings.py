@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Self
+from typing import Any
 
 import pandas as pd
 
@@ -39,29 +39,6 @@ class Interval:
     """Standard deviation of the losses, in nats; NaN with a single seed."""
     n: int
     """Seeds."""
-
-    def p_value(self, other: Self) -> float:
-        """Return the two-sided p value of Welch's t test of the losses; NaN if one of the two has a single seed."""
-        if min(self.n, other.n) == 1:
-            return math.nan
-        difference = math.log(self.centre) - math.log(other.centre)
-        variances = self.deviation**2 / self.n, other.deviation**2 / other.n
-        if sum(variances) == 0:
-            return 0.0 if difference else 1.0
-        parts = sum(variance**2 / (n - 1) for variance, n in zip(variances, (self.n, other.n), strict=True))
-        freedom = sum(variances) ** 2 / parts
-        from scipy.special import stdtr  # slow to import, and only needed where settings have several seeds
-
-        return 2 * float(stdtr(freedom, -abs(difference) / math.sqrt(sum(variances))))
-
-    def doubt_against(self, other: Self) -> str | None:
-        """Return why seeds show no difference; ``None`` if they do, or if both sides have a single seed."""
-        if self.n == other.n == 1:
-            return None
-        p_value = self.p_value(other)
-        if math.isnan(p_value):
-            return "one of them has a single seed"
-        return f"Welch's t test over seeds: p = {p_value:.2f}" if p_value >= 1 - CONFIDENCE else None
 
 
 def interval(perplexities: Sequence[float]) -> Interval:

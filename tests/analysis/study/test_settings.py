@@ -1,7 +1,6 @@
 import math
 from pathlib import Path
 
-import numpy as np
 import pytest
 from scipy import stats
 
@@ -51,37 +50,14 @@ def test_seeds_of_one_configuration_are_one_setting_and_a_failed_one_is_not_aver
 
 
 @pytest.mark.parametrize(
-    ("gru_sgd", "told"),
-    [
-        ([113.0, 113.2, 112.9], ("< 0.001", "best")),
-        ([103.3, 103.0, 103.2], ("0.594 ≈", "best")),
-        ([150.0], ("n = 1", "best")),
-        ([102.0], ("best", "n = 1")),
-    ],
+    ("gru_sgd", "bold"),
+    [([113.0, 113.2, 112.9], [False, True]), ([103.3, 103.0, 103.2], [False, True]), ([102.0], [True, False])],
 )
-def test_the_lowest_setting_is_bold_and_ties_are_marked(
-    tmp_path: Path, gru_sgd: list[float], told: tuple[str, str]
-) -> None:
+def test_the_lowest_setting_is_bold(tmp_path: Path, gru_sgd: list[float], bold: list[bool]) -> None:
     study = make_seeds(tmp_path, {4: gru_sgd, 5: [103.1, 102.8, 103.3]})
-    table = settings_table(study)
-    place = [column.key for column in table.columns].index("p_value")
-    assert [(row.cells[place].text, row.cells[1].bold) for row in table.rows] == [(p, p == "best") for p in told]
+    assert [row.cells[1].bold for row in settings_table(study).rows] == bold
     lowest = study.runs.loc[study.runs["val_ppl"].idxmin(), "number"]
     assert [row.run for row in results_table(study).rows if row.cells[1].bold] == [lowest]
-
-
-@pytest.mark.parametrize(
-    ("first", "second"), [([99.0, 101.0], [103.0, 104.0, 109.0]), ([90.0, 91.0, 95.0], [80.0, 99.0])]
-)
-def test_the_p_value_is_that_of_welchs_test_of_the_losses(first: list[float], second: list[float]) -> None:
-    expected = stats.ttest_ind(np.log(first), np.log(second), equal_var=False).pvalue
-    assert interval(first).p_value(interval(second)) == pytest.approx(expected, rel=1e-9)
-
-
-def test_seeds_that_agree_exactly_are_equal_or_different() -> None:
-    assert interval([99.0, 99.0]).p_value(interval([99.0, 99.0])) == 1
-    assert interval([99.0, 99.0]).p_value(interval([98.0, 98.0])) == 0
-    assert math.isnan(interval([99.0]).p_value(interval([98.0, 98.0])))
 
 
 def test_an_interval_that_is_too_wide_for_a_perplexity_has_no_upper_end(tmp_path: Path) -> None:
