@@ -352,7 +352,15 @@ def test_the_page_is_whole_without_scripts(browser: Browser, report: Path) -> No
     assert not page.visible("th button")
     assert not page.visible(".picker")
     assert page.text().split() == text.split()
-    for heading in ("Coverage", "Results", "Learning curves", "Unfinished runs", "Hyperparameters", "Files"):
+    for heading in (
+        "Answers",
+        "Resources and coverage",
+        "Results",
+        "Learning curves",
+        "Unfinished runs",
+        "Hyperparameters",
+        "Files",
+    ):
         assert heading in page.texts("h2")
 
 

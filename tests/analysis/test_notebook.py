@@ -28,6 +28,6 @@ def test_the_notebook_runs_and_shows_tables_and_figures(tmp_path: Path, monkeypa
     client.execute()
     shown = [output["data"] for cell in notebook.cells for output in cell.get("outputs", []) if "data" in output]
     assert "5 of 7 runs done" in shown[0]["text/html"]
-    assert sum("image/png" in data for data in shown) == 7
+    assert sum("image/png" in data for data in shown) == 6
     assert sum("text/html" in data for data in shown) == 6
     assert shown[-1]["text/plain"].startswith("'the ")

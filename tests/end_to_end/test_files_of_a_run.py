@@ -15,7 +15,7 @@ from tests.waiting import wait_for
 
 pytestmark = pytest.mark.process
 
-MOST = 14
+MOST = 15
 """Files of a run of one rank that was done in one attempt."""
 FURTHER = 4
 """Further files of each further attempt."""
@@ -25,7 +25,7 @@ def files(run: RunDirectory) -> set[str]:
     return {str(path.relative_to(run.path)) for path in below(run.path) if path.is_file()}
 
 
-def test_a_run_has_14_files_and_4_more_for_each_further_attempt(tmp_path: Path) -> None:
+def test_a_run_has_15_files_and_4_more_for_each_further_attempt(tmp_path: Path) -> None:
     crawl = Crawl(tmp_path, epochs=1)
     study = Study(tmp_path, epochs=3)
     words = ("run", "small.toml", "--backend", "local")
