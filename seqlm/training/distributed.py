@@ -11,6 +11,7 @@ import secrets
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,16 @@ from torch.distributed import (  # type: ignore[attr-defined] # public, missing 
 )
 
 from seqlm.environment import COLLECTIVE_MINUTES, DEVICE, GPU_SHARE, RENDEZVOUS, RENDEZVOUS_HOST
-from seqlm.errors import EXIT_FAILED, EXIT_UNPRINTED, BackendError, FileError, UsageError, file_errors
+from seqlm.errors import (
+    EXIT_FAILED,
+    EXIT_STORAGE,
+    EXIT_UNPRINTED,
+    BackendError,
+    FileError,
+    UsageError,
+    file_errors,
+    is_storage_failure,
+)
 from seqlm.files import open_at, remove
 from seqlm.machine import CUDA_BYTES, cpu_model
 from seqlm.models.products import fp32_library
@@ -266,6 +276,9 @@ def process_group(rank: Rank) -> Iterator[None]:
 def run_program(main: Callable[[], int]) -> NoReturn:
     """Run ``main`` and end the process with the exit code that it returns, 1 after an exception.
 
+    An exception that comes from a disk, or that cannot be printed, has the exit code of one: that the program says
+    nothing, on a full disk, must not look like a fault of its code.
+
     For every program that joins a :func:`process_group`. The interpreter is not finalized and functions of ``atexit``
     are not called: a thread of gloo may still hold a tensor of the last collective operation. If the thread frees it
     during the finalization, CPython ends the thread inside a destructor and the process aborts with "terminate called
@@ -274,8 +287,11 @@ def run_program(main: Callable[[], int]) -> NoReturn:
     try:
         code = main()
     except BaseException as error:  # even KeyboardInterrupt: nothing may reach the interpreter's own end
-        sys.excepthook(type(error), error, error.__traceback__)
-        code = EXIT_FAILED
+        code = EXIT_STORAGE if is_storage_failure(error) else EXIT_FAILED
+        try:
+            print("".join(traceback.format_exception(error)), end="", file=sys.stderr, flush=True)
+        except (OSError, ValueError):
+            code = EXIT_UNPRINTED
     try:
         sys.stdout.flush()
         sys.stderr.flush()

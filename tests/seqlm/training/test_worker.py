@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,13 +13,14 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from seqlm.errors import EXIT_RUNG, EXIT_STOPPED, EXIT_STORAGE, DivergedError, FileError
+from seqlm.errors import EXIT_FAILED, EXIT_RUNG, EXIT_STOPPED, EXIT_STORAGE, STORAGE_EXITS, DivergedError, FileError
 from seqlm.files import read_json
 from seqlm.models import products
 from seqlm.rundir import RunDirectory
 from seqlm.training import attempt, distributed, worker
 from seqlm.training.distributed import Rank, process_group
 from seqlm.training.trainer import Trainer
+from tests import commands
 from tests.cancelling import cancel
 from tests.seqlm.training.studies import make_config, make_run, write_text
 
@@ -251,3 +253,24 @@ def test_a_resume_with_another_library_of_products_is_a_line_in_the_log(
     log = capsys.readouterr().out
     assert "resumed after 1 of 2 epochs" in log
     assert ("now matmul onednn instead of blas: the result is equal" in log) == changed
+
+
+@pytest.mark.process
+def test_a_program_that_cannot_print_its_error_ends_as_after_an_error_of_a_disk() -> None:
+    code = "from seqlm.training.distributed import run_program; run_program(lambda: 1 // 0)"
+    on_a_full_disk = commands.run(["sh", "-c", '"$0" -c "$1" >/dev/full 2>&1', sys.executable, code])
+    assert on_a_full_disk.returncode in STORAGE_EXITS
+    answer = commands.run([sys.executable, "-c", code])
+    assert answer.returncode == EXIT_FAILED
+    assert "ZeroDivisionError" in answer.stderr
+
+
+@pytest.mark.process
+def test_an_error_of_a_disk_that_nobody_has_caught_ends_a_program_as_one() -> None:
+    code = (
+        "import errno; from seqlm.training.distributed import run_program\n"
+        "def main(): raise OSError(errno.ENOSPC, 'no space left')\n"
+        "run_program(main)"
+    )
+    answer = commands.run([sys.executable, "-c", code])
+    assert answer.returncode in STORAGE_EXITS, answer.stderr
