@@ -19,7 +19,7 @@ from seqlm.errors import EXIT_USAGE, SeqlmError, UsageError
 from seqlm.reading import confine
 from seqlm.rundir import RunDirectory
 from seqlm.training.attempt import Attempt, StopSignal, attempt_number
-from seqlm.training.distributed import limit_memory, rank_from_environment
+from seqlm.training.distributed import limit_memory, rank_from_environment, run_program
 from seqlm.trust import require_launched
 
 
@@ -55,4 +55,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)
