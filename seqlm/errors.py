@@ -37,7 +37,7 @@ STOPPED_EXITS = (EXIT_STOPPED, -signal.SIGTERM, -signal.SIGINT)
 """Codes of a worker that was asked to stop. The signals end one that is still importing."""
 OWN_SIGNALS = tuple(-number for number in (signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV))
 """Codes of a worker that its own program ended by a signal. Libraries abort a rank that has lost another one."""
-EXPLAINING_EXITS = (EXIT_STORAGE, EXIT_BUSY, EXIT_STOPPED, EXIT_RUNG)
+EXPLAINING_EXITS = (*STORAGE_EXITS, EXIT_BUSY, EXIT_STOPPED, EXIT_RUNG)
 """Codes that name a cause. ``EXIT_FAILED`` may only mean that a rank lost another one."""
 
 

@@ -21,6 +21,7 @@ from tests.seqlm.training.studies import make_config, make_run
         ((-9, 1), -9),
         ((74, 1), 74),
         ((1, 74), 74),
+        ((1, 120), 120),
         ((143, 1), 143),
         ((74, -9), -9),
         ((1, 1), 1),
