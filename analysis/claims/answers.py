@@ -7,9 +7,9 @@ import math
 from collections.abc import Sequence
 
 from analysis.claims.answer import Answer, cannot
-from analysis.claims.claim import Claim, Kind, compare, comparison, direction, numbered, outcome, ranked
+from analysis.claims.claim import Claim, Kind, compare, comparison, direction, numbered, outcome, ranked, ranking
 from analysis.claims.expected import expected_points
-from analysis.claims.facts import Facts, best_of_each, highest, on_one_machine
+from analysis.claims.facts import Facts, best_of_each, highest, timed_on_one_machine
 from analysis.claims.mechanisms import curious
 from analysis.claims.models import gradients, steps
 from analysis.claims.texts import samples
@@ -21,7 +21,7 @@ from analysis.study.settings import Setting, by_perplexity
 from analysis.study.study import OVERFITTED_FROM, StudyFiles
 
 MOST_COMPARED = 20
-"""With so many settings the lowest one is compared at most."""
+"""The setting with the lowest perplexity is compared with at most this many others."""
 ENOUGH = 2
 """Optimizers that architectures must have in common for their spreads to be compared."""
 
@@ -31,7 +31,8 @@ def answers(study: StudyFiles) -> tuple[list[Answer], list[str]]:
 
     ``study`` is one at equal epochs.
     """
-    all_texts, one = Facts(study=study), Facts(study=study.on_one_text)
+    all_texts = Facts(study=study)
+    one = all_texts if study.on_one_text is study else Facts(study=study.on_one_text)  # which reads each file once
     questions = [optimizers, picks, reliability, steps, gradients, samples, curious]
     found = [expected(all_texts), *(question(one) for question in questions)]
     return found, list(dict.fromkeys([*all_texts.warnings, *one.warnings]))
@@ -83,7 +84,7 @@ def optimizers(facts: Facts) -> Answer:
         points.append("No two settings with different optimizers agree in model, data and training.")
     for kind in firsts:
         pair_claim, members_of = next(found), of_kind[kind]
-        claim = ranking(pair_claim, members_of, "val_ppl", [one.val_ppl for one in members_of])
+        claim = ranking(pair_claim, [one.reference for one in members_of], [one.val_ppl for one in members_of])
         claims.append(claim)
         labels = [units.architecture(one.arch) for one in members_of]
         points.append(f"{units.optimizer(kind)} by architecture: {ranked(claim, labels)}.")
@@ -119,7 +120,7 @@ def optimizers(facts: Facts) -> Answer:
 def times_of_optimizers(facts: Facts, question: str) -> tuple[list[Claim], list[str]]:
     """Compare the times in which the optimizers of one architecture reach the perplexity that all of them reach."""
     claims, points = [], []
-    best = best_of_each(on_one_machine(facts))
+    best = best_of_each(timed_on_one_machine(facts))
     for arch in units.in_order(units.ARCHITECTURES, {arch for arch, _ in best}):
         members = [one for (own, _), one in best.items() if own == arch]
         claim = first_to(facts, question, members, highest(members, facts)) if len(members) > 1 else None
@@ -168,17 +169,17 @@ def picks(facts: Facts) -> Answer:
         points.append(
             f"After its last epoch its validation perplexity is {final}, so take the parameters of its best epoch."
         )
-    timed = on_one_machine(facts)
+    timed = timed_on_one_machine(facts)
     if len(timed) > 1:
-        targets = {"which all of them reach": highest(timed, facts)}
-        targets[f"{WITHIN:g} times the lowest"] = WITHIN * min(one.val_ppl for one in timed)
+        near = WITHIN * min(one.val_ppl for one in timed)
+        targets = {"which all of them reach": highest(timed, facts), f"{WITHIN:g} times the lowest": near}
         for words, target in targets.items():
             claim = first_to(facts, name, timed, target)
             if claim is not None:
                 claims.append(claim)
                 told = ranked(claim, most=2) if len(claim.members) > 1 else f"{ranked(claim)} alone"
                 points.append(f"Time to {units.perplexity(target)}, {words}: {told}.")
-        soonest = first_setting(facts, timed, WITHIN * min(one.val_ppl for one in timed))
+        soonest = first_setting(facts, timed, near)
         if soonest is not None and soonest is not best:
             cost = next((claim for claim in against if claim.members[1] == soonest.reference), None)
             if cost is not None:
@@ -311,21 +312,6 @@ def compared_losses(facts: Facts, question: str, pairs: Sequence[tuple[Setting, 
         compare(question, "val_ppl", (a.reference, b.reference), (a.val_ppl, b.val_ppl), one, verdict, noise)
         for (a, b), one, verdict in zip(pairs, found, verdicts(found, noise), strict=True)
     ]
-
-
-def ranking(first: Claim, members: Sequence[Setting], measure: str, values: Sequence[float]) -> Claim:
-    """Return a claim on the order of settings; ``first``: the comparison of the first two."""
-    return Claim(
-        question=first.question,
-        kind=Kind.FIRST,
-        measure=measure,
-        members=tuple(one.reference for one in members),
-        values=tuple(values),
-        verdict=first.verdict,
-        difference=first.difference,
-        error=first.error,
-        given=first.given,
-    )
 
 
 def values_of(question: str, measure: str, members: Sequence[str], values: Sequence[float]) -> Claim:

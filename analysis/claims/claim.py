@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
@@ -142,15 +142,13 @@ def compare(
     found: Difference,
     verdict: Verdict,
     noise: Noise,
-    *,
-    kind: Kind = Kind.COMPARE,
     **given: Any,
 ) -> Claim:
     """Return the claim that a verdict on two losses is. One whose tokens say otherwise than its table says nothing."""
     is_contrary = (values[1] - values[0]) * found.nats < 0
     return Claim(
         question=question,
-        kind=kind,
+        kind=Kind.COMPARE,
         measure=measure,
         members=members,
         values=values,
@@ -159,6 +157,11 @@ def compare(
         error=found.error(noise),
         given={"seeds": list(found.seeds), "seeds_needed": found.seeds_needed(noise), **given},
     )
+
+
+def ranking(first: Claim, members: Sequence[str], values: Sequence[float]) -> Claim:
+    """Return the claim on the order of some members; ``first``: the comparison of the first two."""
+    return replace(first, kind=Kind.FIRST, members=tuple(members), values=tuple(values))
 
 
 # -- words -------------------------------------------------------------------------------------------------------------

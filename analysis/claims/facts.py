@@ -16,7 +16,7 @@ from analysis.claims.verdict import Difference, EpochTimes, Losses, Noise, diffe
 from analysis.study import units
 from analysis.study.comparison import finished
 from analysis.study.numbering import RunNumber
-from analysis.study.settings import Setting
+from analysis.study.settings import Setting, by_perplexity, on_one_machine
 from analysis.study.study import StudyFiles
 from analysis.study.values import read_or_warn
 from seqlm.token_losses import read_token_losses
@@ -90,7 +90,7 @@ class Facts:
     # -- losses ------------------------------------------------------------------------------------------------------
 
     @cached_property
-    def _token_losses(self) -> dict[RunNumber, Losses | None]:
+    def _token_losses(self) -> dict[tuple[RunNumber, ...], Losses | None]:
         return {}
 
     def token_losses(self, setting: Setting) -> Losses | None:
@@ -98,13 +98,14 @@ class Facts:
 
         ``None``: a run has not recorded them, or not those of the epoch by which the setting is compared.
         """
-        if setting.number not in self._token_losses:
-            found = [self._losses_of(run) for run in setting.runs]
+        runs = tuple(setting.runs)  # an expectation may be about some seeds of a setting alone
+        if runs not in self._token_losses:
+            found = [self._losses_of(run) for run in runs]
             known = [losses for losses in found if losses is not None]
             lengths = {len(losses) for losses in known}
             is_whole = len(known) == len(found) and len(lengths) == 1
-            self._token_losses[setting.number] = np.mean(known, axis=0) if is_whole else None
-        return self._token_losses[setting.number]
+            self._token_losses[runs] = np.mean(known, axis=0) if is_whole else None
+        return self._token_losses[runs]
 
     def _losses_of(self, run: RunNumber) -> Losses | None:
         row = self.rows[run]
@@ -147,16 +148,17 @@ class Facts:
         return dict(curves)
 
     @cached_property
-    def _epoch_times(self) -> dict[RunNumber, EpochTimes | None]:
+    def _epoch_times(self) -> dict[tuple[RunNumber, ...], EpochTimes | None]:
         return {}
 
     def epoch_times(self, setting: Setting) -> EpochTimes | None:
         """Return the times of its epochs, but the first of each run; ``None``: there are none."""
-        if setting.number not in self._epoch_times:
-            seconds = [one for run in setting.runs for one in self._curves.get(run, ([], []))[1][1:]]
+        runs = tuple(setting.runs)
+        if runs not in self._epoch_times:
+            seconds = [one for run in runs for one in self._curves.get(run, ([], []))[1][1:]]
             known = tuple(one for one in seconds if math.isfinite(one) and one > 0)
-            self._epoch_times[setting.number] = EpochTimes(seconds=known) if len(known) > 1 else None
-        return self._epoch_times[setting.number]
+            self._epoch_times[runs] = EpochTimes(seconds=known) if len(known) > 1 else None
+        return self._epoch_times[runs]
 
     def epochs_to(self, setting: Setting, target: float) -> float | None:
         """Return after how many epochs a setting reaches a perplexity, the mean over its runs.
@@ -186,18 +188,15 @@ class Facts:
         return seconds[0] is not None and (seconds[1] is None or seconds[1] - seconds[0] > longest)
 
 
-def on_one_machine(facts: Facts) -> list[Setting]:
+def timed_on_one_machine(facts: Facts) -> list[Setting]:
     """Return the settings with epoch times that ran on the machine of the most; times compare on one alone."""
-    timed = [one for one in facts.settings if facts.epoch_times(one) is not None]
-    machines = [one.machine for one in timed]
-    commonest = max(dict.fromkeys(machines), key=machines.count, default=None)
-    return [one for one in timed if one.machine == commonest]
+    return on_one_machine([one for one in facts.settings if facts.epoch_times(one) is not None])
 
 
 def best_of_each(settings: Sequence[Setting]) -> dict[tuple[str | None, str | None], Setting]:
     """Return the setting with the lowest perplexity of each architecture and optimizer."""
     best: dict[tuple[str | None, str | None], Setting] = {}
-    for setting in sorted(settings, key=lambda one: (one.val_ppl, one.number)):
+    for setting in by_perplexity(settings):
         best.setdefault((setting.arch, setting.optimizer), setting)
     return best
 

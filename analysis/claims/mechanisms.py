@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from itertools import combinations
 from typing import NamedTuple
 
@@ -108,14 +108,9 @@ def clipped_share(facts: Facts, setting: Setting) -> float | None:
     with contextlib.suppress(FileError):
         trace = read_trace(facts.study.directory_of(row["id"]))
         if trace is not None and isinstance(limit, int | float):
-            norms = [norm for _, norm, _ in _rows(trace.rows) if math.isfinite(norm)]
+            norms = [norm for _, norm, _ in trace.rows if math.isfinite(norm)]
             return sum(norm > limit for norm in norms) / len(norms) if norms else None
     return None
-
-
-def _rows(rows: Sequence[tuple[float, float, float]]) -> Iterator[tuple[float, float, float]]:
-    for place in range(len(rows)):
-        yield rows[place]
 
 
 def memory(facts: Facts) -> list[Case]:

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from analysis.claims.answer import Answer, cannot
-from analysis.claims.claim import Claim, Kind, compare, numbered, outcome, trend
+from analysis.claims.claim import Claim, Kind, compare, numbered, outcome, ranking, trend
 from analysis.claims.facts import Facts
-from analysis.claims.verdict import Difference, Noise, Verdict, verdicts
+from analysis.claims.verdict import EQUAL_NATS, LEVEL, Difference, Noise, Verdict, of_blocks, verdicts
 from analysis.study import units
 from analysis.study.examined import ExaminedRun, examined_runs
 from analysis.study.values import Values
@@ -19,7 +19,6 @@ NEAR_NATS = 0.01
 """Context is used up where the loss is this near its lowest."""
 GONE = 1e-3
 """Gradients below this share of their maximum say nothing of how they shrink."""
-LEVEL = 0.05
 
 
 def steps(facts: Facts) -> Answer:
@@ -90,25 +89,13 @@ def _first(facts: Facts, question: str, ordered: Sequence[ExaminedRun], length: 
     noise = facts.noise(text)
     (verdict,) = verdicts([found], noise)
     pair = compare(question, "val_ppl", (members[0], members[1]), (values[0], values[1]), found, verdict, noise)
-    return Claim(
-        question=question,
-        kind=Kind.FIRST,
-        measure="val_ppl",
-        members=members,
-        values=values,
-        verdict=pair.verdict,
-        difference=pair.difference,
-        error=pair.error,
-        given=pair.given,
-    )
+    return ranking(pair, members, values)
 
 
 def _difference(nats: float, blocks: Values) -> Difference:
     """Return a difference with its error from the same difference in each block."""
     known = blocks[np.isfinite(blocks)]
-    if len(known) < 2:
-        return Difference(nats=nats)
-    return Difference(nats=nats, text_error=float(known.std(ddof=1)) / math.sqrt(len(known)), blocks=len(known))
+    return of_blocks(nats, known) if len(known) > 1 else Difference(nats=nats)
 
 
 def context_used(curve: Values) -> int | None:
@@ -145,7 +132,7 @@ def _beyond(question: str, run: ExaminedRun) -> Claim | None:
     # The same model reads the same tokens on both sides, so no other seed comes into it.
     (verdict,) = verdicts([found], Noise())
     reach = found.reach(Noise())
-    if abs(found.nats) + reach < NEAR_NATS:
+    if abs(found.nats) + reach < EQUAL_NATS:
         verdict = Verdict.EQUAL
     return Claim(
         question=question,
@@ -199,10 +186,8 @@ def shrinks_by(norms: Values) -> float | None:
 
     Steps whose norm is below a thousandth of the largest are left out.
     """
-    back = norms[::-1]
-    known = (
-        np.isfinite(back) & (back > GONE * np.nanmax(back)) if np.isfinite(back).any() else np.zeros(len(back), bool)
-    )
+    back = np.where(np.isfinite(norms), norms, 0.0)[::-1]
+    known = back > GONE * back.max(initial=0.0)
     end = int(np.flatnonzero(~known)[0]) if not known.all() else len(back)
     if end < 3 or not falls(back[:end]):
         return None

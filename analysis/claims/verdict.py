@@ -28,7 +28,7 @@ FEWEST_BLOCKS = 10
 RANGE_OF_THREE = 3.655
 """Mean of the squared range of three normal values of variance 1."""
 MOST_SEEDS = 10
-"""How many seeds are asked for at most."""
+"""No more seeds than these are asked for."""
 CLEAR_TIMES = 3.0
 """Times are told apart if their summed log ratios are this many standard errors."""
 LEAST_RATIO = 1.05
@@ -164,8 +164,13 @@ def difference(
     if blocks < FEWEST_BLOCKS:
         return Difference(nats=nats, seeds=seeds)
     means = each[: blocks * BLOCK_TOKENS].reshape(blocks, BLOCK_TOKENS).mean(axis=1)
-    error = float(means.std(ddof=1)) / math.sqrt(blocks)
-    return Difference(nats=float(each.mean()), text_error=error, blocks=blocks, seeds=seeds)
+    return of_blocks(float(each.mean()), means, seeds)
+
+
+def of_blocks(nats: float, blocks: Losses, seeds: tuple[int, int] = (1, 1)) -> Difference:
+    """Return a difference with its error over texts, from the same difference in each of at least two blocks."""
+    error = float(blocks.std(ddof=1)) / math.sqrt(len(blocks))
+    return Difference(nats=nats, text_error=error, blocks=len(blocks), seeds=seeds)
 
 
 def verdicts(differences: Sequence[Difference], noise: Noise) -> list[Verdict]:

@@ -20,7 +20,7 @@ import pandas as pd
 
 from analysis.study import units
 from analysis.study.columns import SETTING_KEYS
-from analysis.study.comparison import WITHIN, finished, nats_between
+from analysis.study.comparison import WITHIN, finished
 from analysis.study.numbering import RunNumber
 
 CONFIDENCE = 0.95
@@ -108,8 +108,6 @@ class Setting:
     test_ppl: float
     machine: str
     """What its runs were trained on; of several machines all."""
-    scatter: float
-    """Relative standard deviation of the times of a run's epochs."""
     seconds_to_best: float = math.nan
     """From the start to the end of the epoch with the lowest validation perplexity; see :func:`timed_settings`."""
     seconds_to_study_best: float = math.nan
@@ -134,9 +132,8 @@ class Setting:
 def settings_of(runs: pd.DataFrame) -> list[Setting]:
     """Return the settings that have a finished run with a validation perplexity, by number."""
     done = finished(runs).sort_values(["setting", "number"])
-    found = done.assign(final_gap=nats_between(done["final_val_ppl"], done["final_train_ppl"]))
     settings = []
-    for number, members in itertools.groupby(found.to_dict("records"), key=lambda run: run["setting"]):
+    for number, members in itertools.groupby(done.to_dict("records"), key=lambda run: run["setting"]):
         first, *others = rows = list(members)
         name = first["name"]
         settings.append(
@@ -154,7 +151,6 @@ def settings_of(runs: pd.DataFrame) -> list[Setting]:
                 final_val_ppl=geometric_mean([run["final_val_ppl"] for run in rows]),
                 test_ppl=geometric_mean([run["test_ppl"] for run in rows]),
                 machine=" and ".join(dict.fromkeys(run["machine"] or "not recorded" for run in rows)),
-                scatter=statistics.fmean(run["epoch_scatter"] for run in rows),
             )
         )
     return settings

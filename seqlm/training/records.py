@@ -5,19 +5,16 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from seqlm.errors import DivergedError
 from seqlm.reading import timestamp
-from seqlm.records.runs import FREQUENCY_RANKS, Result
+from seqlm.records.runs import Result
 from seqlm.training.witness import process_seconds
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from seqlm.training.trainer import Trainer
 
 OF_THE_DAY = (
@@ -112,17 +109,21 @@ def epoch_record(trainer: Trainer, valid: TokenLoss, valid_seconds: float) -> di
     }
 
 
-def result_record(trainer: Trainer, test: TokenLoss, valid_losses: Tensor, train_slice_losses: Tensor) -> Result:
-    """Return the result of the run of a trainer.
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """Losses with the parameters of the best epoch, without dropout."""
 
-    The losses are those of the best epoch's parameters: on the test text, of each token of the validation text, and of
-    each token of the beginning of the training text (:meth:`Trainer.token_losses`).
-    """
+    test: TokenLoss
+    train_slice: TokenLoss
+    """On the beginning of the training text, as long as the validation text."""
+    by_frequency: Sequence[TokenLoss]
+    """On the validation text, by the class of its tokens (:data:`seqlm.records.runs.FREQUENCY_RANKS`)."""
+
+
+def result_record(trainer: Trainer, scores: Scores) -> Result:
+    """Return the result of the run of a trainer."""
     history, corpus = trainer.history, trainer.corpus
     best, final = history[best_epoch(history)], history[-1]
-    train_slice = known_loss(train_slice_losses)
-    classes = frequency_classes(corpus.splits["train"], corpus.splits["valid"], len(corpus.vocabulary))
-    by_frequency = [known_loss(valid_losses[classes == number]) for number in range(len(FREQUENCY_RANKS) + 1)]
     return Result(
         epochs=len(history),
         best_epoch=best["epoch"],
@@ -132,16 +133,16 @@ def result_record(trainer: Trainer, test: TokenLoss, valid_losses: Tensor, train
         final_epoch=final["epoch"],
         final_train_ppl=final["train_ppl"],
         final_val_ppl=final["val_ppl"],
-        test_loss=test.mean,
-        test_ppl=perplexity(test.mean),
+        test_loss=scores.test.mean,
+        test_ppl=perplexity(scores.test.mean),
         val_tokens=best.get("val_tokens"),
-        test_tokens=test.tokens,
-        train_slice_loss=train_slice.mean,
-        train_slice_tokens=train_slice.tokens,
-        frequency_losses=tuple(loss.mean if loss.tokens else None for loss in by_frequency),
-        frequency_tokens=tuple(loss.tokens for loss in by_frequency),
+        test_tokens=scores.test.tokens,
+        train_slice_loss=scores.train_slice.mean,
+        train_slice_tokens=scores.train_slice.tokens,
+        frequency_losses=tuple(loss.mean if loss.tokens else None for loss in scores.by_frequency),
+        frequency_tokens=tuple(loss.tokens for loss in scores.by_frequency),
         best_val_bits_per_byte=corpus.bits_per_byte("valid", best["val_loss"]),
-        test_bits_per_byte=corpus.bits_per_byte("test", test.mean),
+        test_bits_per_byte=corpus.bits_per_byte("test", scores.test.mean),
         lossless=corpus.lossless,
         parameters=sum(parameter.numel() for parameter in trainer.model.parameters()),
         elapsed_seconds=final["elapsed_seconds"],
@@ -150,22 +151,3 @@ def result_record(trainer: Trainer, test: TokenLoss, valid_losses: Tensor, train
         corpus_sha256=corpus.sha256,
         finished_at=timestamp(),
     )
-
-
-def known_loss(losses: Tensor) -> TokenLoss:
-    """Return the sum of the losses that are no NaN, and their number."""
-    known = losses[~losses.isnan()]
-    return TokenLoss(loss_nats=float(known.sum()), tokens=len(known))
-
-
-def frequency_classes(train: memoryview, text: memoryview, vocab_size: int) -> Tensor:
-    """Return the class of each token of a text by the frequency of this token in the training text.
-
-    Class 0 are the tokens of the first ``FREQUENCY_RANKS[0]`` ranks, class 1 those up to ``FREQUENCY_RANKS[1]``, and so
-    on. Ids with equal frequency are ranked by number.
-    """
-    counts = torch.bincount(torch.frombuffer(bytearray(train), dtype=torch.int32), minlength=vocab_size)
-    ranks = torch.empty(vocab_size, dtype=torch.int64)
-    ranks[counts.argsort(descending=True, stable=True)] = torch.arange(1, vocab_size + 1)
-    ids = torch.frombuffer(bytearray(text), dtype=torch.int32).long()
-    return torch.bucketize(ranks[ids], torch.tensor(FREQUENCY_RANKS))

@@ -20,6 +20,7 @@ from seqlm.training.checkpoint_files import CheckpointFiles
 from seqlm.training.progress import Progress
 from seqlm.training.records import require_perplexity, result_record
 from seqlm.training.saving import Saving
+from seqlm.training.scores import score
 from seqlm.training.trainer import Diverged, EpochBegins, EpochEnded, StepsDone, Trainer
 
 VALID_WINDOWS = 2
@@ -117,15 +118,12 @@ def _resume(trainer: Trainer, files: CheckpointFiles, progress: Progress) -> Non
 
 
 def _finish(trainer: Trainer, files: CheckpointFiles, progress: Progress) -> Result:
-    """Measure the parameters of the best epoch on the test split, and write the result."""
+    """Score the parameters of the best epoch, and write the result."""
     best = checkpoint_from_first(trainer.rank, lambda: files.load_best(trainer.history))
     assert best is not None, "load_best finds it or raises"
     trainer.model.load_state_dict(best.model)
-    test = trainer.evaluate("test", progress.before_window)
-    valid_text, train_text = trainer.corpus.splits["valid"], trainer.corpus.splits["train"]
-    losses = trainer.token_losses(valid_text, progress.before_window)
-    train_slice = trainer.token_losses(train_text[: len(valid_text)], progress.before_window)
-    result = result_record(trainer, test, losses, train_slice)
+    scores, losses = score(trainer, progress.before_window)
+    result = result_record(trainer, scores)
     if trainer.rank.is_first:
         write_token_losses(files.run, losses.tolist(), guard=files.attempt.guard)
         files.run.write_result(result, guard=files.attempt.guard)

@@ -15,7 +15,6 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -91,7 +90,6 @@ from seqlm.errors import (  # noqa: E402
 )
 from seqlm.files import read_json, write_json, write_text  # noqa: E402
 from seqlm.reading import confine, timestamp  # noqa: E402
-from seqlm.records.runs import Result  # noqa: E402
 from seqlm.rundir import RunDirectory  # noqa: E402
 from seqlm.search import Search, decide, search_of  # noqa: E402
 from seqlm.training.attempt import (  # noqa: E402
@@ -102,7 +100,7 @@ from seqlm.training.attempt import (  # noqa: E402
     attempt_number,
 )
 from seqlm.training.checkpoint_files import CheckpointFiles  # noqa: E402
-from seqlm.training.records import Phases, TokenLoss, epoch_record  # noqa: E402
+from seqlm.training.records import Phases, Scores, TokenLoss, epoch_record, result_record  # noqa: E402
 
 ERRORS = {
     "oom": MemoryError("no memory"),
@@ -126,31 +124,6 @@ def this_rank() -> Any:
         multiprocessors=0,
         matmul="",
         peak_memory_bytes=lambda: 2**20,
-    )
-
-
-def result_of(history: Sequence[Mapping[str, Any]], attempt: int) -> Result:
-    """Return the result of a run whose last epoch is the best, as a trainer would record it, without torch."""
-    last = history[-1]
-    return Result(
-        epochs=len(history),
-        best_epoch=last["epoch"],
-        best_train_ppl=last["train_ppl"],
-        best_val_loss=last["val_loss"],
-        best_val_ppl=last["val_ppl"],
-        final_epoch=last["epoch"],
-        final_train_ppl=last["train_ppl"],
-        final_val_ppl=last["val_ppl"],
-        test_loss=last["val_loss"],
-        test_ppl=last["val_ppl"],
-        test_tokens=1,
-        lossless=CORPUS.lossless,
-        parameters=1,
-        elapsed_seconds=last["elapsed_seconds"],
-        attempt=attempt,
-        micro_batches=1,
-        corpus_sha256=CORPUS.sha256,
-        finished_at=timestamp(),
     )
 
 
@@ -200,7 +173,9 @@ def attend(run: RunDirectory, config: RunConfig, search: Search | None, attempt:
             save()
             print(f"epoch {len(history)}/{config.train.epochs} done", flush=True)
         if rank.is_first:
-            run.write_result(result_of(history, attempt), guard=made.guard)
+            loss = TokenLoss(history[-1]["val_loss"], 1)
+            result = result_record(trainer, Scores(test=loss, train_slice=loss, by_frequency=()))
+            run.write_result(result, guard=made.guard)
             files.finish(keep_last=KEEP_LAST.read())
 
     made = Attempt(run=run, rank=rank, number=attempt, stop=stop)

@@ -15,7 +15,8 @@ from seqlm.models import build_model
 from seqlm.token_losses import read_token_losses
 from seqlm.training.attempt import StopRequested
 from seqlm.training.checkpoint import load_checkpoint
-from seqlm.training.records import TokenLoss, best_epoch, frequency_classes, perplexity
+from seqlm.training.records import TokenLoss, best_epoch, perplexity
+from seqlm.training.scores import frequency_classes
 from seqlm.training.step import StepResults
 from tests.outcome import outcome
 from tests.seqlm.training.studies import Attempt, make_config, make_run, write_text
