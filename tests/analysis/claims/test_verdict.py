@@ -116,6 +116,16 @@ def test_equal_times_are_hardly_ever_told_apart() -> None:
     assert sum(times_apart([(times(chance, 1.0), times(chance, 1.0))]) for _ in range(500)) <= 15
 
 
+def test_epochs_that_scatter_far_are_hardly_ever_told_apart() -> None:
+    """Their medians often differ by more than 5 %, so that the errors of the medians must decide."""
+    chance = random.Random(5)
+
+    def scattered() -> EpochTimes:
+        return EpochTimes(seconds=tuple(chance.gauss(1.0, 0.25) for _ in range(15)))
+
+    assert sum(times_apart([(scattered(), scattered())]) for _ in range(1000)) <= 40
+
+
 # -- curves ------------------------------------------------------------------------------------------------------------
 
 
