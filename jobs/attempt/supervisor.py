@@ -5,6 +5,7 @@ The local backend supervises all ranks of a run, the actor of the Ray backend on
 
 import contextlib
 import ctypes
+import math
 import os
 import signal
 import socket
@@ -197,17 +198,24 @@ class Supervisor:
         return ended(codes, self._submission.resources.ranks, out_of_memory=killed, host=self._host)
 
     def follow(
-        self, poll_seconds: float, *, is_stopped: Callable[[], bool], has_peer_failed: Callable[[], bool]
+        self,
+        poll_seconds: float,
+        *,
+        is_stopped: Callable[[], bool],
+        has_peer_failed: Callable[[], bool],
+        stop_seconds: Callable[[], float] = lambda: math.inf,
     ) -> "Ended":
-        """Wait for the ranks here, and return how they ended. Both conditions are about the other nodes and the user.
+        """Wait for the ranks here, and return how they ended. The conditions are about the other nodes and the user.
 
-        If the run ``is_stopped``, they are asked to stop between two steps.
+        If the run ``is_stopped``, they are asked to stop between two steps, and killed ``stop_seconds`` later.
         """
-        was_asked = False
+        deadline: float | None = None
         while (ended := self.poll()) is None:
-            if not was_asked and is_stopped():
-                was_asked = True
+            if deadline is None and is_stopped():
+                deadline = time.monotonic() + stop_seconds()
                 self.signal(signal.SIGTERM)
+            if deadline is not None and time.monotonic() >= deadline:
+                self.signal(signal.SIGKILL)
             if has_peer_failed():
                 self.peer_failed()
             time.sleep(poll_seconds)

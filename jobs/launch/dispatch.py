@@ -14,7 +14,7 @@ from jobs.attempt.attempt import Attempt, end_left, record_unstarted
 from jobs.attempt.supervisor import KILL_SECONDS, Ended
 from jobs.backends.base import Executor
 from jobs.launch.background import STOP_SECONDS
-from jobs.launch.job import Host, LaunchOptions, next_submission
+from jobs.launch.job import Host, LaunchOptions, next_submission, stop_seconds
 from jobs.launch.notify import Messages
 from jobs.plan.planned import PlannedRun
 from jobs.plan.queue import Queue
@@ -38,9 +38,6 @@ LOOKS = 3
 """Number of looks at the files of an ended run before an error in reading them becomes its failure."""
 GRACE_SECONDS = 1.0
 """How much later than a worker this process may get a signal that was sent to both."""
-MARGIN_SECONDS = 45.0
-"""A worker that does not stop is killed this long before its machine is taken away: before the time limit of its job.
-If less than twice this time is left when the signal comes, it is killed halfway."""
 QUEUE_SECONDS = 1.0
 """Least time between two writings of the queue for ``status``."""
 
@@ -435,24 +432,14 @@ class Dispatcher:
             terminal.tell(f"stopping {workers} between two steps; once more ends them at once")
             for one in self._alive:
                 self._executor.stop(one.id, force=False)
-            self._wait_for_ends(self._stop_seconds(), lambda: self._interrupts.kill)
+            seconds = stop_seconds(self._host.stop_seconds, self._executor.ends_at)
+            self._wait_for_ends(seconds, lambda: self._interrupts.kill)
         finally:
             for one in self._alive:
                 self._executor.stop(one.id, force=True)
             self._wait_for_ends(KILL_SECONDS, lambda: False)
             for one in self._alive:
                 terminal.tell(f"warning: {one.unkillable}")
-
-    def _stop_seconds(self) -> float:
-        """Return how long workers may take to stop, so that their end can still be recorded.
-
-        A time that has passed says nothing: somebody has raised the time limit since, or a clock is wrong.
-        """
-        seconds, ends_at = self._host.stop_seconds, self._executor.ends_at
-        left = -1.0 if ends_at is None else ends_at - time.time()
-        if left < 0:
-            return seconds
-        return min(seconds, max(left - MARGIN_SECONDS, left / 2))
 
     def _wait_for_ends(self, seconds: float, is_enough: Callable[[], bool]) -> None:
         """Wait until no worker lives, at most ``seconds``, and no longer than until ``is_enough``."""

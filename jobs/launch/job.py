@@ -1,6 +1,7 @@
 """The options of a launch, the process in which it runs, and what starts the next attempt of a run."""
 
 import sys
+import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,22 @@ from seqlm.records.studies import StudyFile, TaskFile
 from seqlm.rundir import Observation, RunDirectory
 from seqlm.search import Search
 from seqlm.state import FailureKind
+
+MARGIN_SECONDS = 45.0
+"""A worker that does not stop is killed this long before its machine is taken away: before the time limit of its job.
+If less than twice this time is left when the signal comes, it is killed halfway."""
+
+
+def stop_seconds(most: float, ends_at: float | None) -> float:
+    """Return how long workers may take to stop, so that their end can still be recorded.
+
+    ``most``: however far the end of the job is; ``ends_at``: that end in seconds since 1970, if it is known. One that
+    has passed says nothing: somebody has raised the time limit since, or a clock is wrong.
+    """
+    left = -1.0 if ends_at is None else ends_at - time.time()
+    if left < 0:
+        return most
+    return min(most, max(left - MARGIN_SECONDS, left / 2))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """The cores and GPUs of a job as a backend."""
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import final
 
 from jobs.attempt.supervisor import Ended, first_cause, interface_of, rank_variables
 from jobs.backends.local import LocalBackend
+from jobs.launch.job import stop_seconds
 from jobs.plan import capacity
 from jobs.plan.capacity import Capacity, Card, Node
 from jobs.scheduled.slot import Start
@@ -79,11 +81,25 @@ class JobBackend(LocalBackend):
         return super().submit(submission)
 
     def follow(
-        self, job_id: str, poll_seconds: float, *, is_stopped: Callable[[], bool], has_peer_failed: Callable[[], bool]
+        self,
+        job_id: str,
+        poll_seconds: float,
+        *,
+        is_stopped: Callable[[], bool],
+        most_seconds: float,
+        has_peer_failed: Callable[[], bool],
     ) -> Ended:
-        """Wait for the ranks on a node that is not the first, as :meth:`jobs.attempt.supervisor.Supervisor.follow`."""
+        """Wait for the ranks on a node that is not the first, as :meth:`jobs.attempt.supervisor.Supervisor.follow`.
+
+        ``most_seconds``: how long they may take to stop, if the time limit of the job leaves as much.
+        """
         ranks, _, _ = self._jobs[job_id]
-        ended = ranks.follow(poll_seconds, is_stopped=is_stopped, has_peer_failed=has_peer_failed)
+        ended = ranks.follow(
+            poll_seconds,
+            is_stopped=is_stopped,
+            has_peer_failed=has_peer_failed,
+            stop_seconds=functools.partial(stop_seconds, most_seconds, self.ends_at),
+        )
         del self._jobs[job_id]
         return ended
 

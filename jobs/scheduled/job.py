@@ -107,7 +107,7 @@ class JobHost(Host):
     def __post_init__(self) -> None:
         self.where = f"job {self.context.job} on {self.context.host}"
         self.job_start = self.start.name
-        self.stop_seconds = max(STOP_SECONDS, self.plan.signal_before_s)
+        self.stop_seconds = most_stop_seconds(self.plan)
 
     def tries_again(self, failure: End | None, found: Verdict, number: int) -> bool:
         """Return whether the run is tried again here. What another node or more memory may help with waits.
@@ -198,6 +198,11 @@ class JobHost(Host):
     def _has_heirs(self) -> bool:
         """Return whether another job can take over the runs of this one, as the scheduler says now."""
         return self.context.jobs > 1 and self.scheduler.has_other_jobs(self.context)
+
+
+def most_stop_seconds(plan: JobPlan) -> float:
+    """Return how long workers may take to stop, if the time limit leaves as much: on every node of a job."""
+    return max(STOP_SECONDS, plan.signal_before_s)
 
 
 def run_job(plan: JobPlan, number: int, context: Allocation, signals: Signals, start: Start) -> None:
@@ -392,11 +397,18 @@ def serve(plan: JobPlan, number: int, context: Allocation, signals: Interrupts, 
             time.sleep(POLL_SECONDS)
         joint = look_again(Joint.read_file, start.joint_file(place))
         if joint is not None:
-            _serve_one(plan, number, joint, backend, code, signals, context.node_rank)
+            _serve_one(plan, number, joint, backend, code, signals, context.node_rank, start)
 
 
 def _serve_one(
-    plan: JobPlan, number: int, joint: Joint, backend: JobBackend, code: Code, signals: Interrupts, node_rank: int
+    plan: JobPlan,
+    number: int,
+    joint: Joint,
+    backend: JobBackend,
+    code: Code,
+    signals: Interrupts,
+    node_rank: int,
+    start: Start,
 ) -> None:
     run, attempt = RunDirectory(plan.options.study_dir / joint.run), joint.attempt
     item = look_again(_planned, plan, plan.arrays[number], run, Observation(state="pending"))
@@ -409,9 +421,15 @@ def _serve_one(
         return signals.stop or _now_true(run.is_cancelled)
 
     def has_peer_failed() -> bool:
-        return _now_true(lambda: run.end(attempt).kind is not None)
+        return _now_true(lambda: run.end(attempt).kind is not None or start.has_ended())
 
-    ended = backend.follow(job_id, POLL_SECONDS, is_stopped=is_stopped, has_peer_failed=has_peer_failed)
+    ended = backend.follow(
+        job_id,
+        POLL_SECONDS,
+        is_stopped=is_stopped,
+        most_seconds=most_stop_seconds(plan),
+        has_peer_failed=has_peer_failed,
+    )
     look_again(ended.write_file, node_file(submission, node_rank))
 
 

@@ -4,6 +4,7 @@ The order of calls changes with the product, so each is played in several orders
 by bringing the fault back (``undo``).
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from jobs.cli import studying
 from jobs.launch import dispatch
 from jobs.launch.dispatch import Dispatcher
 from jobs.scheduled import allocation, job, share
-from jobs.scheduled.slot import OVER
+from jobs.scheduled.slot import OVER, Start
 from jobs.study.stopping import Stopping
 from seqlm import ends, lease
 from seqlm.ends import End
@@ -160,7 +161,17 @@ def _cancel_leaves_canaries() -> None:
 
 
 def _workers_have_the_time_of_the_signal() -> None:
-    Dispatcher._stop_seconds = lambda self: self._host.stop_seconds  # type: ignore[method-assign]
+    dispatch.stop_seconds = lambda most, ends_at: most
+
+
+def _ranks_on_other_nodes_have_the_time_of_their_job() -> None:
+    follow = supervisor.Supervisor.follow
+
+    def follow_without_end(self: Any, seconds: float, **conditions: Any) -> Any:
+        return follow(self, seconds, **{**conditions, "stop_seconds": lambda: math.inf})
+
+    supervisor.Supervisor.follow = follow_without_end  # type: ignore[method-assign]
+    Start.has_ended = lambda self: False  # type: ignore[method-assign]
 
 
 def _nothing_follows_canaries() -> None:
@@ -338,6 +349,15 @@ KEPT = (
         accidents=[Accident(at=800.0, kind="hang_worker", target=0.0, seconds=1500.0)],
         undo=_workers_have_the_time_of_the_signal,
         orders=(2, 3),
+    ),
+    Kept(
+        name="deaf-on-the-second-node",
+        fault="a rank on another node than the first looked at no signal, and lived until SLURM killed it",
+        check="LIMIT",
+        study=Study(runs=2, jobs=1, epoch_seconds=600.0, minutes=20, ranks=3, ranks_per_node=1, is_pool=False),
+        accidents=[Accident(at=672.0, kind="hang_worker", target=0.0, seconds=1500.0)],
+        undo=_ranks_on_other_nodes_have_the_time_of_their_job,
+        orders=(0, 2, 3),
     ),
     Kept(
         name="canary-without-memory",
