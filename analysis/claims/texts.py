@@ -36,7 +36,7 @@ def samples(facts: Facts) -> Answer:
                         measure=measure,
                         members=(run.reference, HELD_OUT),
                         values=(own["mean"], own["scale_mean"]),
-                        verdict=known if math.isfinite(away) else Verdict.UNKNOWN,
+                        verdict=Verdict.UNKNOWN if math.isnan(away) else known,
                     )
                 )
     return Answer(name=name, title=title, points=[SCALE, *sample_sentences(runs)], claims=claims, evidence=("samples",))

@@ -319,7 +319,10 @@ class Oracle:
         errors = [statistics.stdev(side) / math.sqrt(len(side)) if len(side) > 1 else math.nan for side in sides]
         error = math.hypot(*errors)
         wanted = "told apart" if abs(means[0] - means[1]) >= 2 * error else "not told apart"
-        if claim["verdict"] != (wanted if error > 1e-9 else "no verdict"):
+        has_scatter = error > 1e-9 or abs(means[0] - means[1]) < 1e-9
+        if math.isnan(error) or not (has_scatter or min(map(len, sides)) >= 4):
+            wanted = "no verdict"
+        if claim["verdict"] != wanted:
             yield f"verdict {claim['verdict']!r}"
 
     def _mechanism(self, claim: Mapping[str, Any]) -> Iterator[str]:
