@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from analysis.blocks.sentences import first_few
-from analysis.claims.claim import Claim, Kind, compare, comparison
+from analysis.claims.claim import Claim, Kind, brief, compare, comparison
 from analysis.claims.facts import Facts, highest
 from analysis.claims.verdict import EpochTimes, Verdict, difference, times_apart, verdicts
 from analysis.study import units
@@ -84,10 +84,9 @@ def _point(question: Question) -> str:
     if not claims:
         alike = "were trained on equal machines" if expectation.metric in TIMES else "predict the same text"
         return f"{told} Cannot be answered: no two finished runs, one from each side, are otherwise equal and {alike}."
-    cases = [
-        f"{case.where}{': ' * bool(case.where)}{comparison(claim)}"
-        for case, claim in zip(question.cases, claims, strict=True)
-    ]
+    told_of = brief if len(claims) > 1 else comparison  # of several, the tables have the numbers
+    places = [case.where for case in question.cases]
+    cases = [f"{f'{where}: ' if where else ''}{told_of(claim)}" for where, claim in zip(places, claims, strict=True)]
     more = f"; and {len(cases) - MOST_TOLD} more" if len(cases) > MOST_TOLD else ""
     verdict = as_expected(claims)
     parts = [f"{told} {verdict}: {'; '.join(cases[:MOST_TOLD])}{more}."]
@@ -95,9 +94,9 @@ def _point(question: Question) -> str:
         keys = first_few(question.also, 4)
         parts.append(f"The sides differ in several keys ({keys}), so this is not the effect of a single one.")
     if verdict.startswith("As expected") and expectation.why:
-        parts.append(f"The reason given: {expectation.why}")
+        parts.append(f"Why: {expectation.why}")
     if verdict.startswith("Not as expected") and expectation.otherwise:
-        parts.append(f"What was to be concluded from that: {expectation.otherwise}")
+        parts.append(f"Otherwise: {expectation.otherwise}")
     return " ".join(parts)
 
 

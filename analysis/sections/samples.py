@@ -6,7 +6,7 @@ best only where there are no others. Pieces of the validation text, measured in 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -272,14 +272,12 @@ def standing(run: ExaminedRun) -> dict[str, dict[str, Any]]:
             away = 0.0
         elif together <= SMALLEST and min(len(own), len(held_out)) >= FEWEST_ALIKE:
             away = math.copysign(math.inf, mean - scale)
-        said, of_scale = (_with_error(write, *values) for values in ((mean, error), (scale, scale_error)))
+        said = write(mean)
+        if math.isfinite(error):
+            said = f"{said.removesuffix(' %')} ± {write(error)}"
         numbers = {"mean": mean, "scale_mean": scale, "away": away}
-        found[name] = dict[str, Any](what=what, unit=unit, said=said, scale=of_scale, **numbers)
+        found[name] = dict[str, Any](what=what, unit=unit, said=said, scale=write(scale), **numbers)
     return found
-
-
-def _with_error(write: Callable[[Any], str], mean: float, error: float) -> str:
-    return f"{write(mean)} ± {write(error)}" if math.isfinite(error) else write(mean)
 
 
 def sample_sentences(runs: Sequence[ExaminedRun]) -> list[str]:

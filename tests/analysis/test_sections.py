@@ -16,13 +16,12 @@ import pytest
 from analysis.blocks.figure import Chart
 from analysis.blocks.section import Block, Points, Prose, Subheading, flat
 from analysis.blocks.table import Table
-from analysis.claims.answers import answers, rival
-from analysis.sections.coverage import coverage_table, open_runs_table
+from analysis.claims.search import search
 from analysis.sections.effects import effects_section
-from analysis.sections.next_runs import next_section
 from analysis.sections.published import published_section
 from analysis.sections.results import groups_section, results_blocks
 from analysis.sections.search import search_section
+from analysis.sections.unfinished import coverage_table, open_runs_table
 from analysis.study.study import StudyFiles, load_study
 from tests.analysis.hand_made import add_run, digits
 
@@ -56,10 +55,10 @@ def part_of(study: StudyFiles, name: str) -> Iterable[Block]:
             return results_blocks(study)
         case "coverage":
             return [coverage_table(study), open_runs_table(study)]
-    if name == "next":
-        return next_section(study, rival(answers(study.compared)[0])).blocks
-    sections = {"published": published_section, "search": search_section, "groups": groups_section}
-    return {**sections, "effects": effects_section}[name](study).blocks
+        case "search":
+            return search_section(study, search(study)).blocks
+    sections = {"published": published_section, "groups": groups_section, "effects": effects_section}
+    return sections[name](study).blocks
 
 
 def written(blocks: Iterable[Block]) -> str:

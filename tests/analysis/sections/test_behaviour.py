@@ -310,9 +310,7 @@ def test_strength_failure_and_quirk_are_quoted_by_rule(run: RunDirectory) -> Non
         ("the model of the data", "the model of the data"),
     ],
 )
-def test_a_stretch_that_repeats_itself_is_not_quoted_as_the_longest(
-    run: RunDirectory, tokens: str, quote: str
-) -> None:
+def test_a_stretch_that_repeats_itself_is_not_quoted_as_the_longest(run: RunDirectory, tokens: str, quote: str) -> None:
     words = tokens.split()
     add_behaviour(run)
     add_samples(run, [raw_sample(0, words, ends_known_triple=[place > 1 for place in range(len(words))])])
