@@ -129,7 +129,7 @@ def optimizers(facts: Facts) -> Answer:
         points=[*points, gaps_of[1]],
         details=[*filter(None, [times[1]]), counts[1]],
         claims=claims,
-        evidence=("results", "effects", "effects-forest"),
+        evidence=("results", "effects"),
     )
 
 
@@ -229,7 +229,7 @@ def soonest(facts: Facts, question: str, best: Setting, against: Sequence[Claim]
         end = " Both picks are one setting, so neither costs the other anything."
     left = len(facts.settings) - len(timed)
     if left:
-        end += f" Times are those on {timed[0].machine}, without {units.count(left, 'setting')}."
+        end += f" Without {units.count(left, 'setting')} on another machine than {timed[0].machine}."
     return claims, f"Time {'; '.join(parts)}.{end}"
 
 
@@ -327,7 +327,8 @@ def instability(facts: Facts, question: str, archs: Sequence[str]) -> tuple[list
         )
         by_arch = zip(names, counts, of, strict=True)
         listed = ", ".join(f"{units.architecture(arch)} {bad} of {whole}" for arch, bad, whole in by_arch)
-        points.append(f"Runs that {what}: {listed if any(counts) else f'none of {sum(of)}'}.")
+        points += [f"Runs that {what}: {listed}."] if any(counts) else []
+    points = points or [f"No run of {sum(of)} diverged, or ended 5 % above its best epoch."]
     for row in sorted(rose, key=lambda row: -row["final_val_ppl"] / row["val_ppl"])[:MOST_NAMED]:
         claims.append(overfitted(question, row))
         points.append(

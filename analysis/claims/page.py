@@ -14,8 +14,8 @@ from analysis.study.study import StudyFiles
 
 POLICY = (
     "One number counts as less than another only where chance does not explain it: losses by a t test over seeds and "
-    "tokens at 5 %, times beyond the scatter of epochs. Differences: first less second, of validation losses in nats, ± "
-    "one standard error."
+    "tokens at 5 %, times beyond the scatter of epochs. Differences: first less second, of validation losses in nats, "
+    "± one standard error."
 )
 ONE_SEED = "No setting has a second seed, so verdicts on losses are about this text: another seed may say otherwise."
 NO_VERDICT = (

@@ -235,6 +235,7 @@ def rung_of(study: StudyFiles, epochs: int) -> Claim:
         group = (run["study"], run["text"], *(rule.group_of(own).values() if rule else ()))
         if run["id"] in ends.index:
             ended[group].append((value if math.isfinite(value) else math.inf, ends[run["id"]]))
+    metrics = {rule.metric for rule in study.searches.values()}
     pairs = agreeing = 0
     for members in ended.values():
         for (a, a_end), (b, b_end) in itertools.combinations(members, 2):
@@ -249,7 +250,10 @@ def rung_of(study: StudyFiles, epochs: int) -> Claim:
         values=(float(agreeing),),
         given={
             "epochs": epochs,
-            "pairs": pairs,
+            "metric": metrics.pop() if len(metrics) == 1 else "val_ppl",
+            "within": sorted({key for rule in study.searches.values() for key in rule.within}),
+            "final_seeds": sorted(study.final_seeds),
+            "pairs": int(pairs),
             "reached": len(runs),
             "stopped": int((study.runs["rung"] == epochs).sum()),
             "went_on": int((runs["epochs_done"] > epochs).sum()),

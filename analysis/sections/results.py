@@ -159,8 +159,6 @@ def settings_table(study: StudyFiles) -> Table:
         columns=[
             number("number", "No."),
             Column("name", "Setting", emphasised=True),
-            Column("architecture", "Architecture", units.architecture, lambda setting: setting.arch),
-            Column("optimizer", "Optimizer", units.optimizer, lambda setting: setting.optimizer),
             number("n", "n", of=lambda setting: setting.interval.n),
             Column("val_ppl", "Valid.", units.perplexity, numeric=True, emphasised=True),
             number("low", "From", units.perplexity, lambda setting: setting.interval.low),

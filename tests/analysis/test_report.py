@@ -154,7 +154,7 @@ def test_every_run_that_the_page_names_exists_and_has_that_number(study: StudyFi
 
 @pytest.mark.usefixtures("blank_figures")
 def test_links_in_the_notes_of_the_paper_manifest_lead_to_sections(study: StudyFiles) -> None:
-    sections = report_sections(study, answers(study.compared)[0])
+    sections = report_sections(study, answers(study)[0])
     there = {f"section-{section.name}" for section in sections}
     there |= {block.name for section in sections for block in [*section.tables, *section.charts]}
     notes = load_manifest(Path("jobs/manifests/paper.toml")).notes
