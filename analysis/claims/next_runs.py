@@ -53,8 +53,8 @@ def next_runs(study: StudyFiles, settings: Sequence[Setting], rival: str | None)
         if tried.given["untried"]:
             rates = units.listing(tried.given["untried"])
             points.append(
-                f"Is the learning rate of {best.reference}, the lowest setting, the right one? It is at an end of the "
-                f"{units.count(len(tried.values), 'rate')} tried: runs with optim.lr = {rates} would say."
+                f"Is the learning rate of {best.reference}, with the lowest perplexity, the right one? It is at an end of "
+                f"the {units.count(len(tried.values), 'rate')} tried: runs with optim.lr = {rates} would say."
             )
         elif rival is not None:
             points.append(f"Do {best.reference} and {rival} differ? Further seeds of both would say.")
@@ -156,10 +156,10 @@ def falling(study: StudyFiles, done: int) -> list[Claim]:
 
 def _longer(claim: Claim) -> str:
     write = MEASURES[claim.measure].write
-    named = [f"{name} ({write(fall)})" for name, fall in zip(claim.members, claim.values, strict=True)]
-    runs = f"{len(named)} of {claim.given['of']} finished runs: {first_few(named, MOST_NAMED)}"
+    named = [f"{write(fall)} ({name})" for name, fall in zip(claim.members, claim.values, strict=True)]
+    runs = f"{len(named)} of {claim.given['of']} finished runs, per epoch by {first_few(named, MOST_NAMED)}"
     what = "More epochs" if claim.given["proposal"] == LONGER else "A schedule over more epochs"
-    return f"{what}: the perplexity still fell per epoch at the end of {runs}."
+    return f"{what}: the perplexity still fell at the end of {runs}."
 
 
 def falling_runs(study: StudyFiles) -> pd.DataFrame:

@@ -74,7 +74,7 @@ def test_the_report_holds_every_promised_file_and_no_other(report: Path) -> None
 def test_the_page_answers_first_what_is_best_and_folds_the_rest(report: Path) -> None:
     page = (report / "index.html").read_text("utf-8")
     names = re.findall(r'<h2 id="section-([a-z]+)"', page)
-    assert names[:4] == ["answers", "results", "curves", "next"]
+    assert names[:3] == ["answers", "results", "curves"]
     folded = re.findall(r'<details class="section"><summary><h2 id="section-([a-z]+)"', page)
     assert folded == ["effects", "behaviour", "open", "cost", "hyperparameters"]
     at_once = re.sub(r"<details.*?</details>", "", page, flags=re.DOTALL)
