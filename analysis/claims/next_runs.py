@@ -53,8 +53,8 @@ def next_runs(study: StudyFiles, settings: Sequence[Setting], rival: str | None)
         if tried.given["untried"]:
             rates = units.listing(tried.given["untried"])
             points.append(
-                f"Is the learning rate of {best.reference}, with the lowest perplexity, the right one? It is at an end of "
-                f"the {units.count(len(tried.values), 'rate')} tried: runs with optim.lr = {rates} would say."
+                f"Is the learning rate of {best.reference}, with the lowest perplexity, the right one? It is at an end "
+                f"of the {units.count(len(tried.values), 'rate')} tried: runs with optim.lr = {rates} would say."
             )
         elif rival is not None:
             points.append(f"Do {best.reference} and {rival} differ? Further seeds of both would say.")
