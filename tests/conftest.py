@@ -171,7 +171,7 @@ def lab() -> Generator[RayLab]:
 
 
 _clusters: dict[str, RayLab | LoopbackCluster] = {}
-"""Fixture -> the cluster of its tests. It is closed as soon as the next test does without: an idle one has work, too."""
+"""Fixture -> the cluster of its tests. It is closed once the next test does without: an idle one has work, too."""
 
 
 @pytest.fixture
