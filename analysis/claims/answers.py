@@ -164,11 +164,11 @@ def tried(settings: Sequence[Setting], question: str) -> tuple[list[Claim], str]
     """Count the settings of which the lowest of each architecture and optimizer counts."""
     counts = {key: sum((one.arch, one.optimizer) == key for one in settings) for key in best_of_each(settings)}
     claim = Claim(
-        question=question,
-        kind=Kind.COUNT,
-        measure="settings",
-        members=tuple(f"{units.architecture(arch)} {units.optimizer(kind)}" for arch, kind in counts),
-        values=tuple(map(float, counts.values())),
+        question,
+        Kind.COUNT,
+        "settings",
+        [f"{units.architecture(arch)} {units.optimizer(kind)}" for arch, kind in counts],
+        list(map(float, counts.values())),
     )
     if set(counts.values()) == {1}:
         return [claim], "One setting per optimizer and architecture: how well each is tuned is not known."
@@ -268,14 +268,14 @@ def reliability(facts: Facts) -> Answer:
         # A spread is a difference of two settings, so two spreads differ by the noise of four.
         (verdict,) = verdicts([between], Noise(variance=gap_error**2 / 2, freedom=noise.freedom))
     claim = Claim(
-        question=name,
-        kind=Kind.SPREAD,
-        measure="spread",
-        members=tuple(
+        name,
+        Kind.SPREAD,
+        "spread",
+        tuple(
             f"{units.architecture(arch)}, {ordered[0].reference} to {ordered[-1].reference}"
             for arch, ordered, _ in spreads
         ),
-        values=tuple(found.nats for _, _, found in spreads),
+        [found.nats for _, _, found in spreads],
         verdict=verdict,
         difference=between.nats,
         error=gap_error,
@@ -317,11 +317,11 @@ def instability(facts: Facts, question: str, archs: Sequence[str]) -> tuple[list
         counts = [found.count(arch) for arch in names]
         claims.append(
             Claim(
-                question=question,
-                kind=Kind.COUNT,
-                measure="runs",
-                members=tuple(map(units.architecture, names)),
-                values=tuple(map(float, counts)),
+                question,
+                Kind.COUNT,
+                "runs",
+                list(map(units.architecture, names)),
+                list(map(float, counts)),
                 given={"counted": what, "of": of},
             )
         )
@@ -342,11 +342,11 @@ def instability(facts: Facts, question: str, archs: Sequence[str]) -> tuple[list
 def overfitted(question: str, row: dict[str, float]) -> Claim:
     """State the perplexities of a run at its best epoch and after its last."""
     return Claim(
-        question=question,
-        kind=Kind.VALUE,
-        measure="val_ppl",
-        members=("best epoch", "last epoch"),
-        values=(row["val_ppl"], row["final_val_ppl"]),
+        question,
+        Kind.VALUE,
+        "val_ppl",
+        ("best epoch", "last epoch"),
+        (row["val_ppl"], row["final_val_ppl"]),
         given={"run": f"{row['number']} {row['name']}", "training": [row["train_ppl"], row["final_train_ppl"]]},
     )
 
@@ -368,7 +368,7 @@ def compared_losses(facts: Facts, question: str, pairs: Sequence[tuple[Setting, 
 
 def values_of(question: str, measure: str, members: Sequence[str], values: Sequence[float]) -> Claim:
     """Return a claim that states numbers."""
-    return Claim(question=question, kind=Kind.VALUE, measure=measure, members=tuple(members), values=tuple(values))
+    return Claim(question, Kind.VALUE, measure, members, values)
 
 
 def arrivals(facts: Facts, settings: Sequence[Setting], target: float) -> list[tuple[float, Setting]]:
@@ -391,11 +391,11 @@ def first_to(facts: Facts, question: str, settings: Sequence[Setting], target: f
         return None
     sooner = len(found) < 2 or facts.is_sooner(found[0][1], found[1][1], target)
     return Claim(
-        question=question,
-        kind=Kind.FIRST,
-        measure="seconds_to_target",
-        members=tuple(one.reference for _, one in found),
-        values=tuple(seconds for seconds, _ in found),
+        question,
+        Kind.FIRST,
+        "seconds_to_target",
+        [one.reference for _, one in found],
+        [seconds for seconds, _ in found],
         verdict=None if len(found) < 2 else Verdict.APART if sooner else Verdict.NOT_APART,
         given={"target": target},
     )

@@ -73,7 +73,7 @@ MEASURES: Mapping[str, Measure] = MappingProxyType(
 )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Claim:
     """One statement of the report."""
 
@@ -81,9 +81,9 @@ class Claim:
     """Name of the answer in which it stands."""
     kind: Kind
     measure: str
-    members: tuple[str, ...]
+    members: Sequence[str]
     """What it is about: settings as ``4/12 gru-adam``, or groups of them."""
-    values: tuple[float, ...]
+    values: Sequence[float]
     """A number of each member."""
     verdict: Verdict | None = None
     """Of the first two members, for kinds that compare."""
@@ -135,11 +135,11 @@ def compare(
     """Return the claim that a verdict on two losses is. One whose tokens say otherwise than its table says nothing."""
     is_contrary = (values[1] - values[0]) * found.nats < 0
     return Claim(
-        question=question,
-        kind=Kind.COMPARE,
-        measure=measure,
-        members=members,
-        values=values,
+        question,
+        Kind.COMPARE,
+        measure,
+        members,
+        values,
         verdict=Verdict.NOT_APART if is_contrary and verdict in (Verdict.APART, Verdict.THIS_TEXT) else verdict,
         difference=found.nats,
         error=found.error(noise),
@@ -149,7 +149,7 @@ def compare(
 
 def ranking(first: Claim, members: Sequence[str], values: Sequence[float]) -> Claim:
     """Return the claim on the order of some members; ``first``: the comparison of the first two."""
-    return replace(first, kind=Kind.FIRST, members=tuple(members), values=tuple(values))
+    return replace(first, kind=Kind.FIRST, members=members, values=values)
 
 
 # -- words -------------------------------------------------------------------------------------------------------------

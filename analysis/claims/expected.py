@@ -156,11 +156,11 @@ def _claims_on_times(facts: Facts, metric: str, cases: Sequence[Case], number: i
     apart = len(pairs) == len(cases) and bool(pairs) and times_apart(pairs)
     return [
         Claim(
-            question="expected",
-            kind=Kind.COMPARE,
-            measure=metric,
-            members=_members(case),
-            values=_values(case),
+            "expected",
+            Kind.COMPARE,
+            metric,
+            _members(case),
+            _values(case),
             verdict=Verdict.APART if apart else Verdict.NOT_APART,
             given={"expectation": number},
         )
@@ -178,11 +178,11 @@ def _claim_on_common(facts: Facts, case: Case, number: int) -> Claim:
         is_apart = facts.is_sooner(a, b, target) or facts.is_sooner(b, a, target)
         verdict = Verdict.APART if is_apart else Verdict.NOT_APART
     return Claim(
-        question="expected",
-        kind=Kind.COMPARE,
-        measure="seconds_to_target",
-        members=_members(case),
-        values=tuple(math.nan if one is None else one for one in seconds),
+        "expected",
+        Kind.COMPARE,
+        "seconds_to_target",
+        _members(case),
+        [math.nan if one is None else one for one in seconds],
         verdict=verdict,
         given={"expectation": number, "target": target},
     )

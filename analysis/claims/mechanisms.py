@@ -66,11 +66,11 @@ def curious(facts: Facts) -> Answer:
         held = mechanism.agrees(cases)
         claims.append(
             Claim(
-                question=name,
-                kind=Kind.COUNT,
-                measure="share",
-                members=tuple(case.name for case in cases),
-                values=tuple(case.measured for case in cases),
+                name,
+                Kind.COUNT,
+                "share",
+                [case.name for case in cases],
+                [case.measured for case in cases],
                 given={
                     "mechanism": mechanism.name,
                     "of": [case.of for case in cases],

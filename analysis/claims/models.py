@@ -64,11 +64,11 @@ def _ends(question: str, run: ExaminedRun) -> Claim:
     """State the perplexity at the first and the last step of a window as long as in training."""
     curve = run.losses.zero_state[: run.behaviour.seq_len]
     return Claim(
-        question=question,
-        kind=Kind.VALUE,
-        measure="val_ppl",
-        members=("after 1 token", f"after {len(curve)} tokens"),
-        values=(math.exp(curve[0]), math.exp(curve[-1])),
+        question,
+        Kind.VALUE,
+        "val_ppl",
+        ("after 1 token", f"after {len(curve)} tokens"),
+        (math.exp(curve[0]), math.exp(curve[-1])),
         given={"run": run.reference},
     )
 
@@ -79,14 +79,7 @@ def _context(question: str, run: ExaminedRun) -> list[Claim]:
     if used is None:
         return []
     return [
-        Claim(
-            question=question,
-            kind=Kind.TREND,
-            measure="context_tokens",
-            members=(run.reference,),
-            values=(float(used),),
-            given={"within_nats": NEAR_NATS},
-        )
+        Claim(question, Kind.TREND, "context_tokens", [run.reference], [float(used)], given={"within_nats": NEAR_NATS})
     ]
 
 
@@ -162,14 +155,11 @@ def _beyond(question: str, run: ExaminedRun) -> list[Claim]:
         verdict = Verdict.EQUAL
     return [
         Claim(
-            question=question,
-            kind=Kind.TREND,
-            measure="step_loss",
-            members=(
-                f"{run.reference}, steps {length // 2 + 1} to {length}",
-                f"steps {length + 1} to {run.losses.window}",
-            ),
-            values=(inside, after),
+            question,
+            Kind.TREND,
+            "step_loss",
+            (f"{run.reference}, steps {length // 2 + 1} to {length}", f"steps {length + 1} to {run.losses.window}"),
+            (inside, after),
             verdict=verdict,
             difference=found.nats,
             error=found.error(Noise()),
@@ -198,14 +188,7 @@ def gradients(facts: Facts) -> Answer:
         else:
             halved = math.log(0.5) / math.log(factor)
             claims.append(
-                Claim(
-                    question=name,
-                    kind=Kind.TREND,
-                    measure="gradient_factor",
-                    members=(run.reference,),
-                    values=(factor,),
-                    given={"halved_in_steps": halved},
-                )
+                Claim(name, Kind.TREND, "gradient_factor", [run.reference], [factor], given={"halved_in_steps": halved})
             )
             parts.append(f"{label} {factor:.2f} (halved in {halved:.1f} steps)")
     points = [f"Factor of the norm for each step back: {'; '.join(parts)}."]

@@ -84,11 +84,11 @@ def rates_tried(best: Setting, settings: Sequence[Setting]) -> Claim:
     halves = [*([place - 1] if own == rates[0] else []), *([place + 1] if own == rates[-1] else [])]
     untried = [units.plain_value(float(f"{10 ** (half / 2):.1g}")) for half in halves]
     return Claim(
-        question=NAME,
-        kind=Kind.VALUE,
-        measure="lr",
-        members=tuple(units.plain_value(rate) for rate in rates),
-        values=tuple(map(float, rates)),
+        NAME,
+        Kind.VALUE,
+        "lr",
+        [units.plain_value(rate) for rate in rates],
+        list(map(float, rates)),
         given={"setting": best.reference, "untried": untried},
     )
 
@@ -113,11 +113,11 @@ def left_over(study: StudyFiles) -> Claim:
     }
     found = {what: names for what, names in found.items() if names}
     return Claim(
-        question=NAME,
-        kind=Kind.COUNT,
-        measure="runs",
-        members=tuple(found),
-        values=tuple(float(len(names)) for names in found.values()),
+        NAME,
+        Kind.COUNT,
+        "runs",
+        list(found),
+        [float(len(names)) for names in found.values()],
         given={"runs": list(found.values()), "absent": len(absent)},
     )
 
@@ -143,11 +143,11 @@ def falling(study: StudyFiles, done: int) -> list[Claim]:
         names = own["number"].astype(str) + " " + own["name"]
         claims.append(
             Claim(
-                question=NAME,
-                kind=Kind.COUNT,
-                measure="fall_per_epoch",
-                members=tuple(names),
-                values=tuple(map(float, own["fall"])),
+                NAME,
+                Kind.COUNT,
+                "fall_per_epoch",
+                list(names),
+                list(map(float, own["fall"])),
                 given={"proposal": proposal, "of": done},
             )
         )

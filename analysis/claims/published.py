@@ -45,11 +45,11 @@ def published(study: StudyFiles) -> Answer | None:
     measured = done[done["percent"].notna()].sort_values("number")
     if len(measured):
         claim = Claim(
-            question=NAME,
-            kind=Kind.VALUE,
-            measure="published_percent",
-            members=tuple(f"{run.number} {run.name}" for run in rows_of(measured)),
-            values=tuple(measured["percent"].astype(float)),
+            NAME,
+            Kind.VALUE,
+            "published_percent",
+            [f"{run.number} {run.name}" for run in rows_of(measured)],
+            tuple(measured["percent"].astype(float)),
         )
         claims.append(claim)
         value, who = max(zip(claim.values, claim.members, strict=True), key=lambda one: abs(one[0]))

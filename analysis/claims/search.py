@@ -70,11 +70,11 @@ def counts(study: StudyFiles) -> list[Claim]:
 def _counted(what: str, counted: Iterable[tuple[Any, int]], absent: int) -> Claim:
     members, values = zip(*counted, strict=True) if counted else ((), ())
     return Claim(
-        question=NAME,
-        kind=Kind.COUNT,
-        measure="runs",
-        members=tuple(map(str, members)),
-        values=tuple(map(float, values)),
+        NAME,
+        Kind.COUNT,
+        "runs",
+        list(map(str, members)),
+        list(map(float, values)),
         given={"counted": what, "absent": absent},
     )
 
@@ -84,11 +84,11 @@ def epochs_gone(study: StudyFiles) -> Claim:
     absent = sum(run.config.get("train.epochs", 0) for run in study.absent)
     asked = int(study.runs["epochs_asked"].sum()) + absent
     return Claim(
-        question=NAME,
-        kind=Kind.VALUE,
-        measure="epochs",
-        members=("gone", "asked"),
-        values=(float(study.runs["epochs_done"].sum()), float(max(asked, 1))),
+        NAME,
+        Kind.VALUE,
+        "epochs",
+        ("gone", "asked"),
+        (float(study.runs["epochs_done"].sum()), float(max(asked, 1))),
         given={"absent": absent},
     )
 
@@ -105,16 +105,7 @@ def hours_spent(study: StudyFiles) -> list[Claim]:
     asked = study.runs.set_index("id")["epochs_asked"].reindex(own.index).astype(float)
     whole = float((own["sum"] / own["size"] * asked.clip(lower=own["size"])).sum())
     values = (float(epochs["hours"].iloc[-1]), whole)
-    return [
-        Claim(
-            question=NAME,
-            kind=Kind.VALUE,
-            measure="hours",
-            members=("spent", "whole"),
-            values=values,
-            given={"kind": kind},
-        )
-    ]
+    return [Claim(NAME, Kind.VALUE, "hours", ("spent", "whole"), values, given={"kind": kind})]
 
 
 def _used(study: StudyFiles, claims: Sequence[Claim]) -> list[str]:
@@ -182,11 +173,11 @@ def importance_of(study: StudyFiles, epochs: int) -> tuple[Claim | None, str]:
     if found is None:
         return None, "Which hyperparameter matters was not computed: the package optuna is not installed."
     claim = Claim(
-        question=NAME,
-        kind=Kind.VALUE,
-        measure="importance",
-        members=tuple(row.key for row in found),
-        values=tuple(row.share for row in found),
+        NAME,
+        Kind.VALUE,
+        "importance",
+        [row.key for row in found],
+        [row.share for row in found],
         given={"p": [row.p for row in found], "epochs": epochs, "settings": len(configs)},
     )
     shown = [f"{row.key} ({units.percent(row.share)} of the importance)" for row in found if row.is_shown]
@@ -243,11 +234,11 @@ def rung_of(study: StudyFiles, epochs: int) -> Claim:
             pairs += differ
             agreeing += differ and (a < b) == (a_end < b_end)
     return Claim(
-        question=NAME,
-        kind=Kind.COUNT,
-        measure="pairs",
-        members=(f"epoch {epochs}",),
-        values=(float(agreeing),),
+        NAME,
+        Kind.COUNT,
+        "pairs",
+        [f"epoch {epochs}"],
+        [float(agreeing)],
         given={
             "epochs": epochs,
             "metric": metrics.pop() if len(metrics) == 1 else "val_ppl",

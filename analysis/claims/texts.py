@@ -35,11 +35,11 @@ def samples(facts: Facts) -> Answer:
                 known = Verdict.APART if abs(away) >= CLEAR else Verdict.NOT_APART
                 claims.append(
                     Claim(
-                        question=name,
-                        kind=Kind.COMPARE,
-                        measure=measure,
-                        members=(run.reference, HELD_OUT),
-                        values=(own["mean"], own["scale_mean"]),
+                        name,
+                        Kind.COMPARE,
+                        measure,
+                        (run.reference, HELD_OUT),
+                        (own["mean"], own["scale_mean"]),
                         verdict=Verdict.UNKNOWN if math.isnan(away) else known,
                     )
                 )
@@ -74,10 +74,10 @@ def _order(question: str, group: str, chosen: Sequence[tuple[Text, str]]) -> Cla
     """State which samples have the lowest or the highest loss."""
     texts = [text for text, _ in chosen]
     return Claim(
-        question=question,
-        kind=Kind.FIRST,
-        measure="sample_loss",
-        members=tuple(f"{text.run.reference}, sample {text.sample.index}" for text in texts),
-        values=tuple(text.loss for text in texts),
+        question,
+        Kind.FIRST,
+        "sample_loss",
+        [f"{text.run.reference}, sample {text.sample.index}" for text in texts],
+        [text.loss for text in texts],
         given={"group": group},
     )
