@@ -119,8 +119,8 @@ def optimizers(facts: Facts) -> Answer:
         claim = ranking(pair_claim, [one.reference for one in members_of], [one.val_ppl for one in members_of])
         claims.append(claim)
         first, second = (units.architecture(one.arch) for one in members_of[:2])
-        lowest.append(f"{units.optimizer(kind)} {first} {written(claim)[0]}{unclear(claim, second)}")
-    points += [f"Architecture with the lowest perplexity: {', '.join(lowest)}."] if lowest else []
+        lowest.append(f"{units.optimizer(kind)}: {first} {written(claim)[0]}{unclear(claim, second)}")
+    points += [f"Architecture with the lowest perplexity. {'; '.join(lowest)}."] if lowest else []
     times, gaps_of, counts = times_of_optimizers(facts, name), gaps(facts, name, of_kind), tried(settings, name)
     claims += [*times[0], *gaps_of[0], *counts[0]]
     return Answer(

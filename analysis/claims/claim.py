@@ -213,6 +213,9 @@ def brief(claim: Claim) -> str:
 def unclear(claim: Claim, other: str = "") -> str:
     """Return the mark of a comparison that is not clear, with a space in front. ``other``: what is compared with it."""
     mark = UNCLEAR.get(claim.verdict) if claim.verdict else None
+    needed = claim.given.get("seeds_needed")
+    if needed and claim.verdict == Verdict.NOT_APART:
+        mark = f"{mark}; {needed} seeds each would tell"
     return f" ({f'{other}: ' if other else ''}{mark})" if mark else ""
 
 

@@ -40,8 +40,11 @@ def published(study: StudyFiles) -> Answer | None:
         members = (WITHIN, BELOW, ABOVE)
         values = tuple(float((judged["verdict"] == one).sum()) for one in members)
         claims.append(Claim(question=NAME, kind=Kind.COUNT, measure="runs", members=members, values=values))
-        listed = ", ".join(f"{one} in {value:.0f}" for one, value in zip(members, values, strict=True))
-        points.append(f"By the spread of independent replications, the validation perplexity is {listed}.")
+        within, below, above = (f"{value:.0f}" for value in values)
+        points.append(
+            f"The validation perplexity is within the spread of independent replications in {within}, below it in "
+            f"{below} and above it in {above}."
+        )
     measured = done[done["percent"].notna()].sort_values("number")
     if len(measured):
         claim = Claim(

@@ -193,6 +193,17 @@ def test_a_setting_that_is_made_worse_gains_no_place(tmp_path: Path, spoiled: tu
     assert after <= before
 
 
+@pytest.mark.parametrize(("gru", "agreeing"), [(0.3, 3), (-0.1, 2)])
+def test_rare_words_go_with_adam_if_they_gain_in_each_architecture(tmp_path: Path, gru: float, agreeing: int) -> None:
+    make_study(tmp_path / "study", rare={"rnn": 0.2, "gru": gru, "transformer": 0.1})
+    (claim,) = [one for one in claims_of(tmp_path / "study") if "rare words" in one.given.get("mechanism", "")]
+    assert (claim.given["agreeing"], claim.given["pairs"]) == (agreeing, 3)
+    assert claim.values == pytest.approx([0.2, gru, 0.1])
+    (said,) = [answer for answer in answers_of(tmp_path / "study") if answer.name == "curious"]
+    assert ("No measured cause: rare words" in said.points[0]) == (agreeing < 3)
+    assert "because" not in " ".join([*said.points, *said.details])
+
+
 def test_two_settings_have_one_order_wherever_they_are_compared(tmp_path: Path) -> None:
     make_study(tmp_path / "study", seeds=SEEDS)
     orders: dict[frozenset[str], set[str]] = {}
