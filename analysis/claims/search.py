@@ -1,4 +1,4 @@
-"""What a search has stopped and why, what that saved, how well its rungs knew the end, and which keys matter."""
+"""What a search has stopped, what that saved, how often its rungs had the order of the end, and which keys matter."""
 
 import itertools
 import math
@@ -23,7 +23,10 @@ METRICS = {"val_ppl": "validation perplexity", "train_ppl": "training perplexity
 
 
 def search(study: StudyFiles) -> Answer | None:
-    """Say what the search stopped, what that saved, and how well its rungs knew the end; ``None``: it is no search."""
+    """Say what the search stopped, what that saved, and how often rungs had the order of the end.
+
+    ``None``: it is no search.
+    """
     if not study.searches and not (study.runs["state"] == "stopped").any():
         return None
     claims = [*counts(study), epochs_gone(study), *hours_spent(study)]

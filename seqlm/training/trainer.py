@@ -293,7 +293,7 @@ class Trainer:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the targets of each window of some columns that has any, and their ``loss``, without dropout.
 
-        A loss is valid until the next one is asked for.
+        The next iteration may overwrite a loss.
         """
         self.model.eval()
         for part in parts:
