@@ -12,7 +12,7 @@ from jobs import terminal
 from jobs.backends.base import Backend, SharedTable
 from jobs.cli.arguments import Arguments
 from jobs.cli.parser import flag_of
-from jobs.launch.job import LaunchOptions
+from jobs.launch.job import StudySettings
 from jobs.launch.own_models import ask, check_models, is_bad
 from jobs.launch.prepare import (
     changes,
@@ -224,7 +224,7 @@ def plan(arguments: Arguments) -> tuple[Any, int]:
     if any(item.spec.resources.gpus and item.spec.config.train.precision == "fp32" for item in todo):
         terminal.say('fp32 products use no tensor cores of a GPU; train.precision = "tf32" does, and makes another run')
     is_submitted = todo and not budget.is_spent()
-    scripts = backend.scripts(todo, LaunchOptions(study_dir=study_dir, policy=manifest.policy)) if is_submitted else []
+    scripts = backend.scripts(todo, StudySettings(path=study_dir, policy=manifest.policy)) if is_submitted else []
     for script in scripts:
         terminal.say("", "would submit:", *script.split("\n"))
     if refused is not None:

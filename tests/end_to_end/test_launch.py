@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 import launch
+from jobs.backends.base import Backend
 from jobs.backends.local import LocalBackend
 from jobs.cli import launching
-from jobs.launch.job import LaunchOptions
 from jobs.spec import RunSpec
 from seqlm import machine
 from seqlm.config import RunConfig
@@ -516,8 +516,8 @@ def test_an_id_is_the_same_in_plan_status_filters_and_logs(study: Study, capsys:
 def test_workers_here_write_as_often_as_the_manifest_says(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[str | None] = []
 
-    def stop(specs: Any, backend: Any, settings: LaunchOptions, shown: Any) -> None:
-        given.append(settings.env.get("SEQLM_PROGRESS_SECONDS"))
+    def stop(study: Any, order: Any, backend: Backend, shown: Any) -> None:
+        given.append(backend.worker_env().get("SEQLM_PROGRESS_SECONDS"))
         raise UsageError("no further")
 
     monkeypatch.setattr(launching, "launch", stop)
