@@ -17,7 +17,7 @@ from jobs.backends.local import LocalBackend
 from jobs.cli.arguments import EXIT_RUN_FAILED, Arguments
 from jobs.cli.naming import chosen_runs, find_trained
 from jobs.cli.planning import choose, choose_again, open_manifest, plan
-from jobs.cli.view import Watcher, following, say_status, tell_skipped, watch
+from jobs.cli.view import Watcher, following, status_of, tell_skipped, watch
 from jobs.launch import notify
 from jobs.launch.background import detach
 from jobs.launch.behaviour import FAILURES, SETTINGS, BehaviourLaunch
@@ -32,7 +32,7 @@ from jobs.spec import RunSpec
 from jobs.study.folder import find_study, is_behaviour_study, observe_study, study_name
 from jobs.study.launched import trust_study
 from jobs.study.record import KeptManifests
-from jobs.terminal import STATE, Column, show
+from jobs.terminal import STATE, Column, Result, show
 from seqlm.errors import SeqlmError, printable
 from seqlm.rundir import Observation
 from seqlm.trust import distrusted
@@ -42,10 +42,13 @@ LAUNCH_FILE = Path(__file__).resolve().parents[2] / "launch.py"
 # -- run, retry, behaviour -----------------------------------------------------------------------------------------
 
 
-def run(arguments: Arguments) -> tuple[Any, int]:
+def run(arguments: Arguments) -> Result | tuple[Any, int]:
+    """Launch what is not done yet, or with ``--dry-run`` return what would be done."""
+    return plan(arguments) if arguments.dry_run else run_manifest(arguments)
+
+
+def run_manifest(arguments: Arguments) -> tuple[Any, int]:
     """Launch what is not done yet and print how it ended. Exit code 1 if a run failed."""
-    if arguments.dry_run:
-        return plan(arguments)
     manifest, specs, study_dir = open_manifest(arguments)
     data = find_data(arguments.data, manifest.data_path)
     terminal.detail(f"data: {data or 'the default place'}")
@@ -159,11 +162,13 @@ def train(arguments: Arguments, study: StudySettings, order: Order, backend: Bac
     if left is not None:
         return left, 0
     runs = [one for one in observe_study(study.path) if one.run.id in ids]
-    data = say_status(runs, study.path)
+    result = status_of(runs, study.path)
+    result.render()
     if arguments.report:
         terminal.say(f"report: {_write_report(arguments, [study.path])[0]}")
     is_search = study.search is not None
-    return data, EXIT_RUN_FAILED if any(_is_bad(one.observation, is_search=is_search) for one in runs) else 0
+    has_failed = any(_is_bad(one.observation, is_search=is_search) for one in runs)
+    return result.document(), EXIT_RUN_FAILED if has_failed else 0
 
 
 def _is_bad(seen: Observation, *, is_search: bool) -> bool:
