@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def handler(command: str) -> Callable[[Any], Answer]:
     """Import and return the function that runs a command.
 
-    It returns what it has found. A command that asks, waits or follows prints as things happen, and returns the data of
+    It returns what it has found. A command that acts, waits or follows prints as things happen, and returns the data of
     ``--json`` and the exit code.
 
     Every such function raises SeqlmError with a message that says what to do, and KeyboardInterrupt.

@@ -16,19 +16,7 @@ from seqlm.gpus import Booking, Ledger, Survey, others_on
 from seqlm.requests import Requests
 
 
-@dataclass(frozen=True, kw_only=True)
-class LimitResult(Result):
-    """The limit that a live launch has now."""
-
-    study: str
-    max_parallel: int
-
-    def render(self) -> None:
-        number = with_noun(self.max_parallel, "run")
-        terminal.say(f"{self.study}: at most {number} at once from now on; runs that are running go on")
-
-
-def limit(arguments: Arguments) -> LimitResult:
+def limit(arguments: Arguments) -> tuple[dict[str, Any], int]:
     """Set how many runs of a live launch there may be at once. Runs that are running go on."""
     study_dir = find_study(arguments.study, arguments.runs_dir)
     name, most = printable(study_name(study_dir)), arguments.max_parallel
@@ -42,7 +30,8 @@ def limit(arguments: Arguments) -> LimitResult:
             hint = scheduler(str(backend)).THROTTLE.format(most=most) or hint
         raise UsageError(f"{name}: no launcher is at work, so there is nothing to limit; {hint}")
     file_limit(study_dir, most)
-    return LimitResult(study=study_name(study_dir), max_parallel=most)
+    terminal.say(f"{name}: at most {with_noun(most, 'run')} at once from now on; runs that are running go on")
+    return {"study": study_name(study_dir), "max_parallel": most}, 0
 
 
 # -- status --machine ----------------------------------------------------------------------------------------------

@@ -122,43 +122,22 @@ COLUMNS = (
 # -- upgrade -------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class UpgradeResult(Result):
-    """What was done to a study of an earlier format."""
-
-    study: str
-    format: int
-    """The format that it has now."""
-    before: int | None
-    """The format that it had. ``None``: it had this one already."""
-    earlier: str | None
-    """The folder of its old files."""
-    notes: Sequence[str]
-
-    def render(self) -> None:
-        for line in self.notes:
-            tell(line)
-        now = f"format {self.format}"
-        if self.before is None:
-            say(f"{self.study} is of {now} already, which this version reads")
-        else:
-            say(f"{self.study} is of {now} now; its files of format {self.before} are in {self.earlier}")
-
-
-def upgrade_study(arguments: Arguments) -> UpgradeResult:
+def upgrade_study(arguments: Arguments) -> tuple[dict[str, Any], int]:
     """Convert a study of an earlier format into one that this version reads."""
-    from jobs.study.upgrade import upgrade  # it reads files of SLURM and of earlier versions
+    from jobs.study.upgrade import upgrade  # it reads files of earlier versions
 
     study_dir = find_any_study(arguments.study, arguments.runs_dir)
     notes: list[str] = []
     done = upgrade(study_dir, notes.append)
-    return UpgradeResult(
-        study=study_name(study_dir),
-        format=STUDY_FORMAT,
-        before=None if done is None else done.format,
-        earlier=None if done is None else str(done.earlier),
-        notes=notes,
-    )
+    for line in notes:
+        tell(line)
+    name, now = study_name(study_dir), f"format {STUDY_FORMAT}"
+    if done is None:
+        say(f"{name} is of {now} already, which this version reads")
+    else:
+        say(f"{name} is of {now} now; its files of format {done.format} are in {done.earlier}")
+    before, earlier = (None, None) if done is None else (done.format, str(done.earlier))
+    return {"study": name, "format": STUDY_FORMAT, "before": before, "earlier": earlier, "notes": notes}, 0
 
 
 # -- clean ---------------------------------------------------------------------------------------------------------

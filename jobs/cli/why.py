@@ -84,7 +84,7 @@ def details_of(one: ObservedRun, job: Waiting | None, starts_at: float | None) -
     """Return all that is known about a run besides its headline."""
     seen, run, attempt, details = one.observation, one.run, one.run.last_attempt(), dict[str, str]()
     if starts_at is not None:
-        details["starts"] = f"about {_clock(starts_at)}{', by the plan of SLURM' if job else ''}"
+        details["starts"] = f"about {_clock(starts_at)}{', by the plan of the scheduler' if job else ''}"
     if job is not None:
         if job.sooner is not None:
             limit, start = job.sooner

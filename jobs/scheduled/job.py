@@ -58,7 +58,7 @@ from seqlm.state import FailureKind
 POLL_SECONDS = 0.5
 """Time between two looks at the folder of the run from a node that is not the first."""
 LIMIT_SLACK_SECONDS = 75.0
-"""How much earlier than asked a scheduler may announce a time limit: SLURM looks once a minute."""
+"""How much earlier than asked a scheduler may announce a time limit: it may look once a minute."""
 BUSY_TRIES = 3
 """How often a run that another worker holds is tried on this allocation, such as one on a node that was lost."""
 WAIT_SECONDS = 120.0

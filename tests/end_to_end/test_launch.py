@@ -15,7 +15,8 @@ import pytest
 import launch
 from jobs.backends.base import Backend
 from jobs.backends.local import LocalBackend
-from jobs.cli import launching
+from jobs.cli import launching, planning
+from jobs.cli.arguments import PlanArguments
 from jobs.spec import RunSpec
 from seqlm import machine
 from seqlm.config import RunConfig
@@ -300,6 +301,19 @@ def pretend_earlier_run(study: Study, data: dict[str, Any], **record: Any) -> No
     run = RunDirectory(study.folder / "runs" / "earlier" / "run-1")
     run.create(RunConfig.from_dict(data["runs"][0]["config"]), Provenance())
     run.metrics_file.write_text(json.dumps({"epoch": 0, "val_ppl": 1.0, **record}) + "\n")
+
+
+def test_a_plan_can_be_asked_for_without_a_command_line_and_prints_nothing(
+    study: Study, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert launch.main(["plan", "small.toml"]) == 0
+    shown = capsys.readouterr()
+    found = planning.plan(PlanArguments(manifest="small.toml", runs_dir=Path("runs")))
+    assert capsys.readouterr() == ("", "")
+    assert (found.exit_code, [item.action for item in found.planned]) == (0, ["start"])
+    found.render()
+    assert capsys.readouterr() == shown
+    assert found.document() == plan_of(capsys)
 
 
 def test_plan_of_a_study_with_nothing_to_start_claims_no_time(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
