@@ -9,12 +9,14 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from jobs import terminal
 from jobs.cli.arguments import COMMANDS, parser, read
 from seqlm.errors import SeqlmError, error_text
 
+Answer: TypeAlias = terminal.Result | tuple[Any, int]
+"""What a command returns."""
 SCHEMA_VERSION = 1
 EXIT_INTERRUPTED = 130
 
@@ -31,7 +33,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(parser(terminal.program()).format_help(), end="")
             return 0
         terminal.configure(json=as_json, verbose=arguments.verbose)
-        data, code = handler(arguments.command)(arguments)
+        answer = handler(arguments.command)(arguments)
+        if isinstance(answer, terminal.Result):
+            answer.render()
+            answer = answer.document() if as_json else None, answer.exit_code
+        data, code = answer
         if as_json:
             _print_document(data, None, ok=code == 0)
         sys.stdout.flush()
@@ -49,13 +55,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def handler(command: str) -> Callable[[Any], tuple[Any, int]]:
-    """Import and return the function that runs a command. It returns the data of ``--json`` and the exit code.
+def handler(command: str) -> Callable[[Any], Answer]:
+    """Import and return the function that runs a command.
+
+    It returns what it has found. A command that acts, waits or follows prints as things happen, and returns the data of
+    ``--json`` and the exit code.
 
     Every such function raises SeqlmError with a message that says what to do, and KeyboardInterrupt.
     """
     module, _, function = COMMANDS[command].handler.rpartition(".")
-    found: Callable[[Any], tuple[Any, int]] = getattr(importlib.import_module(f"jobs.cli.{module}"), function)
+    found: Callable[[Any], Answer] = getattr(importlib.import_module(f"jobs.cli.{module}"), function)
     return found
 
 

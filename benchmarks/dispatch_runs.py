@@ -17,7 +17,7 @@ from benchmarks.stand_ins import WORKER, StandIn, make_study, spans
 from jobs.backends.base import Executor
 from jobs.backends.local import LocalBackend
 from jobs.launch.dispatch import Dispatcher
-from jobs.launch.job import LaunchOptions
+from jobs.launch.job import StudySettings
 from jobs.study.kept_code import live_code
 
 SAMPLE_SECONDS = 0.25
@@ -35,8 +35,7 @@ def dispatch(study: Path, wanted: Sequence[StandIn], name: str, address: str | N
     planned = make_study(study, wanted)
     code = live_code()
     backend = _executor(name, address, study)
-    options = LaunchOptions(study_dir=study, worker=WORKER[1:])
-    dispatcher = Dispatcher(backend, code, options, writes_queue=False)
+    dispatcher = Dispatcher(backend, code, StudySettings(path=study, worker=WORKER[1:]), writes_queue=False)
     start = time.time()
     backend.open(code)
     opened = time.time()

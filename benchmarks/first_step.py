@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.turns import ROOT
 from jobs.attempt.supervisor import rank_variables
-from jobs.launch.job import LaunchOptions
+from jobs.launch.job import StudySettings
 from jobs.launch.prepare import resolve_specs
 from jobs.manifests.load import load_manifest
 from jobs.spec import Submission
@@ -73,7 +73,7 @@ def tune_turn(manifest: Path, study: Path) -> dict[str, Any]:
     (spec,) = resolve_specs(load_manifest(manifest, []).runs, None)
     run = RunDirectory.locate(study, spec.name, spec.fingerprint, {})
     run.create(spec.config, Provenance(name=spec.name, order=0))
-    worker, cores = (sys.executable, *LaunchOptions(study_dir=study).worker), cpu_count()
+    worker, cores = (sys.executable, *StudySettings(path=study).worker), cpu_count()
     submission = Submission(
         run_dir=run.path,
         attempt=1,

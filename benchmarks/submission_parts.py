@@ -25,7 +25,7 @@ def main() -> int:
 
 
 def seqlm(manifest: Path, study_dir: Path) -> float:
-    from jobs.launch.job import LaunchOptions
+    from jobs.launch.job import Order, StudySettings
     from jobs.launch.prepare import preparing, resolve_specs
     from jobs.manifests.load import load_manifest
     from slurm.backend import SlurmBackend
@@ -35,11 +35,11 @@ def seqlm(manifest: Path, study_dir: Path) -> float:
     specs = resolve_specs(load_manifest(manifest, []).runs, None)
     command = ["python", "launch.py", "run", manifest.name, "--only"]
     specs = [replace(spec, command=[*command, f"name={spec.name}"]) for spec in specs]
-    options = LaunchOptions(study_dir=study_dir)
-    with preparing(specs, site, options) as (planned, prepared):
-        assert prepared is not None, "there is something to do"
+    study = StudySettings(path=study_dir)
+    with preparing(study, Order(specs=specs), site) as (planned, work):
+        assert work is not None, "there is something to do"
         start = time.perf_counter()
-        site.submit(planned, options, *prepared)
+        site.submit(planned, study, work.code, work.request)
         return time.perf_counter() - start
 
 

@@ -5,9 +5,9 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, ClassVar, TextIO
 
 from seqlm.errors import UsageError, printable
 
@@ -137,6 +137,30 @@ def detail(text: str) -> None:
 def can_redraw(stream: TextIO) -> bool:
     """Return whether ``stream`` is a terminal that can redraw lines in place, which a dumb one cannot."""
     return stream.isatty() and os.environ.get("TERM", "").lower() not in ("", "dumb", "unknown")
+
+
+# -- what a command has found ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a command has found, apart from how it is shown. Its fields are the document of ``--json``."""
+
+    HIDDEN: ClassVar[frozenset[str]] = frozenset()
+    """Fields that only a person is shown."""
+
+    def document(self) -> dict[str, Any]:
+        """Return the document of ``--json``."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in self.HIDDEN}
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code of the command."""
+        return 0
+
+    def render(self) -> None:
+        """Print it for a person."""
+        raise NotImplementedError
 
 
 # -- tables: columns of records, which are also the documents of --json ----------------------------------------------

@@ -1,4 +1,4 @@
-"""What would have been enough for a run: one answer for ``why``, the report and ``fit_limits`` of SLURM."""
+"""What would have been enough for a run: one answer for ``why``, the report and ``fit_limits`` of schedulers."""
 
 import math
 from dataclasses import dataclass

@@ -1,6 +1,7 @@
 """The ranks of one attempt on this node: their variables, their start, their signals and their end.
 
-The local backend supervises all ranks of a run, the actor of the Ray backend one, and a job of SLURM those of its node.
+The local backend supervises all ranks of a run, the actor of the Ray backend one, and a scheduler's job those of its
+node.
 """
 
 import contextlib
@@ -111,7 +112,7 @@ def rank_variables(
 
 def interface_of(host: str) -> str | None:
     """Return the network interface with the IPv4 address of ``host``, an address or a name. ``None``: not found."""
-    import psutil  # only for several ranks on SLURM or Ray
+    import psutil  # only for several ranks in a job or on Ray
 
     with contextlib.suppress(OSError):
         address = socket.gethostbyname(host)
@@ -308,7 +309,7 @@ def own_kill_count() -> int:
 class MemoryKills:
     """The kills on this node for memory, since SIGKILL has no visible sender. Each explains one killed rank.
 
-    Linux counts them for each control group. Containers, systemd and SLURM start processes in groups with a limit.
+    Linux counts them for each control group. Containers, systemd and schedulers start processes in groups with a limit.
     """
 
     def __init__(self) -> None:

@@ -1,13 +1,16 @@
 """The interfaces of a backend: where runs go, and how a launcher starts them there."""
 
+import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
-from jobs.attempt.supervisor import Ended
+from jobs.attempt.supervisor import Ended, progress_variables
+from jobs.manifests import secrets
 from jobs.plan.capacity import Capacity
 from jobs.spec import RunSpec, Submission
 from jobs.study.kept_code import Code
@@ -118,8 +121,8 @@ class Backend(ABC):
     """Where runs go: its settings, what it has, and what runs would get there. Its methods start nothing.
 
     A launcher starts the runs of a backend through its :meth:`executor`. A scheduler that queues jobs itself is
-    ``is_scheduled``, and has the methods ``check``, ``tidy``, ``carry`` and ``cancel`` of
-    :class:`jobs.scheduled.backend.ScheduledBackend` in place of that. :data:`jobs.registry.BACKENDS` names each class.
+    ``is_scheduled``, and has the methods ``carry`` and ``cancel`` of :class:`jobs.scheduled.backend.ScheduledBackend`
+    in place of that. :data:`jobs.registry.BACKENDS` names each class.
     """
 
     name: ClassVar[str]
@@ -182,12 +185,34 @@ class Backend(ABC):
             BackendError: the run can never fit here, or its precision does not exist here.
         """
 
+    def worker_env(self) -> dict[str, str]:
+        """Return the variables that the settings give to workers which this process starts.
+
+        Raises:
+            UsageError: a variable named by ``env_pass`` is not set.
+        """
+        settings = self.settings
+        passed = secrets.passed(settings.env_pass, os.environ, f"backend.{self.name}.env_pass")
+        return {**settings.env, **passed, **progress_variables(settings.progress_s)}
+
+    def check(self, study_dir: Path) -> None:
+        """Check what would make a launch impossible, before the first file is written.
+
+        Raises:
+            UsageError: the study's folder cannot be used, or a variable named by ``env_pass`` is not set.
+        """
+        self.worker_env()
+
+    def tidy(self, study_dir: Path) -> None:
+        """End what launches of a study have left that can never start. The caller owns the study."""
+        return
+
     def executor(self, study_dir: Path) -> "Executor":
         """Return what starts the runs of a study. Nothing is started yet."""
         raise NotImplementedError
 
-    def scripts(self, todo: Any, options: Any) -> list[str]:
-        """Return the scripts that a launch of these runs would submit to a scheduler."""
+    def scripts(self, todo: Any, study: Any) -> list[str]:
+        """Return the scripts that a launch of these runs of a study would submit to a scheduler."""
         return []
 
     def summary(self, todo: Any) -> str:
@@ -216,6 +241,10 @@ class Executor(ABC):
     """The memory of that job on each node. ``None``: not known."""
     ends_at: float | None = None
     """When all that runs there is ended, in seconds since 1970. ``None``: not known."""
+    env: Mapping[str, str] = MappingProxyType({})
+    """Variables of the workers. Those that seqlm sets override them."""
+    max_parallel: int | None = None
+    """Maximum number of runs at once. ``None``: as many as there is room for."""
 
     @abstractmethod
     def open(self, code: Code) -> None:

@@ -23,43 +23,32 @@ RUN = "one run: its name, its number in the report, its id, or a unique beginnin
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments:
-    """The arguments of a command. Those that it does not take are as if they were not given.
+class Common:
+    """The arguments of every command."""
 
-    ``None``: the environment, the manifest or the default decides.
-    """
-
-    command: str
-    argv: tuple[str, ...] = field(compare=False)
-    """The words of the command line as typed, without the program's name."""
-    # Every command:
     json: bool = option("print one JSON document on stdout, all else on stderr")
     verbose: bool = option("print the settings in use too, and the traceback of an error", "-v")
     runs_dir: Path = option("folder of the studies (default: SEQLM_RUNS, else runs)", metavar="DIR")
-    # What a command is about:
-    manifest: str = positional("the study: a TOML file; quickstart, search, ablation, strong and paper come with seqlm")
-    study: str = positional(STUDY)
-    any_study: str = positional(STUDY, nargs="?", metavar="study")
-    studies: tuple[str, ...] = positional(STUDY, nargs="+", metavar="study")
-    run: str = positional(RUN)
-    one_run: str = positional(RUN, nargs="?", metavar="run")
-    a: str = positional("the first study, or a run as STUDY/RUN")
-    b: str = positional("the second study or run")
-    beginning: str = positional("how the text begins, one word or several", metavar="prompt")
-    source: str = positional("the class, as in model.source", metavar="FILE.py:CLASS")
-    corpus: str = positional("ptb: Penn Treebank", choices=("ptb",))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filters:
+    """Which runs a command is about."""
+
     only: tuple[str, ...] = option(
         "runs that meet all conditions: 'arch=gru lr>1'; repeat --only for runs that meet these or those",
         metavar="CONDITIONS",
+        empty=(),
     )
     exclude: tuple[str, ...] = option(
-        "leave out runs that meet all conditions; repeat --exclude to leave out more", metavar="CONDITIONS"
+        "leave out runs that meet all conditions; repeat --exclude to leave out more", metavar="CONDITIONS", empty=()
     )
-    kind: tuple[str, ...] = option(
-        "only failures of this kind, or runs that a search stopped; repeat for more kinds",
-        choices=(*KINDS, "stopped"),
-    )
-    # Where runs go, and how they are launched:
+
+
+@dataclass(frozen=True, kw_only=True)
+class Where:
+    """Where runs go. ``None``: the environment, the manifest or the default decides."""
+
     data: Path | None = option("folder or zip of the corpus (default: SEQLM_DATA)", metavar="PATH")
     backend: str | None = option(
         "where runs go (default: SEQLM_BACKEND, the manifest's, ray with GPUs or an address, local)",
@@ -72,7 +61,20 @@ class Arguments:
     max_stalled_retries: int | None = option(
         "retries in a row without progress (default: policy.max_stalled_retries, 10)", sets="retries", type=whole
     )
-    changes: tuple[str, ...] = option("such as train.epochs=2", "--set", metavar="KEY=VALUE")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanArguments(Common, Filters, Where):
+    """The arguments of ``plan``, and what other commands that open a manifest take of it."""
+
+    manifest: str = positional("the study: a TOML file; quickstart, search, ablation, strong and paper come with seqlm")
+    changes: tuple[str, ...] = option("such as train.epochs=2", "--set", metavar="KEY=VALUE", empty=())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launching:
+    """How runs are launched, and what follows."""
+
     no_wait: bool = option("launch in the background")
     live_code: bool = option("run the working tree, not the copy kept with the study")
     canary: bool | None = option(
@@ -82,9 +84,36 @@ class Arguments:
         "compute missing behaviour of the trained models before the report, also of runs that others launched "
         "(default: only of your own)"
     )
-    trust: bool = option("from now on, run the models and commands that this study keeps as if you had launched it")
     then_report: bool = option("submit a job that writes the report after the last run (slurm)")
     report: bool = option("write the report at the end")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments(PlanArguments, Launching):
+    """The arguments of a command. Those that it does not take are as if they were not given.
+
+    ``None``: the environment, the manifest or the default decides.
+    """
+
+    command: str
+    argv: tuple[str, ...] = field(compare=False)
+    """The words of the command line as typed, without the program's name."""
+    # What a command is about:
+    study: str = positional(STUDY)
+    any_study: str = positional(STUDY, nargs="?", metavar="study")
+    studies: tuple[str, ...] = positional(STUDY, nargs="+", metavar="study")
+    run: str = positional(RUN)
+    one_run: str = positional(RUN, nargs="?", metavar="run")
+    a: str = positional("the first study, or a run as STUDY/RUN")
+    b: str = positional("the second study or run")
+    beginning: str = positional("how the text begins, one word or several", metavar="prompt")
+    source: str = positional("the class, as in model.source", metavar="FILE.py:CLASS")
+    corpus: str = positional("ptb: Penn Treebank", choices=("ptb",))
+    kind: tuple[str, ...] = option(
+        "only failures of this kind, or runs that a search stopped; repeat for more kinds",
+        choices=(*KINDS, "stopped"),
+    )
+    trust: bool = option("from now on, run the models and commands that this study keeps as if you had launched it")
     dry_run: bool = option("show what would be done, and do nothing", "-n")
     # What one command takes:
     machine: bool = option("show who uses the GPUs of this machine, and who waits for one")

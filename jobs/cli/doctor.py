@@ -55,12 +55,12 @@ def calibrate(arguments: Arguments) -> int:
 
     Returns the exit code.
     """
-    from jobs.cli.launching import run  # only this option launches
+    from jobs.cli.launching import run_manifest  # only this option launches
 
     words = ["run", str(CALIBRATION), "--backend", "local", "--runs-dir", str(arguments.runs_dir)]
     arguments_of_run = read([*words, *(["--json"] if arguments.json else [])])
     assert arguments_of_run is not None
-    return run(arguments_of_run)[1]
+    return run_manifest(arguments_of_run)[1]
 
 
 def examine(runs_dir: Path, data_path: Path | None) -> list[Finding]:

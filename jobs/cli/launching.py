@@ -5,7 +5,6 @@ Each finds its runs and where they go. :func:`carry_out` launches them: attended
 
 import contextlib
 import functools
-import os
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -13,19 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from jobs import terminal
-from jobs.attempt.supervisor import progress_variables
 from jobs.backends.base import Backend
 from jobs.backends.local import LocalBackend
-from jobs.cli.arguments import EXIT_RUN_FAILED, Arguments
+from jobs.cli.arguments import EXIT_RUN_FAILED, Arguments, Launching
 from jobs.cli.naming import chosen_runs, find_trained
 from jobs.cli.planning import choose, choose_again, open_manifest, plan
-from jobs.cli.view import Watcher, following, say_status, tell_skipped, watch
+from jobs.cli.view import Watcher, following, status_of, tell_skipped, watch
 from jobs.launch import notify
 from jobs.launch.background import detach
 from jobs.launch.behaviour import FAILURES, SETTINGS, BehaviourLaunch
-from jobs.launch.job import LaunchOptions
-from jobs.launch.launch import Afterwards, launch
-from jobs.launch.prepare import edited_models, find_data, things_of
+from jobs.launch.job import Order, StudySettings
+from jobs.launch.launch import launch
+from jobs.launch.prepare import edited_models, find_data, things_of, to_do
 from jobs.manifests import secrets
 from jobs.manifests.policy import Policy
 from jobs.plan.planned import PlannedRun
@@ -34,7 +32,7 @@ from jobs.spec import RunSpec
 from jobs.study.folder import find_study, is_behaviour_study, observe_study, study_name
 from jobs.study.launched import trust_study
 from jobs.study.record import KeptManifests
-from jobs.terminal import STATE, Column, show
+from jobs.terminal import STATE, Column, Result, show
 from seqlm.errors import SeqlmError, printable
 from seqlm.rundir import Observation
 from seqlm.trust import distrusted
@@ -44,27 +42,43 @@ LAUNCH_FILE = Path(__file__).resolve().parents[2] / "launch.py"
 # -- run, retry, behaviour -----------------------------------------------------------------------------------------
 
 
-def run(arguments: Arguments) -> tuple[Any, int]:
+def run(arguments: Arguments) -> Result | tuple[Any, int]:
+    """Launch what is not done yet, or with ``--dry-run`` return what would be done."""
+    return plan(arguments) if arguments.dry_run else run_manifest(arguments)
+
+
+def run_manifest(arguments: Arguments) -> tuple[Any, int]:
     """Launch what is not done yet and print how it ended. Exit code 1 if a run failed."""
-    if arguments.dry_run:
-        return plan(arguments)
     manifest, specs, study_dir = open_manifest(arguments)
     data = find_data(arguments.data, manifest.data_path)
     terminal.detail(f"data: {data or 'the default place'}")
     for line in manifest.advice:
         terminal.tell(line)
-    changes = [word for text in arguments.changes for word in ("--set", text)]
-    paths = ["--data", str(arguments.data)] if arguments.data else []
-    alone = [*terminal.program().split(), "run", arguments.manifest, "--only"]
-    options = LaunchOptions(
-        study_dir=study_dir,
-        record=record_of(manifest, specs, data),
-        policy=manifest.policy,
+    backend = choose(arguments, manifest)
+    study = StudySettings(
+        path=study_dir,
+        policy=manifest.policy.with_retries(backend.settings.retries),
         notify=manifest.notify,
         search=manifest.search,
     )
+    changes = [word for text in arguments.changes for word in ("--set", text)]
+    paths = ["--data", str(arguments.data)] if arguments.data else []
+    alone = [*terminal.program().split(), "run", arguments.manifest, "--only"]
+    record = record_of(manifest, specs, data)
     specs = [replace(spec, command=[*alone, f"name={spec.name}", *changes, *paths]) for spec in specs]
-    return train(arguments, specs, options, choose(arguments, manifest))
+    return train(arguments, study, _ordered(arguments, specs, record=record), backend)
+
+
+def _ordered(arguments: Launching, specs: Sequence[RunSpec], **more: Any) -> Order:
+    """Return what a launch of runs that train is asked to do."""
+    return Order(
+        specs=specs,
+        canary=arguments.canary,
+        live_code=arguments.live_code,
+        then_report=arguments.then_report,
+        behaviour=arguments.behaviour,
+        **more,
+    )
 
 
 def retry(arguments: Arguments) -> tuple[Any, int]:
@@ -89,14 +103,10 @@ def retry(arguments: Arguments) -> tuple[Any, int]:
     for line in edited_models(specs, record.manifest):
         terminal.tell(f"warning: {line}")
     specs = [replace(spec, data_path=find_data(arguments.data, spec.data_path)) for spec in specs]
-    options = LaunchOptions(
-        study_dir=study_dir,
-        retry=True,
-        policy=record.policy or Policy(),
-        notify=record.notify,
-        search=record.search,
-    )
-    return train(arguments, specs, options, choose_again(study_dir, chosen, arguments))
+    kept = StudySettings(path=study_dir, policy=record.policy or Policy(), notify=record.notify, search=record.search)
+    backend = choose_again(study_dir, chosen, arguments)
+    study = replace(kept, policy=kept.policy.with_retries(backend.settings.retries))
+    return train(arguments, study, _ordered(arguments, specs, retry=True), backend)
 
 
 def _found(arguments: Arguments) -> Path:
@@ -130,7 +140,8 @@ def behaviour(arguments: Arguments) -> tuple[Any, int]:
     left = None
     if wanted.specs:
         backend = choose_again(study_dir, [job.run for job in wanted.jobs], arguments)
-        left, _ = carry_out(arguments, wanted.specs, wanted.options(), backend)
+        study, order = wanted.study(backend.settings.retries), wanted.order(live_code=arguments.live_code)
+        left, _ = carry_out(arguments, study, order, backend)
     outcomes = wanted.outcomes()
     if left is not None:
         missing = [found for found in outcomes if found["state"] == "missing"]
@@ -145,18 +156,19 @@ def behaviour(arguments: Arguments) -> tuple[Any, int]:
     return data, EXIT_RUN_FAILED if any(found["state"] in FAILURES for found in outcomes) else 0
 
 
-def train(arguments: Arguments, specs: Sequence[RunSpec], options: LaunchOptions, backend: Backend) -> tuple[Any, int]:
+def train(arguments: Arguments, study: StudySettings, order: Order, backend: Backend) -> tuple[Any, int]:
     """Launch runs as :func:`carry_out` does, print how they ended, and write a report if wanted."""
-    study_dir = options.study_dir
-    left, ids = carry_out(arguments, specs, options, backend)
+    left, ids = carry_out(arguments, study, order, backend)
     if left is not None:
         return left, 0
-    runs = [one for one in observe_study(study_dir) if one.run.id in ids]
-    data = say_status(runs, study_dir)
+    runs = [one for one in observe_study(study.path) if one.run.id in ids]
+    result = status_of(runs, study.path)
+    result.render()
     if arguments.report:
-        terminal.say(f"report: {_write_report(arguments, [study_dir])[0]}")
-    is_search = options.search is not None
-    return data, EXIT_RUN_FAILED if any(_is_bad(one.observation, is_search=is_search) for one in runs) else 0
+        terminal.say(f"report: {_write_report(arguments, [study.path])[0]}")
+    is_search = study.search is not None
+    has_failed = any(_is_bad(one.observation, is_search=is_search) for one in runs)
+    return result.document(), EXIT_RUN_FAILED if has_failed else 0
 
 
 def _is_bad(seen: Observation, *, is_search: bool) -> bool:
@@ -170,9 +182,9 @@ def _is_bad(seen: Observation, *, is_search: bool) -> bool:
 
 
 def carry_out(
-    arguments: Arguments, specs: Sequence[RunSpec], options: LaunchOptions, backend: Backend
+    arguments: Arguments, study: StudySettings, order: Order, backend: Backend
 ) -> tuple[dict[str, Any] | None, Collection[str]]:
-    """Launch ``specs`` on a backend, and wait unless ``--no-wait`` says otherwise.
+    """Launch runs of a study on a backend, and wait unless ``--no-wait`` says otherwise.
 
     Returns what runs on without this process (``None``: it has waited), and the ids of the runs (none for a launcher
     in the background).
@@ -181,79 +193,67 @@ def carry_out(
         SeqlmError: nothing has been started, or a canary has failed.
         KeyboardInterrupt: interrupted while waiting.
     """
-    settings, name = backend.settings, f"backend.{backend.name}"
-    command = options.notify.command if options.notify else None
-    for line in [*secrets.advice(settings.env, f"{name}.env"), *secrets.advice_on_command(command)]:
+    settings, command = backend.settings, study.notify.command if study.notify else None
+    for line in [*secrets.advice(settings.env, f"backend.{backend.name}.env"), *secrets.advice_on_command(command)]:
         terminal.tell(f"warning: {line}")
-    needed = notify.variables(options.notify)
-    options = replace(
-        options,
-        live_code=arguments.live_code,
-        policy=options.policy.with_retries(settings.retries),
-        canary=arguments.canary if options.canary is None else options.canary,
-    )
+    needed = notify.variables(study.notify)
     if backend.is_scheduled:
         backend.settings = replace(settings, env_pass=(*settings.env_pass, *needed))
-        return _submit(arguments, specs, options, backend)
+        return _submit(study, order, backend, waits=not arguments.no_wait)
     if not arguments.no_wait:
-        return None, attend(specs, options, backend)
-    secrets.passed(settings.env_pass, os.environ, f"{name}.env_pass")  # an error now, not in the background
+        return None, attend(study, order, backend)
+    backend.check(study.path)  # an error now, not in the background
     argv = [word for word in arguments.argv if word not in ("--no-wait", "--json")]
-    pid = detach([str(LAUNCH_FILE), *argv], options.study_dir)
-    see = f"{terminal.program()} status {printable(str(options.study_dir))}"
+    pid = detach([str(LAUNCH_FILE), *argv], study.path)
+    see = f"{terminal.program()} status {printable(str(study.path))}"
     terminal.say(f"launched by process {pid}; see: {see}")
-    return {"study": study_name(options.study_dir), "launcher_pid": pid}, ()
+    return {"study": study_name(study.path), "launcher_pid": pid}, ()
 
 
-def attend(specs: Sequence[RunSpec], options: LaunchOptions, backend: Backend) -> Collection[str]:
+def attend(study: StudySettings, order: Order, backend: Backend) -> Collection[str]:
     """Launch from this process, wait, and return the ids of the runs. Progress goes to stderr.
 
     Raises:
         SeqlmError: nothing has been started, or a canary has failed.
         KeyboardInterrupt: interrupted; the workers have stopped.
     """
-    settings = backend.settings
-    passed = secrets.passed(settings.env_pass, os.environ, f"backend.{backend.name}.env_pass")
-    env = {**settings.env, **passed, **progress_variables(settings.progress_s)}
-    options = replace(options, max_parallel=settings.max_parallel, env=env)
-    shown = functools.partial(following, options.study_dir, backend.where())
+    shown = functools.partial(following, study.path, backend.where())
     try:
-        return {item.run.id for item in launch(specs, backend, options, shown).planned}
+        return {item.run.id for item in launch(study, order, backend, shown).planned}
     finally:
         if not isinstance(sys.exception(), KeyboardInterrupt):
-            notify.over(options.study_dir, options.notify)
+            notify.over(study.path, study.notify)
 
 
 def _submit(
-    arguments: Arguments, specs: Sequence[RunSpec], options: LaunchOptions, backend: Any
+    study: StudySettings, order: Order, backend: Backend, *, waits: bool
 ) -> tuple[dict[str, Any] | None, Collection[str]]:
-    """Submit to a scheduler, and watch the jobs unless ``--no-wait`` says otherwise; they need no launcher.
+    """Submit to a scheduler, and watch the jobs if the command ``waits``; they need no launcher.
 
-    Final seeds of a search are submitted once the others have ended. With ``--no-wait``, a later launch submits them.
+    Final seeds of a search are submitted once the others have ended. If the command does not wait, a later launch
+    submits them.
     """
-    left, ids = _submit_once(arguments, specs, options, backend)
-    final = [spec for spec in specs if spec.first_seed is not None]
-    if final and left is None:
-        _, more = _submit_once(arguments, final, options, backend)
+    left, ids = _submit_once(study, order, backend, waits=waits)
+    final = [spec for spec in order.specs if spec.first_seed is not None]
+    if final and waits:
+        _, more = _submit_once(study, replace(order, specs=final), backend, waits=True)
         ids = {*ids, *more}
     return left, ids
 
 
 def _submit_once(
-    arguments: Arguments, specs: Sequence[RunSpec], options: LaunchOptions, backend: Any
+    study: StudySettings, order: Order, backend: Backend, *, waits: bool
 ) -> tuple[dict[str, Any] | None, Collection[str]]:
-    """Submit what can start now, and watch the jobs unless ``--no-wait`` says otherwise."""
-    study_dir = options.study_dir
-    afterwards = Afterwards(report=arguments.then_report, behaviour=arguments.behaviour)
-    launched = launch(specs, backend, options, _told, afterwards)
-    jobs, number = list(launched.jobs), len(launched.todo)
+    """Submit what can start now, and watch the jobs if the command ``waits``."""
+    launched = launch(study, order, backend, _told)
+    jobs, number = list(launched.jobs), len(to_do(launched.planned))
     what = f"jobs {', '.join(jobs)}" if jobs else "nothing to submit"
-    terminal.tell(f"{study_name(study_dir)}: {number} of {len(launched.planned)} runs to do: {what}")
+    terminal.tell(f"{study_name(study.path)}: {number} of {len(launched.planned)} runs to do: {what}")
     ids = {item.run.id for item in launched.planned}
-    if arguments.no_wait:
-        return {"study": study_name(study_dir), "jobs": jobs}, ids
+    if not waits:
+        return {"study": study_name(study.path), "jobs": jobs}, ids
     try:
-        watch(Watcher(study_dir, ids))
+        watch(Watcher(study.path, ids))
     except KeyboardInterrupt:
         terminal.tell("the jobs go on without this terminal; `cancel` stops them")
         raise
@@ -308,7 +308,7 @@ def compute_missing_behaviour(study_dir: Path, *, asked: bool) -> list[dict[str,
             terminal.tell(f"behaviour is left as it is: in {where}, {problem}; --trust computes what is missing")
             return []
         if wanted.specs:
-            attend(wanted.specs, wanted.options(), LocalBackend())
+            attend(wanted.study(), wanted.order(), LocalBackend())
         outcomes = wanted.outcomes()
     except SeqlmError as error:
         terminal.tell(f"behaviour is left as it is: {'; '.join(str(error).splitlines())}")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs import terminal
-from jobs.cli.arguments import Arguments
+from jobs.cli.arguments import Arguments, Filters
 from jobs.manifests.filters import select, whole_id
 from jobs.study.folder import ObservedRun, find_study, is_behaviour_study, observe_study
 from seqlm.errors import UsageError, nearest
@@ -23,7 +23,7 @@ def find_trained(arguments: Arguments) -> Path:
     return study_dir
 
 
-def chosen_runs(arguments: Arguments, study_dir: Path, every: Sequence[ObservedRun] | None = None) -> list[ObservedRun]:
+def chosen_runs(arguments: Filters, study_dir: Path, every: Sequence[ObservedRun] | None = None) -> list[ObservedRun]:
     """Return the runs of a study that pass the filters. If there are none, a line says why; that is no error.
 
     ``every`` run, if the caller has observed the study.

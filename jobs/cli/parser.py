@@ -19,15 +19,16 @@ COMMAND = "COMMAND"
 """What the command is called in usage texts."""
 
 
-def option(text: str, *flags: str, sets: str = "", **how: Any) -> Any:
+def option(text: str, *flags: str, sets: str = "", empty: Any = None, **how: Any) -> Any:
     """Return a field that an option sets. ``text`` is its help.
 
     ``flags`` may have a short name, and a long one in place of the field's. ``sets`` names the setting of the chosen
-    backend that the option overrides, such as ``ray.address`` for one of a single backend. ``how`` goes to
-    :meth:`argparse.ArgumentParser.add_argument` and overrides :data:`BY_TYPE`.
+    backend that the option overrides, such as ``ray.address`` for one of a single backend. ``empty`` is the value of
+    the field if the command does not take the option. ``how`` goes to :meth:`argparse.ArgumentParser.add_argument` and
+    overrides :data:`BY_TYPE`.
     """
     given = {"flags": flags, "sets": sets, "how": {"help": text, **how}}
-    return dataclasses.field(default=how.get("default"), metadata=given)
+    return dataclasses.field(default=how.get("default", empty), metadata=given)
 
 
 def positional(text: str, **how: Any) -> Any:

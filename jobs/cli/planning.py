@@ -4,15 +4,15 @@ import functools
 import tomllib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
 from jobs import terminal
 from jobs.backends.base import Backend, SharedTable
-from jobs.cli.arguments import Arguments
+from jobs.cli.arguments import Arguments, PlanArguments, Where
 from jobs.cli.parser import flag_of
-from jobs.launch.job import LaunchOptions
+from jobs.launch.job import StudySettings
 from jobs.launch.own_models import ask, check_models, is_bad
 from jobs.launch.prepare import (
     changes,
@@ -22,6 +22,7 @@ from jobs.launch.prepare import (
     plan_runs,
     resolve_resources,
     resolve_specs,
+    to_do,
     without_followers,
 )
 from jobs.manifests.filters import OBSERVED, asks_for_identity, asks_for_results, facts_of_spec, select
@@ -30,14 +31,14 @@ from jobs.manifests.reader import find_manifest
 from jobs.plan.capacity import with_noun
 from jobs.plan.estimate import earlier_throughput
 from jobs.plan.planned import Action, PlannedRun
-from jobs.plan.queue import totals
+from jobs.plan.queue import Totals, totals
 from jobs.plan.search import Expectation, expectation, keys_within
 from jobs.registry import BACKENDS, backend_class, default_backend
 from jobs.spec import RunSpec
 from jobs.study.budget import UNITS, Budget, hours_of, total
 from jobs.study.folder import ObservedRun, observe_study
 from jobs.study.record import KeptManifests
-from jobs.terminal import FINDINGS, Column, show
+from jobs.terminal import FINDINGS, Column, Result, show
 from seqlm import machine
 from seqlm.architectures import CLASS_SEPARATOR, CustomConfig
 from seqlm.data.corpus import corpus_facts
@@ -60,7 +61,7 @@ HERE = "local"
 
 
 def choose(
-    arguments: Arguments,
+    arguments: Where,
     manifest: Manifest | None = None,
     *,
     last: str | None = None,
@@ -94,7 +95,7 @@ def choose(
 
 
 def _which(
-    arguments: Arguments,
+    arguments: Where,
     manifest: Manifest | None,
     last: str | None,
     kept: Mapping[str, Mapping[str, Any]],
@@ -115,7 +116,7 @@ def _which(
     return name, f"since {why}", False
 
 
-def _settings_of(arguments: Arguments, backend: str) -> dict[str, Any]:
+def _settings_of(arguments: Where, backend: str) -> dict[str, Any]:
     """Return the settings of a backend that flags give."""
     found = {}
     for field in fields(arguments):
@@ -129,7 +130,7 @@ def _settings_of(arguments: Arguments, backend: str) -> dict[str, Any]:
     return found
 
 
-def choose_again(study_dir: Path, runs: Sequence[ObservedRun], arguments: Arguments) -> Backend:
+def choose_again(study_dir: Path, runs: Sequence[ObservedRun], arguments: Where) -> Backend:
     """Return where runs of a study go again: to their last backend if it was the same for all, with its settings."""
     newest = Requests(study_dir).by_run()
     names = {newest[one.run.id].record.backend if one.run.id in newest else None for one in runs}
@@ -165,11 +166,114 @@ COLUMNS = (
 )
 
 
-def plan(arguments: Arguments) -> tuple[Any, int]:
-    """Print what ``run`` would do to each run, and the costs. Exit code 2 if ``run`` would refuse the data."""
+@dataclass(frozen=True, kw_only=True)
+class PlanResult(Result):
+    """What ``run`` would do to each run, and the costs."""
+
+    manifest: Manifest
+    study_dir: Path
+    backend: Backend
+    planned: Sequence[PlannedRun]
+    """All runs, each with an estimate."""
+    refused: str | None
+    """Why ``run`` would refuse the data."""
+    changed: Sequence[str]
+    """What has changed since runs of the study began, a line each."""
+    costs: Totals
+    """Of all runs in full."""
+    expected: Expectation | None
+    """What a search is expected to stop. ``None``: it is no search."""
+    expected_costs: Totals
+    """With what a search is expected to stop."""
+    limits: tuple[str, dict[str, Any]] | None
+    """A line about the study's budget, and its entry of the document. ``None``: it has no limits."""
+    scripts: Sequence[str]
+    """What would be submitted to a scheduler."""
+
+    @property
+    def exit_code(self) -> int:
+        """``run`` would refuse the data."""
+        return 0 if self.refused is None else UsageError.exit_code
+
+    @property
+    def todo(self) -> list[PlannedRun]:
+        """The runs that start or resume."""
+        return to_do(self.planned)
+
+    @functools.cached_property
+    def records(self) -> list[dict[str, Any]]:
+        """The entry of each run in the document."""
+        return [_record(item) for item in self.planned]
+
+    def document(self) -> dict[str, Any]:
+        search, expected = self.manifest.search, None
+        if self.expected is not None:
+            expected = {
+                "rungs": self.expected.to_dict(),
+                "gpu_hours": self.expected_costs.gpu_hours,
+                "wall_seconds": self.expected_costs.wall_seconds,
+            }
+        totals = {"backend": self.backend.name, "max_parallel": self.backend.settings.max_parallel}
+        document = {
+            "study": self.manifest.study,
+            "runs": self.records,
+            "search": None if search is None else search.to_dict(),
+            "expected": expected,
+            "totals": {**totals, **asdict(self.costs)},
+            "budget": None if self.limits is None else self.limits[1],
+            "refused": self.refused,
+            "changes": self.changed,
+        }
+        return {**document, "scripts": self.scripts} if self.scripts else document
+
+    def render(self) -> None:
+        manifest, todo = self.manifest, self.todo
+        show(COLUMNS, self.records)
+        for line in [*(f"warning: {line}" for line in self.changed), *manifest.advice]:
+            terminal.tell(line)
+        counts = Counter(item.action for item in self.planned)
+        actions = ", ".join(f"{counts[action]} {action}" for action in get_args(Action) if counts[action])
+        number, where = with_noun(len(self.planned), "run"), printable(str(self.study_dir))
+        terminal.say("", f"{manifest.study}: {number} ({actions}) in {where}")
+        if manifest.excluded:
+            terminal.say(f"excluded by the manifest: {', '.join(run['name'] for run in manifest.excluded)}")
+        if manifest.search is not None and self.expected is not None:
+            terminal.say(search_line(manifest.search, manifest, self.expected))
+        terminal.say(self._costs_line())
+        if self.limits is not None:
+            terminal.say(self.limits[0])
+        if self.backend.is_here:
+            _warn_of_memory(todo)
+        if summary := self.backend.summary(todo):
+            terminal.say(summary)
+        if any(item.spec.resources.gpus and item.spec.config.train.precision == "fp32" for item in todo):
+            advice = 'train.precision = "tf32" does, and makes another run'
+            terminal.say(f"fp32 products use no tensor cores of a GPU; {advice}")
+        for script in self.scripts:
+            terminal.say("", "would submit:", *script.split("\n"))
+        if self.refused is not None:
+            terminal.tell(f"error: run would refuse this: {self.refused}")
+
+    def _costs_line(self) -> str:
+        """Return a line about the time, the GPU hours and the disk that the runs need."""
+        costs = self.costs
+        disk = f"disk {terminal.memory(costs.disk_bytes)} for checkpoints"
+        if not self.todo:
+            return f"nothing to start; {disk}"
+        if costs.gpu_hours is None:
+            return f"{disk}; GPU hours and time are not known: {costs.unknown}"
+        hours, wall = f"{costs.gpu_hours:.3g}", terminal.duration(costs.wall_seconds)
+        if self.expected is not None:
+            hours = f"about {self.expected_costs.gpu_hours:.3g}, at most {hours}"
+            wall = f"about {terminal.duration(self.expected_costs.wall_seconds)}, at most {wall}"
+        return f"{wall} on {self.backend.where()}; {hours} GPU hours; {disk}"
+
+
+def plan(arguments: PlanArguments) -> PlanResult:
+    """Return what ``run`` would do to each run, and the costs."""
     manifest, specs, study_dir = open_manifest(arguments)
     backend = choose(arguments, manifest)
-    limit, keep_last = backend.settings.max_parallel, manifest.policy.keep_last
+    limit, policy = backend.settings.max_parallel, manifest.policy
     facts = functools.cache(corpus_facts)
     planned = [
         replace(item, facts=facts(item.spec.config.data, item.spec.data_path, item.spec.tokenizer))
@@ -178,74 +282,32 @@ def plan(arguments: Arguments) -> tuple[Any, int]:
     planned = without_followers(planned) if backend.is_scheduled else planned
     check_models(planned)
     planned = resolve_resources(planned, backend, limit)
-    planned = estimated(planned, earlier_throughput(arguments.runs_dir), keep_last=keep_last)
+    planned = estimated(planned, earlier_throughput(arguments.runs_dir), keep_last=policy.keep_last)
     refused = None
     try:
         check_data(planned)  # plan knows the size of a corpus that run has to read
     except DataError as error:
         refused = str(error)
-    records = [_record(item) for item in planned]
-    show(COLUMNS, records)
-    changed = changes(planned, study_dir)
-    for line in [*(f"warning: {line}" for line in changed), *manifest.advice]:
-        terminal.tell(line)
-    counts = Counter(item.action for item in planned)
-    summary = ", ".join(f"{counts[action]} {action}" for action in get_args(Action) if counts[action])
-    terminal.say("", f"{manifest.study}: {with_noun(len(planned), 'run')} ({summary}) in {printable(str(study_dir))}")
-    if manifest.excluded:
-        terminal.say(f"excluded by the manifest: {', '.join(run['name'] for run in manifest.excluded)}")
-    search = manifest.search
     costs = expected_costs = totals(planned, backend.capacity, max_parallel=limit)
-    expected = None
-    if search is not None:
-        expected = expectation(search, planned)
-        shortened = expected.shortened(planned)
-        expected_costs = totals(shortened, backend.capacity, max_parallel=limit)
-        terminal.say(search_line(search, manifest, expected))
-    disk = f"disk {terminal.memory(costs.disk_bytes)} for checkpoints"
-    if set(counts) == {"skip"}:
-        terminal.say(f"nothing to start; {disk}")
-    elif costs.gpu_hours is None:
-        terminal.say(f"{disk}; GPU hours and time are not known: {costs.unknown}")
-    else:
-        hours, wall = f"{costs.gpu_hours:.3g}", terminal.duration(costs.wall_seconds)
-        if expected is not None:
-            hours = f"about {expected_costs.gpu_hours:.3g}, at most {hours}"
-            wall = f"about {terminal.duration(expected_costs.wall_seconds)}, at most {wall}"
-        terminal.say(f"{wall} on {backend.where()}; {hours} GPU hours; {disk}")
-    todo, budget = [item for item in planned if item.action != "skip"], Budget(study_dir, manifest.policy)
-    limits = budget_of(todo, budget, expected)
-    if limits is not None:
-        terminal.say(limits[0])
-    if backend.is_here:
-        _warn_of_memory(todo)
-    if summary := backend.summary(todo):
-        terminal.say(summary)
-    if any(item.spec.resources.gpus and item.spec.config.train.precision == "fp32" for item in todo):
-        terminal.say('fp32 products use no tensor cores of a GPU; train.precision = "tf32" does, and makes another run')
-    is_submitted = todo and not budget.is_spent()
-    scripts = backend.scripts(todo, LaunchOptions(study_dir=study_dir, policy=manifest.policy)) if is_submitted else []
-    for script in scripts:
-        terminal.say("", "would submit:", *script.split("\n"))
-    if refused is not None:
-        terminal.tell(f"error: run would refuse this: {refused}")
-    data = {
-        "study": manifest.study,
-        "runs": records,
-        "search": None if search is None else search.to_dict(),
-        "expected": None
-        if expected is None
-        else {
-            "rungs": expected.to_dict(),
-            "gpu_hours": expected_costs.gpu_hours,
-            "wall_seconds": expected_costs.wall_seconds,
-        },
-        "totals": {"backend": backend.name, "max_parallel": limit, **asdict(costs)},
-        "budget": None if limits is None else limits[1],
-        "refused": refused,
-        "changes": changed,
-    }
-    return ({**data, "scripts": scripts} if scripts else data), 0 if refused is None else UsageError.exit_code
+    expected = None if manifest.search is None else expectation(manifest.search, planned)
+    if expected is not None:
+        expected_costs = totals(expected.shortened(planned), backend.capacity, max_parallel=limit)
+    todo, budget, scripts = to_do(planned), Budget(study_dir, policy), list[str]()
+    if todo and not budget.is_spent():
+        scripts = backend.scripts(todo, StudySettings(path=study_dir, policy=policy))
+    return PlanResult(
+        manifest=manifest,
+        study_dir=study_dir,
+        backend=backend,
+        planned=planned,
+        refused=refused,
+        changed=changes(planned, study_dir),
+        costs=costs,
+        expected=expected,
+        expected_costs=expected_costs,
+        limits=budget_of(todo, budget, expected),
+        scripts=scripts,
+    )
 
 
 def budget_of(
@@ -316,7 +378,7 @@ def _record(item: PlannedRun) -> dict[str, Any]:
     }
 
 
-def open_manifest(arguments: Arguments) -> tuple[Manifest, list[RunSpec], Path]:
+def open_manifest(arguments: PlanArguments) -> tuple[Manifest, list[RunSpec], Path]:
     """Return the manifest, its runs that pass the filters with the identity of their text, and the study's folder."""
     manifest = load_manifest(find_manifest(arguments.manifest), arguments.changes)
     data = find_data(arguments.data, manifest.data_path)
@@ -354,8 +416,37 @@ def open_manifest(arguments: Arguments) -> tuple[Manifest, list[RunSpec], Path]:
 # -- check-model ---------------------------------------------------------------------------------------------------
 
 
-def check_model(arguments: Arguments) -> tuple[Any, int]:
-    """Print what each check found. Exit code 2: the model breaks the contract."""
+@dataclass(frozen=True, kw_only=True)
+class CheckResult(Result):
+    """What the checks of a user's own model have found."""
+
+    HIDDEN = frozenset({"verbose"})
+
+    findings: Sequence[Mapping[str, Any]]
+    sizes: Mapping[str, Any] | None
+    """``None``: the model could not be built."""
+    traceback: str | None
+    verbose: bool
+
+    @property
+    def exit_code(self) -> int:
+        """The model breaks the contract."""
+        return ModelError.exit_code if any(map(is_bad, self.findings)) else 0
+
+    def render(self) -> None:
+        show(FINDINGS, self.findings)
+        if self.sizes is not None:
+            flops = f"{terminal.short_number(self.sizes['flops_per_token'])}FLOP per token"
+            words = f"{self.sizes['parameters']:,} parameters, {flops}"
+            terminal.say("", f"with {VOCAB_SIZE:,} words and windows of {SEQ_LEN}: {words}")
+        if self.traceback:
+            terminal.detail(self.traceback)
+            if not self.verbose:
+                terminal.tell("-v prints the traceback")
+
+
+def check_model(arguments: Arguments) -> CheckResult:
+    """Check a user's own model."""
     file, _, name = arguments.source.rpartition(CLASS_SEPARATOR)
     path = Path(file)
     source = f"{path.name}{CLASS_SEPARATOR}{name}" if file else arguments.source
@@ -369,16 +460,7 @@ def check_model(arguments: Arguments) -> tuple[Any, int]:
         raise UsageError("; ".join(error.problems)) from None
     files = read_model_files(config, path.parent)
     (answer,) = ask([(config, files, VOCAB_SIZE, SEQ_LEN)])
-    findings = answer["findings"]
-    show(FINDINGS, findings)
-    if (sizes := answer["sizes"]) is not None:
-        words = f"{sizes['parameters']:,} parameters, {terminal.short_number(sizes['flops_per_token'])}FLOP per token"
-        terminal.say("", f"with {VOCAB_SIZE:,} words and windows of {SEQ_LEN}: {words}")
-    if answer["traceback"]:
-        terminal.detail(answer["traceback"])
-        if not arguments.verbose:
-            terminal.tell("-v prints the traceback")
-    return answer, ModelError.exit_code if any(map(is_bad, findings)) else 0
+    return CheckResult(**answer, verbose=arguments.verbose)
 
 
 def _table(text: str | None) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from jobs import terminal
@@ -11,7 +12,7 @@ from jobs.cli.naming import REPORTED, chosen_runs, find_trained, one_run, report
 from jobs.cli.view import what_differs
 from jobs.study.folder import ObservedRun, find_study, observe_study
 from jobs.study.launched import trust_study
-from jobs.terminal import Column, show
+from jobs.terminal import Column, Result, show
 from seqlm.errors import UsageError, nearest_key, printable
 from seqlm.notes import TAG, Noted, read_notes, write_note
 from seqlm.schema import show as quoted
@@ -36,8 +37,38 @@ TABLE = (
 """The columns of the table; what differs comes after the second."""
 
 
-def results(arguments: Arguments) -> tuple[dict[str, Any], int]:
-    """Print the runs of a study, the best first: what differs between them, and what came of each."""
+@dataclass(frozen=True, kw_only=True)
+class RunsResult(Result):
+    """What came of the runs of a study, the best first."""
+
+    HIDDEN = frozenset({"keys", "csv"})
+
+    study: str
+    runs: Sequence[Mapping[str, Any]]
+    keys: Sequence[str]
+    """Those in which the runs differ."""
+    csv: bool
+
+    def render(self) -> None:
+        if self.csv:
+            self._print_csv()
+        else:
+            _say_table(self.runs, self.keys)
+
+    def _print_csv(self) -> None:
+        from analysis.blocks.table import csv_text  # here, since it imports pandas
+
+        header = [*COLUMNS[:4], *self.keys, *COLUMNS[4:]]
+        table = []
+        for run in self.runs:
+            row = {**run, **run["differs"]}
+            cells = (row.get(key) for key in header)
+            table.append([printable(cell) if isinstance(cell, str) else cell for cell in cells])
+        sys.stdout.write(csv_text(header, table))
+
+
+def results(arguments: Arguments) -> RunsResult:
+    """Return the runs of a study, the best first: what differs between them, and what came of each."""
     if arguments.csv and arguments.json:
         raise UsageError("--csv prints a table, --json one document; use one of them")
     study_dir = find_study(arguments.study, arguments.runs_dir)
@@ -52,19 +83,7 @@ def results(arguments: Arguments) -> tuple[dict[str, Any], int]:
     sort = _sort_key(arguments.sort, keys)
     if sort != "number":  # they are in this order, and those of equal value stay in it
         records.sort(key=lambda record: _order({**record, **record["differs"]}.get(sort)))
-    if arguments.csv:
-        from analysis.blocks.table import csv_text  # here, since it imports pandas
-
-        header = [*COLUMNS[:4], *keys, *COLUMNS[4:]]
-        table = []
-        for one in records:
-            row = {**one, **one["differs"]}
-            cells = (row.get(key) for key in header)
-            table.append([printable(cell) if isinstance(cell, str) else cell for cell in cells])
-        sys.stdout.write(csv_text(header, table))
-    else:
-        _say_table(records, keys)
-    return {"study": study_dir.name, "runs": records}, 0
+    return RunsResult(study=study_dir.name, runs=records, keys=keys, csv=arguments.csv)
 
 
 def _sort_key(text: str, keys: Sequence[str]) -> str:
@@ -101,8 +120,19 @@ def _shown(value: Any) -> str:
 # -- note ----------------------------------------------------------------------------------------------------------
 
 
-def note(arguments: Arguments) -> tuple[dict[str, Any], int]:
-    """Write a note about runs, if it has tags or a text, and print what is noted about them."""
+@dataclass(frozen=True, kw_only=True)
+class NoteResult(Result):
+    """What is noted about runs."""
+
+    study: str
+    runs: Sequence[Mapping[str, Any]]
+
+    def render(self) -> None:
+        show((Column("run", "name"), Column("tags", text=" ".join), Column("note", "text")), self.runs)
+
+
+def note(arguments: Arguments) -> NoteResult:
+    """Write a note about runs, if it has tags or a text, and return what is noted about them."""
     for tag in arguments.tag:
         if not TAG.fullmatch(tag):
             raise UsageError(f"--tag: expected a word without any of , = < > ! * ? [ ], got {quoted(tag)}")
@@ -116,15 +146,34 @@ def note(arguments: Arguments) -> tuple[dict[str, Any], int]:
     for run in runs:
         noted = notes.get(run.run.id, Noted())
         records.append({"name": run.name, "id": run.run.id, "tags": list(noted.tags), "text": noted.text})
-    show((Column("run", "name"), Column("tags", text=" ".join), Column("note", "text")), records)
-    return {"study": study_dir.name, "runs": records}, 0
+    return NoteResult(study=study_dir.name, runs=records)
 
 
 # -- diff ----------------------------------------------------------------------------------------------------------
 
 
-def diff(arguments: Arguments) -> tuple[dict[str, Any], int]:
-    """Print what differs between two runs, or between the runs of two studies that have the same name."""
+@dataclass(frozen=True, kw_only=True)
+class DiffResult(Result):
+    """What differs between two runs or studies."""
+
+    HIDDEN = frozenset({"titles"})
+
+    differences: Sequence[Mapping[str, Any]]
+    patch: str | None
+    """How the files of the code differ. ``None``: that was not asked for."""
+    titles: tuple[str, str]
+    """The names of the two sides."""
+
+    def render(self) -> None:
+        if self.differences:
+            sides = [Column(title, side, _shown) for title, side in zip(self.titles, ("a", "b"), strict=True)]
+            show([Column("", "kind"), Column("", _place), *sides, Column("", "runs", ", ".join)], self.differences)
+        if self.patch or not self.differences:
+            terminal.say(*(self.patch or "no difference").split("\n"))
+
+
+def diff(arguments: Arguments) -> DiffResult:
+    """Return what differs between two runs, or between the runs of two studies that have the same name."""
     from analysis.study.difference import Difference, differences, patch
 
     left, right = (_runs_of(arguments, text) for text in (arguments.a, arguments.b))
@@ -139,13 +188,8 @@ def diff(arguments: Arguments) -> tuple[dict[str, Any], int]:
             records.setdefault(repr(one), {**one._asdict(), "runs": []})["runs"] += [name] if name else []
         if arguments.patch and a and b:
             patches[patch(a.run, b.run)] = None
-    sides = [Column(title, side, _shown) for title, side in ((arguments.a, "a"), (arguments.b, "b"))]
-    if records:
-        show([Column("", "kind"), Column("", _place), *sides, Column("", "runs", ", ".join)], [*records.values()])
-    text = "\n".join(filter(None, patches))
-    if text or not records:
-        terminal.say(*(text or "no difference").split("\n"))
-    return {"differences": [*records.values()], "patch": text if arguments.patch else None}, 0
+    text = "\n".join(filter(None, patches)) if arguments.patch else None
+    return DiffResult(differences=[*records.values()], patch=text, titles=(arguments.a, arguments.b))
 
 
 def _runs_of(arguments: Arguments, text: str) -> dict[str, ObservedRun]:

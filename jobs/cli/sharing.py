@@ -1,6 +1,7 @@
 """What launches do for each other: ``limit``, which changes a live launch, and ``status --machine``."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from jobs import terminal
@@ -8,7 +9,7 @@ from jobs.cli.arguments import Arguments
 from jobs.plan.capacity import TINY, with_noun
 from jobs.registry import SCHEDULERS, scheduler
 from jobs.study.folder import file_limit, find_study, launcher_of, study_name
-from jobs.terminal import Column, show
+from jobs.terminal import Column, Result, show
 from seqlm import machine
 from seqlm.errors import UsageError, printable
 from seqlm.gpus import Booking, Ledger, Survey, others_on
@@ -36,8 +37,27 @@ def limit(arguments: Arguments) -> tuple[dict[str, Any], int]:
 # -- status --machine ----------------------------------------------------------------------------------------------
 
 
-def machine_status() -> dict[str, Any]:
-    """Print who uses the GPUs of this machine, and which launches wait for one. Return the data of ``--json``.
+@dataclass(frozen=True, kw_only=True)
+class MachineResult(Result):
+    """Who uses the GPUs of this machine, and which launches wait for one."""
+
+    ledger: str
+    gpus: Sequence[Mapping[str, Any]]
+    launches: Sequence[Mapping[str, Any]]
+
+    def render(self) -> None:
+        if self.gpus:
+            show(GPUS, self.gpus)
+        else:
+            terminal.say("this machine has no GPU")
+        for launch in self.launches:
+            if launch["needs"] is not None:
+                what = f"{with_noun(launch['needs'], 'GPU')}, holds {launch['holds']:g}"
+                terminal.say(f"{launch['user']}'s study {launch['study']} waits for {what}")
+
+
+def machine_status() -> MachineResult:
+    """Return who uses the GPUs of this machine, and which launches wait for one.
 
     Raises:
         BackendError: nvidia-smi gives no answer.
@@ -73,15 +93,7 @@ def machine_status() -> dict[str, Any]:
         }
         for one in notes
     ]
-    if gpus:
-        show(GPUS, gpus)
-    else:
-        terminal.say("this machine has no GPU")
-    for launch in launches:
-        if launch["needs"] is not None:
-            what = f"{with_noun(launch['needs'], 'GPU')}, holds {launch['holds']:g}"
-            terminal.say(f"{launch['user']}'s study {launch['study']} waits for {what}")
-    return {"ledger": str(ledger.folder), "gpus": gpus, "launches": launches}
+    return MachineResult(ledger=str(ledger.folder), gpus=gpus, launches=launches)
 
 
 def _booking(one: Booking) -> dict[str, Any]:

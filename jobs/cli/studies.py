@@ -10,13 +10,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from jobs.cli.arguments import Arguments
+from jobs.cli.arguments import Arguments, Common
 from jobs.cli.naming import chosen_runs, find_trained
 from jobs.cli.view import STATES, STATUS, records_of
 from jobs.study.folder import Observer, find_any_study, launching, observe_study, open_jobs, study_name
 from jobs.study.record import KeptManifests
 from jobs.study.scheduler import Claim, Views
-from jobs.terminal import Column, confirm, memory, perplexity, say, show, tell
+from jobs.terminal import Column, Result, confirm, memory, perplexity, say, show, tell
 from seqlm.errors import FileError, RunBusyError, SeqlmError, UnfitFileError, UsageError, file_errors, printable
 from seqlm.files import delete, rename
 from seqlm.lease import live_owner
@@ -34,8 +34,21 @@ from seqlm.rundir import (
 from seqlm.state import State
 
 
-def show_studies(arguments: Arguments) -> tuple[dict[str, Any], int]:
-    """Show every folder of the runs folder, the last changed first; folders without a run come last.
+@dataclass(frozen=True, kw_only=True)
+class ListResult(Result):
+    """The studies of a folder."""
+
+    runs_dir: str
+    studies: Sequence[Mapping[str, Any]]
+
+    def render(self) -> None:
+        show(COLUMNS, self.studies)
+        if not self.studies:
+            say(f"no study in {self.runs_dir}; `run` starts one")
+
+
+def show_studies(arguments: Common) -> ListResult:
+    """Return every folder of the runs folder, the last changed first; folders without a run come last.
 
     Hidden folders and reports are left out. Each scheduler is queried once.
     """
@@ -49,10 +62,7 @@ def show_studies(arguments: Arguments) -> tuple[dict[str, Any], int]:
     views.of({job for folder in folders for job in _open_jobs(folder)})
     records = [summary(folder, views) for folder in folders]
     records.sort(key=lambda one: one["changed_at"] or "", reverse=True)
-    show(COLUMNS, records)
-    if not records:
-        say(f"no study in {runs_dir}; `run` starts one")
-    return {"runs_dir": str(runs_dir), "studies": records}, 0
+    return ListResult(runs_dir=str(runs_dir), studies=records)
 
 
 def _open_jobs(study_dir: Path) -> Iterable[Claim]:
@@ -114,7 +124,7 @@ COLUMNS = (
 
 def upgrade_study(arguments: Arguments) -> tuple[dict[str, Any], int]:
     """Convert a study of an earlier format into one that this version reads."""
-    from jobs.study.upgrade import upgrade  # it reads files of SLURM and of earlier versions
+    from jobs.study.upgrade import upgrade  # it reads files of earlier versions
 
     study_dir = find_any_study(arguments.study, arguments.runs_dir)
     notes: list[str] = []

@@ -16,7 +16,7 @@ from typing import Any, TextIO
 from jobs import terminal
 from jobs.cli.arguments import EXIT_RUN_FAILED, Arguments
 from jobs.cli.naming import chosen_runs, find_trained, named_runs
-from jobs.cli.view import Watcher, say_status, watch
+from jobs.cli.view import Watcher, status_of, watch
 from jobs.registry import BACKENDS, backend_class
 from jobs.study.folder import (
     ObservedRun,
@@ -29,6 +29,7 @@ from jobs.study.folder import (
     this_launcher,
 )
 from jobs.study.stopping import Stopping
+from jobs.terminal import Result
 from seqlm.errors import FileError, UnfitFileError, UsageError, printable
 from seqlm.lease import wait_until_free
 from seqlm.reading import LARGEST_HASHED, open_regular, timestamp
@@ -48,14 +49,14 @@ LARGEST_TAIL = 4 * 2**20
 # -- status --------------------------------------------------------------------------------------------------------
 
 
-def status(arguments: Arguments) -> tuple[Any, int]:
-    """Print the state of each run, once or at each change; or who uses the GPUs of this machine."""
+def status(arguments: Arguments) -> Result | tuple[Any, int]:
+    """Return the state of each run, or print it at each change; or return who uses the GPUs of this machine."""
     if arguments.machine:
         if arguments.any_study or arguments.watch or arguments.only or arguments.exclude:
             raise UsageError("--machine is about this machine; use it without a study and other options")
         from jobs.cli.sharing import machine_status
 
-        return machine_status(), 0
+        return machine_status()
     if not arguments.any_study:
         raise UsageError(f"expected a study, or --machine (see {terminal.program()} status --help)")
     if arguments.watch and arguments.json:
@@ -65,7 +66,7 @@ def status(arguments: Arguments) -> tuple[Any, int]:
     if arguments.watch:
         watch(Watcher(study_dir, {run.run.id for run in runs} if arguments.only or arguments.exclude else None))
         return None, 0
-    return say_status(runs, study_dir), 0
+    return status_of(runs, study_dir)
 
 
 # -- logs ----------------------------------------------------------------------------------------------------------

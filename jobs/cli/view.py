@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, final
@@ -19,7 +19,7 @@ from jobs import terminal
 from jobs.study.budget import Budget
 from jobs.study.folder import ObservedRun, Seen, launcher_of, observe_study, study_name
 from jobs.study.record import NOTES, KeptManifests
-from jobs.terminal import STATE, Column, lines_of, show
+from jobs.terminal import STATE, Column, Result, lines_of, show
 from seqlm import machine
 from seqlm.config import varying_keys
 from seqlm.errors import SeqlmError, printable
@@ -225,15 +225,37 @@ STATUS = (
 """The columns of ``status`` and of the live table. Those that are optional are read only while a run is running."""
 
 
-def say_status(runs: Sequence[ObservedRun], study_dir: Path) -> dict[str, Any]:
-    """Print the table of ``status``, and what is spent of the study's budget. Return the data of ``--json``."""
+@dataclass(frozen=True, kw_only=True)
+class StatusResult(Result):
+    """The state of each run, and what is spent of the study's budget."""
+
+    HIDDEN = frozenset({"lines"})
+
+    study: str
+    runs: Sequence[Record]
+    seconds_left: float | None
+    budget: Mapping[str, Any] | None
+    lines: Sequence[str]
+    """What a person is told below the table."""
+
+    def render(self) -> None:
+        show(STATUS, self.runs)
+        for line in self.lines:
+            terminal.say(line)
+
+
+def status_of(runs: Sequence[ObservedRun], study_dir: Path) -> StatusResult:
+    """Return the state of runs of a study."""
     study, budget = StudyView(name=study_dir.name, runs=records_of(runs)), Budget.kept(study_dir)
     left = study.seconds_left
-    show(STATUS, study.runs)
-    for line in (None if left is None else f"about {terminal.duration(left)} left", study.slow_line, budget.line()):
-        if line is not None:
-            terminal.say(line)
-    return {"study": study.name, "runs": study.runs, "seconds_left": left, "budget": budget.to_dict()}
+    time_left = None if left is None else f"about {terminal.duration(left)} left"
+    return StatusResult(
+        study=study.name,
+        runs=study.runs,
+        seconds_left=left,
+        budget=budget.to_dict(),
+        lines=[line for line in (time_left, study.slow_line, budget.line()) if line is not None],
+    )
 
 
 def changes(before: StudyView, after: StudyView, keys: Sequence[str] = ("state", "epochs_done")) -> list[str]:

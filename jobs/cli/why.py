@@ -5,7 +5,8 @@ import math
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from jobs.registry import BACKENDS, backend_class
 from jobs.study.folder import ObservedRun, find_study, launcher_of, observe_study
 from jobs.study.record import KeptManifests
 from jobs.study.scheduler import Waiting
+from jobs.terminal import Result
 from seqlm.enough import enough
 from seqlm.errors import FileError, SeqlmError
 from seqlm.hang import waiting_ranks
@@ -38,8 +40,23 @@ PHASES = {"step": "steps", "waiting": "waiting for results", "checkpoint": "chec
 """Phase of ``metrics.jsonl`` -> what `why` calls it, if that is another word."""
 
 
-def why(arguments: Arguments) -> tuple[Any, int]:
-    """Print a line for each run that is not well, or all that is known about one run."""
+@dataclass(frozen=True, kw_only=True)
+class WhyResult(Result):
+    """A headline of each run that is not well, or all that is known about one run."""
+
+    study: str
+    runs: Sequence[Mapping[str, Any]]
+
+    def render(self) -> None:
+        for run in self.runs:
+            details = (f"  {key:7} {text}" for key, text in run["details"].items())
+            terminal.say(f"{run['name']}  {run['headline']}", *details)
+        if not self.runs:
+            terminal.say("every run is running or done, none of them slower than others like it")
+
+
+def why(arguments: Arguments) -> WhyResult:
+    """Return why runs are not well, or all that is known about one run."""
     study_dir = find_study(arguments.study, arguments.runs_dir)
     every = observe_study(study_dir)
     runs = chosen_runs(arguments, study_dir, every)
@@ -58,19 +75,16 @@ def why(arguments: Arguments) -> tuple[Any, int]:
         headline = ": ".join(filter(None, (state, "; ".join(reasons)))) + slow.get(one.run.id, "")
         starts_at = job.starts_at if job else starts.get(one.run.id)
         details = details_of(one, job, starts_at) if arguments.one_run else {}
-        terminal.say(f"{one.name}  {headline}", *(f"  {key:7} {text}" for key, text in details.items()))
         start = None if starts_at is None else timestamp(starts_at)
         records.append({**one.to_dict(), "headline": headline, "details": details, "starts_at": start})
-    if not records:
-        terminal.say("every run is running or done, none of them slower than others like it")
-    return {"study": study_dir.name, "runs": records}, 0
+    return WhyResult(study=study_dir.name, runs=records)
 
 
 def details_of(one: ObservedRun, job: Waiting | None, starts_at: float | None) -> dict[str, str]:
     """Return all that is known about a run besides its headline."""
     seen, run, attempt, details = one.observation, one.run, one.run.last_attempt(), dict[str, str]()
     if starts_at is not None:
-        details["starts"] = f"about {_clock(starts_at)}{', by the plan of SLURM' if job else ''}"
+        details["starts"] = f"about {_clock(starts_at)}{', by the plan of the scheduler' if job else ''}"
     if job is not None:
         if job.sooner is not None:
             limit, start = job.sooner

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from jobs import terminal
-from jobs.launch.job import LaunchOptions
+from jobs.launch.job import Order, StudySettings
 from jobs.launch.prepare import find_data
 from jobs.manifests.filters import select
 from jobs.manifests.policy import Policy
@@ -206,18 +206,19 @@ class BehaviourLaunch:
             self.specs.append(replace(spec, panel=tuple(_config(member) for member in job.panel)))
             self.tasks[run_id] = TaskFile(panel=tuple(job.panel_ids), settings=dict(job.settings))
 
-    def options(self) -> LaunchOptions:
-        """Return the options by which a launch of these jobs differs from a launch of runs."""
-        policy = KeptManifests(self.study_dir, terminal.tell).policy
-        return LaunchOptions(
-            study_dir=self.study_dir / BEHAVIOUR_FOLDER,
+    def study(self, retries: int | None = None) -> StudySettings:
+        """Return the settings of these jobs, which are a study of their own. ``retries``: those of the backend."""
+        policy = KeptManifests(self.study_dir, terminal.tell).policy or Policy()
+        return StudySettings(
+            path=self.study_dir / BEHAVIOUR_FOLDER,
             worker=("-m", WORKER),
-            code_dir=self.study_dir,
-            tasks=self.tasks,
-            canary=False,
             # It has no micro-batches, and the budget is for training.
-            policy=replace(policy or Policy(), oom=0, gpu_hours=None, core_hours=None),
+            policy=replace(policy, oom=0, gpu_hours=None, core_hours=None).with_retries(retries),
         )
+
+    def order(self, *, live_code: bool = False) -> Order:
+        """Return what a launch of these jobs is asked to do."""
+        return Order(specs=self.specs, tasks=self.tasks, canary=False, live_code=live_code)
 
     def outcomes(self) -> list[dict[str, Any]]:
         """Return each job as ``behaviour --json`` shows it: name, id, state, reason, panel and file of its texts.

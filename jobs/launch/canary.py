@@ -8,12 +8,11 @@ from typing import NamedTuple
 from jobs import terminal
 from jobs.backends.base import Executor
 from jobs.launch.dispatch import Dispatcher
-from jobs.launch.job import LaunchOptions
+from jobs.launch.job import CANARY_STEPS, StudySettings
 from jobs.manifests.policy import Policy
 from jobs.plan.planned import PlannedRun
 from jobs.study.folder import pair_of
 from jobs.study.kept_code import Code
-from seqlm.environment import CANARY
 from seqlm.errors import CanaryError
 from seqlm.reading import timestamp
 from seqlm.records.requests import Folder, Folders, RequestFile, Wanted
@@ -22,8 +21,6 @@ from seqlm.rundir import CANARY_FOLDER, RunDirectory
 
 CANARY_ABOVE = 10
 """Up to this many runs start without canaries. A user watches a few runs; a large grid fails overnight."""
-STEPS = 8
-"""Steps of a canary: three to warm up, one captured on a GPU (``seqlm.training.step``), and four that are timed."""
 POLICY = Policy(oom=0, max_stalled_retries=1)
 """Retry once after a lost node. Never shrink micro-batches: a canary that runs out of memory must be reported."""
 
@@ -52,7 +49,7 @@ def requested(todo: Sequence[PlannedRun], study_dir: Path, backend: str) -> Cana
     if not chosen:
         return None
     pairs = ", ".join(pair_of(item.spec.config) for item in chosen)
-    terminal.tell(f"canaries first, {STEPS} steps each: {pairs} (--no-canary starts without them)")
+    terminal.tell(f"canaries first, {CANARY_STEPS} steps each: {pairs} (--no-canary starts without them)")
     canaries, folders = [], dict[str, Folder]()
     for item in chosen:
         run = RunDirectory.canary(study_dir, item.run.id)
@@ -63,21 +60,22 @@ def requested(todo: Sequence[PlannedRun], study_dir: Path, backend: str) -> Cana
     return Canaries(canaries, file_request(study_dir / CANARY_FOLDER, request, Folders(runs=folders)))
 
 
-def of_canaries(options: LaunchOptions) -> LaunchOptions:
-    """Return the options of the canaries of a launch."""
-    return replace(options, request=None, policy=POLICY, env={**options.env, CANARY.name: str(STEPS)})
+def of_canaries(study: StudySettings) -> StudySettings:
+    """Return the settings of the canaries of a study, which are a study of their own. They send no messages."""
+    return replace(study, path=study.path / CANARY_FOLDER, policy=POLICY, notify=None)
 
 
-def check(todo: Sequence[PlannedRun], executor: Executor, code: Code, options: LaunchOptions) -> None:
+def check(todo: Sequence[PlannedRun], executor: Executor, code: Code, study: StudySettings) -> None:
     """Run the canaries of a launch, and return if all pass. ``executor`` is open.
 
     Raises:
         CanaryError: a canary failed.
     """
-    if (found := requested(todo, options.study_dir, executor.name)) is None:
+    filed = requested(todo, study.path, executor.name)
+    if filed is None:
         return
-    canaries = found.items
-    Dispatcher(executor, code, of_canaries(options), writes_queue=False).dispatch(canaries)
+    canaries = filed.items
+    Dispatcher(executor, code, of_canaries(study), filed.request.number, writes_queue=False).dispatch(canaries)
     if any(item.run.is_cancelled() for item in canaries):
         return  # with all runs of the launch
     failed: list[str] = []

@@ -14,7 +14,7 @@ from jobs.attempt.attempt import Attempt, end_left, record_unstarted
 from jobs.attempt.supervisor import KILL_SECONDS, Ended
 from jobs.backends.base import Executor
 from jobs.launch.background import STOP_SECONDS
-from jobs.launch.job import Host, LaunchOptions, next_submission, stop_seconds
+from jobs.launch.job import Host, StudySettings, next_submission, stop_seconds
 from jobs.launch.notify import Messages
 from jobs.plan.planned import PlannedRun
 from jobs.plan.queue import Queue
@@ -83,23 +83,25 @@ class Dispatcher:
         self,
         executor: Executor,
         code: Code,
-        options: LaunchOptions,
+        study: StudySettings,
+        request: int | None = None,
         *,
         writes_queue: bool = True,
         host: Host | None = None,
     ) -> None:
         """Start nothing yet. ``executor`` is open, and workers run ``code``.
 
-        Variables that seqlm sets override those in the ``env`` of ``options``. With ``writes_queue``, which runs wait
-        and why is recorded for ``status`` whenever that changes. ``host``: the process; ``None``: a launcher.
+        A run that a later request than ``request`` names is left to that. ``None``: there is no request. With
+        ``writes_queue``, which runs wait and why is recorded for ``status`` whenever that changes. ``host``: the
+        process; ``None``: a launcher.
 
         Raises:
             UsageError: ``SEQLM_HUNG_MINUTES`` is not a number above 0.
         """
         self._executor = executor
         self._code = code
-        self._options = options
-        hung_seconds({**os.environ, **options.env})  # a wrong value is an error before anything starts
+        self._study, self._request = study, request
+        hung_seconds({**os.environ, **executor.env})  # a wrong value is an error before anything starts
         self._queue = Queue(())
         self._live: list[_Live] = []
         self._looked_at = -math.inf
@@ -109,13 +111,13 @@ class Dispatcher:
         self._unwritten: list[str] = []
         """The names of runs whose failures could not be written."""
         self._warnings: set[str] = set()
-        self._budget = Budget.kept(options.study_dir, options.policy)  # it may have changed since the launch
+        self._budget = Budget.kept(study.path, study.policy)  # it may have changed since the launch
         self._is_spent: str | None = None
         """Why no run goes on: the budget is spent. ``None``: it is not."""
         self._writes_queue = writes_queue
         self._queue_written: Mapping[str, str] | None = None
         self._queue_tried_at = -math.inf
-        self._messages = Messages(options.study_dir, options.notify, options.request)
+        self._messages = Messages(study.path, study.notify, request)
         self._host = host or Host()
         self._interrupts = self._host.interrupts
         self._not_here: set[str] = set()
@@ -134,7 +136,7 @@ class Dispatcher:
             KeyboardInterrupt: Ctrl-C, SIGTERM or SIGHUP; the workers have stopped and can be resumed.
         """
         todo = [item for item in planned if item.action != "skip"]
-        self._queue = Queue(todo, max_parallel=self._options.max_parallel)
+        self._queue = Queue(todo, max_parallel=self._executor.max_parallel)
         for item in todo:
             if item.after is not None:
                 self._queue.hold_until_released(item.run.id, item.reason or "a final seed")
@@ -216,7 +218,7 @@ class Dispatcher:
                 if not self._is_ours(item) or not self._host.may_start(run, item.observation):
                     return
                 run.create_as_launched()
-                submission = next_submission(item, self._options, self._code, self._executor.memory_mb)
+                submission = next_submission(item, self._study, self._code, self._executor)
             attempt = Attempt(submission, self._host.where)
             is_first = attempt.number == last + 1 and attempt.record_start(self._start_record())
             if not is_first:  # another job has started it since: look again, since a listing may show that late
@@ -236,7 +238,7 @@ class Dispatcher:
     def _start_record(self) -> Start:
         """Return the record of an attempt that this process starts."""
         return Start(
-            request=self._options.request,
+            request=self._request,
             backend=self._executor.name,
             job_id=self._executor.job,
             node=self._executor.node,
@@ -258,8 +260,8 @@ class Dispatcher:
         Raises:
             FileError: a request cannot be read.
         """
-        newest = None if self._options.request is None else Requests(self._options.study_dir).newest(item.run.id)
-        return newest is None or newest.number == self._options.request
+        newest = None if self._request is None else Requests(self._study.path).newest(item.run.id)
+        return newest is None or newest.number == self._request
 
     # -- watching ------------------------------------------------------------------------------------------------
 
@@ -296,11 +298,11 @@ class Dispatcher:
 
     def _look_at_limit(self) -> None:
         """Take on a number of runs at once that was set since the launch."""
-        if self._options.request is None or not self._writes_queue:
+        if self._request is None or not self._writes_queue:
             return
         most = None
         with contextlib.suppress(FileError):  # the next look is soon
-            most = newest_limit(self._options.study_dir, self._options.request)
+            most = newest_limit(self._study.path, self._request)
         if most is not None:
             self._queue.limit(most)
 
@@ -334,7 +336,7 @@ class Dispatcher:
                     one.attempt.record_exit(ended, was_asked=one.stop_asked is not None)
                 seen = run.observe()
                 failures = run.failures(run.first_attempt()) if is_ours and seen.state == "failed" else []
-                found = run.verdict(self._options.policy.to_dict(), failures) if failures else Verdict()
+                found = run.verdict(self._study.policy.to_dict(), failures) if failures else Verdict()
         except FileError as error:
             one.looks += 1
             one.look_at = time.monotonic() + LOOK_SECONDS
@@ -384,7 +386,7 @@ class Dispatcher:
         failures = self._unseen[item.run.id]
         progress = (item.observation.epochs_done, 0)
         failures.append(End(attempt=attempt, kind="node", progress=progress, node=self._executor.node))
-        return verdict(self._options.policy.to_dict(), failures, most_micro_batches=1)
+        return verdict(self._study.policy.to_dict(), failures, most_micro_batches=1)
 
     def _have_trouble(self, item: PlannedRun, error: FileError, attempt: int) -> None:
         """Count an error in the files of a run. What the worker has written stays in place until it can be read."""
@@ -477,7 +479,7 @@ class Dispatcher:
             return
         self._queue_tried_at = now
         try:
-            write_queue(self._options.study_dir, reasons, self._options.request)
+            write_queue(self._study.path, reasons, self._request)
             self._queue_written = reasons
         except FileError as error:
             self._warn(f"{error}; status shows an older queue")

@@ -1,26 +1,29 @@
-"""The options of a launch, the process in which it runs, and what starts the next attempt of a run."""
+"""What a study is to its launches, what a launch is asked for, its process, and what starts an attempt of a run."""
 
 import sys
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from jobs.attempt.attempt import micro_batches
 from jobs.attempt.supervisor import worker_variables
+from jobs.backends.base import Executor
 from jobs.launch.background import STOP_SECONDS, Interrupts
 from jobs.manifests.policy import Notify, Policy
 from jobs.plan.capacity import Capacity
 from jobs.plan.planned import PlannedRun
-from jobs.spec import Submission
+from jobs.spec import RunSpec, Submission
 from jobs.study.kept_code import Code
 from seqlm.ends import End, Verdict
-from seqlm.environment import ATTEMPT, DATA, LAUNCHED, MICRO_BATCHES
+from seqlm.environment import ATTEMPT, CANARY, DATA, LAUNCHED, MICRO_BATCHES
 from seqlm.records.studies import StudyFile, TaskFile
 from seqlm.rundir import Observation, RunDirectory
 from seqlm.search import Search
 from seqlm.state import FailureKind
 
+CANARY_STEPS = 8
+"""Steps of a canary: three to warm up, one captured on a GPU (``seqlm.training.step``), and four that are timed."""
 MARGIN_SECONDS = 45.0
 """A worker that does not stop is killed this long before its machine is taken away: before the time limit of its job.
 If less than twice this time is left when the signal comes, it is killed halfway."""
@@ -39,37 +42,41 @@ def stop_seconds(most: float, ends_at: float | None) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LaunchOptions:
-    """The options of a launch, apart from its runs."""
+class StudySettings:
+    """What holds for all runs of a study, wherever they run: launchers and jobs of a scheduler have it."""
 
-    study_dir: Path
-    """The folder that holds the job folders."""
-    worker: tuple[str, ...] = ("-m", "seqlm.training.worker")
-    """The worker's command line, without the interpreter and the job's folder."""
-    code_dir: Path | None = None
-    """The study folder that keeps the code. ``None`` means ``study_dir``."""
-    tasks: Mapping[str, TaskFile] = field(default_factory=dict)
-    """Run id -> content of ``task.json``, for jobs that do not train. They run again, however they ended before."""
-    live_code: bool = False
-    """Run workers from the working tree instead of the copy kept with the study."""
-    retry: bool = False
-    """Also launch runs that failed, were cancelled, or were stopped by a search."""
-    max_parallel: int | None = None
-    """Maximum number of runs at once. ``None`` means as many as the backend has room for."""
+    path: Path
+    """The folder that holds the run folders."""
     policy: Policy = field(default_factory=Policy)
     """How often failed runs are retried automatically, and how often runs save checkpoints."""
     notify: Notify | None = None
     """Who gets messages. ``None`` means nobody."""
     search: Search | None = None
     """When runs are compared and stopped. ``None`` means never."""
-    env: Mapping[str, str] = field(default_factory=dict)
-    """Environment variables for the workers."""
-    canary: bool | None = None
-    """Whether canaries run before the grid. ``None`` means that the number of runs decides."""
+    worker: tuple[str, ...] = ("-m", "seqlm.training.worker")
+    """The worker's command line, without the interpreter and the run's folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What a launch is asked to do. The launcher alone has it: it ends in :mod:`jobs.launch.prepare`."""
+
+    specs: Sequence[RunSpec]
+    """The runs."""
     record: StudyFile | None = None
     """What to write about the manifest in ``study.json``. ``None`` means that no manifest is known."""
-    request: int | None = None
-    """The request that this launch serves. A run that a later one names is left to that. ``None``: there is none."""
+    tasks: Mapping[str, TaskFile] = field(default_factory=dict)
+    """Run id -> content of ``task.json``, for jobs that do not train. They run again, however they ended before."""
+    retry: bool = False
+    """Also launch runs that failed, were cancelled, or were stopped by a search."""
+    canary: bool | None = None
+    """Whether canaries run before the grid. ``None`` means that the number of runs decides."""
+    live_code: bool = False
+    """Run workers from the working tree instead of the copy kept with the study."""
+    then_report: bool = False
+    """Let a scheduler write the report once the last run has ended."""
+    behaviour: bool | None = None
+    """Whether to compute the behaviour of the models for that report. ``None``: of those that this user launched."""
 
 
 class Host:
@@ -121,24 +128,26 @@ class Host:
         return None
 
 
-def next_submission(item: PlannedRun, options: LaunchOptions, code: Code, memory_mb: int | None = None) -> Submission:
-    """Return what starts the next attempt of a run. ``memory_mb``: that of the job, if it is known.
+def next_submission(item: PlannedRun, study: StudySettings, code: Code, executor: Executor) -> Submission:
+    """Return what starts the next attempt of a run on ``executor``.
 
     Raises:
         FileError: the earlier failures of the run cannot be read, or the code cannot be unpacked again.
     """
     spec, run_dir, attempt = item.spec, item.run.path.absolute(), item.run.last_attempt() + 1
-    env = {**options.env, **worker_variables(options.policy, options.search), "PYTHONUNBUFFERED": "1"}
+    env = {**executor.env, **worker_variables(study.policy, study.search), "PYTHONUNBUFFERED": "1"}
+    if item.run.is_canary:
+        env[CANARY.name] = str(CANARY_STEPS)
     if spec.data_path is not None:
         env[DATA.name] = str(spec.data_path.absolute())
     env[ATTEMPT.name] = str(attempt)
     env[LAUNCHED.name] = ",".join(spec.may_run())
-    parts = micro_batches(item.run, spec.config.train.batch_size, spec.resources.ranks, memory_mb)
+    parts = micro_batches(item.run, spec.config.train.batch_size, spec.resources.ranks, executor.memory_mb)
     env[MICRO_BATCHES.name] = str(parts)
     return Submission(
         run_dir=run_dir,
         attempt=attempt,
-        argv=(sys.executable, *options.worker, str(run_dir)),
+        argv=(sys.executable, *study.worker, str(run_dir)),
         env=env,
         cwd=code.ready(),
         resources=spec.resources,

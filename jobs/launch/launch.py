@@ -2,53 +2,24 @@
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from jobs import terminal
 from jobs.backends.base import Backend, Executor
 from jobs.launch import canary
 from jobs.launch.dispatch import Dispatcher
-from jobs.launch.job import LaunchOptions
-from jobs.launch.prepare import estimated, preparing
+from jobs.launch.job import Order, StudySettings
+from jobs.launch.prepare import Work, estimated, preparing
 from jobs.plan.estimate import earlier_throughput
 from jobs.plan.planned import PlannedRun
 from jobs.plan.record import write_record
-from jobs.spec import RunSpec
-from jobs.study.budget import Budget
 from jobs.study.kept_code import Code
 from seqlm.errors import BackendError
-from seqlm.requests import Request
 
-
-@dataclass(frozen=True, kw_only=True)
-class Afterwards:
-    """What a scheduler is to do once the last run has ended, since nobody waits for it."""
-
-    report: bool = False
-    """Write the report."""
-    behaviour: bool | None = None
-    """Whether to compute the behaviour of the models for it. ``None``: of those that this user has launched."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Work:
-    """A launch that is prepared: its study is owned, everything is checked, and its request is filed."""
-
-    planned: Sequence[PlannedRun]
-    """All runs."""
-    todo: Sequence[PlannedRun]
-    """Those that start or resume."""
-    code: Code
-    request: Request
-    options: LaunchOptions
-    """With the request."""
-    spent: str | None
-    """Why nothing starts: the budget of the study is spent. ``None``: it is not."""
-    has_canaries: bool
-    """Whether canaries go first."""
-    afterwards: Afterwards
+Shown: TypeAlias = Callable[[Sequence[PlannedRun]], contextlib.AbstractContextManager[None]]
+"""Shows planned runs to a person while the block carries them out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,19 +30,8 @@ class Launched:
     jobs: Sequence[str] = ()
     """The ids of the jobs that go on without this process. Empty: everything has ended, or nothing was to do."""
 
-    @property
-    def todo(self) -> list[PlannedRun]:
-        """The runs that start or resume."""
-        return [item for item in self.planned if item.action != "skip"]
 
-
-def launch(
-    specs: Sequence[RunSpec],
-    backend: Backend,
-    options: LaunchOptions,
-    shown: Callable[[Sequence[PlannedRun]], contextlib.AbstractContextManager[None]],
-    afterwards: Afterwards = Afterwards(),
-) -> Launched:
+def launch(study: StudySettings, order: Order, place: Backend, shown: Shown) -> Launched:
     """Prepare a launch, and carry it out on a backend: to the end of its runs, or until a scheduler has its jobs.
 
     ``shown`` shows the planned runs of the study to a person while they are carried out.
@@ -82,50 +42,35 @@ def launch(
         CanaryError: a canary failed; nothing else has been started.
         KeyboardInterrupt: the workers have stopped, and their runs can be resumed.
     """
-    scheduled: Any = backend if backend.is_scheduled else None
-    if scheduled is not None:
-        scheduled.check(options.study_dir)
-    with preparing(specs, backend, options) as (planned, prepared):
-        if prepared is None:
+    place.check(study.path)
+    with preparing(study, order, place) as (planned, work):
+        if work is None:
             with shown(planned):
                 return Launched(planned=planned)
-        code, request = prepared
-        if backend.why:
-            terminal.tell(f"backend {backend.name}, {backend.why}")
-        todo = [item for item in planned if item.action != "skip"]
-        spent = Budget(options.study_dir, options.policy).is_spent()
-        work = Work(
-            planned=planned,
-            todo=todo,
-            code=code,
-            request=request,
-            options=replace(options, request=request.number),
-            spent=spent,
-            has_canaries=spent is None and canary.wanted(options.canary, todo),
-            afterwards=afterwards,
-        )
-        if scheduled is None:
-            _attend(work, backend, shown)
+        if place.why:
+            terminal.tell(f"backend {place.name}, {place.why}")
+        if not place.is_scheduled:
+            _attend(work, place, shown)
             return Launched(planned=planned)
+        scheduled: Any = place
         with shown(planned):
             return Launched(planned=planned, jobs=scheduled.carry(work))
 
 
-def _attend(
-    work: Work, backend: Backend, shown: Callable[[Sequence[PlannedRun]], contextlib.AbstractContextManager[None]]
-) -> None:
+def _attend(work: Work, place: Backend, shown: Shown) -> None:
     """Run the canaries of a launch, then its runs to their end."""
-    options, todo = work.options, work.todo
-    executor = opened(backend, options.study_dir, work.code)
+    study, todo = work.study, work.todo
+    executor = opened(place, study.path, work.code)
+    executor.env, executor.max_parallel = place.worker_env(), place.settings.max_parallel
     try:
         if work.has_canaries:
-            canary.check(todo, executor, work.code, options)
-            left = [item for item in todo if not item.run.is_cancelled()]
-            todo = estimated(left, earlier_throughput(options.study_dir.parent))
-            if options.record is not None:
-                write_record(options.study_dir, options.record, todo, terminal.tell)
+            canary.check(todo, executor, work.code, study)
+            todo = [item for item in todo if not item.run.is_cancelled()]
+            todo = estimated(todo, earlier_throughput(study.path.parent))
+            if work.order.record is not None:
+                write_record(study.path, work.order.record, todo, terminal.tell)
         with shown(work.planned):
-            Dispatcher(executor, work.code, options).dispatch(todo)
+            Dispatcher(executor, work.code, study, work.request.number).dispatch(todo)
     finally:
         executor.close()
 
@@ -148,6 +93,3 @@ def opened(backend: Backend, study_dir: Path, code: Code) -> Executor:
         terminal.tell(f"warning: {error}; these runs go to backend {backend.stand_in.name}")
         return opened(backend.stand_in, study_dir, code)
     return executor
-
-
-# -- what has changed since runs of a study were launched ------------------------------------------------------------

@@ -7,14 +7,13 @@ import getpass
 import socket
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from jobs import terminal
 from jobs.backends.base import Backend
 from jobs.launch import canary
-from jobs.launch.job import LaunchOptions
+from jobs.launch.job import Order, StudySettings
 from jobs.launch.own_models import check_models
 from jobs.plan.estimate import Throughput, earlier_throughput, estimate
 from jobs.plan.own_models import model_sizes
@@ -22,7 +21,16 @@ from jobs.plan.planned import PlannedRun, plan
 from jobs.plan.record import write_record
 from jobs.spec import RunSpec
 from jobs.study import launched
-from jobs.study.folder import Observer, launcher_dir, launching, study_name, this_launcher, write_queue
+from jobs.study.budget import Budget
+from jobs.study.folder import (
+    Observer,
+    is_behaviour_study,
+    launcher_dir,
+    launching,
+    study_name,
+    this_launcher,
+    write_queue,
+)
 from jobs.study.kept_code import Code, keep_code, live_code
 from jobs.study.launched import TASK_SETTINGS
 from jobs.study.record import COMMANDING, commanding
@@ -86,7 +94,7 @@ def plan_runs(
 ) -> list[PlannedRun]:
     """Return what a launch would do with each run. Reads the folders, writes nothing.
 
-    ``retry`` and ``tasks`` are as in :class:`LaunchOptions`.
+    ``retry`` and ``tasks`` are as in :class:`Order`.
 
     Raises:
         UsageError: the study is of another version, or a run would get the folder of another.
@@ -223,53 +231,81 @@ def estimated(
     return [item if item.facts is None else made(item, item.facts) for item in planned]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """A launch that is prepared: its study is owned, everything is checked, and its request is filed."""
+
+    study: StudySettings
+    order: Order
+    planned: Sequence[PlannedRun]
+    """All runs, with resolved resources, facts and estimates if they are to do."""
+    code: Code
+    """What the workers run."""
+    request: Request
+    spent: str | None
+    """Why nothing starts: the budget of the study is spent. ``None``: it is not."""
+
+    @property
+    def todo(self) -> list[PlannedRun]:
+        """The runs that start or resume."""
+        return to_do(self.planned)
+
+    @property
+    def has_canaries(self) -> bool:
+        """Whether canaries go first."""
+        return self.spent is None and canary.wanted(self.order.canary, self.todo)
+
+
+def to_do(planned: Iterable[PlannedRun]) -> list[PlannedRun]:
+    """Return the runs that start or resume."""
+    return [item for item in planned if item.action != "skip"]
+
+
 @contextlib.contextmanager
-def preparing(
-    specs: Sequence[RunSpec], target: Backend, options: LaunchOptions
-) -> Iterator[tuple[list[PlannedRun], tuple[Code, Request] | None]]:
+def preparing(study: StudySettings, order: Order, place: Backend) -> Iterator[tuple[list[PlannedRun], Work | None]]:
     """Own the study while the block runs. Plan and check everything before a file of a run is written.
 
-    Yields all runs, with resolved resources, facts and estimates if they are to do; and the code of their workers with
-    the request for them (``None``: nothing is to be done).
+    Yields all runs, and what is to be carried out. ``None``: nothing is to be done.
 
     Raises:
         RunBusyError: another launcher is running on this study.
         BackendError, DataError, FileError, ModelError: nothing has been started.
         UsageError: without a manifest, the study keeps a model that this user has not launched.
     """
-    if options.record is None:
-        require_trusted(specs)
+    if order.record is None:
+        require_trusted(order.specs)
+    unchecked: list[PlannedRun] | None = None
+    planned: list[PlannedRun] = []
+    if not exists(study.path):  # a launch that is refused leaves no folder of a new study
+        unchecked = _planned(study, order, place)
+        planned = _checked(unchecked, study, place)
+    with launching(study.path):
+        place.tidy(study.path)
+        is_empty = listed(study.path) == [launcher_dir(study.path)]
+        now = unchecked if unchecked is not None and is_empty else _planned(study, order, place)
+        if now != unchecked:
+            planned = _checked(now, study, place)
+        if to_do(planned):
+            planned = estimated(planned, earlier_throughput(study.path.parent))
+        _record_launch(study, order)
+        if order.record is not None:
+            write_record(study.path, order.record, to_do(planned), terminal.tell)
+        yield planned, _work(planned, study, order, place) if to_do(planned) else None
 
-    def look() -> list[PlannedRun]:
-        found = plan_runs(specs, options.study_dir, retry=options.retry, tasks=options.tasks)
-        return without_followers(found) if target.is_scheduled else found
 
-    def check(found: list[PlannedRun]) -> list[PlannedRun]:
-        checked = resolve_resources(check_data(found), target, options.max_parallel)
-        check_models(checked)
-        for line in changes(checked, options.study_dir):
-            terminal.tell(f"warning: {line}")
-        return checked
+def _planned(study: StudySettings, order: Order, place: Backend) -> list[PlannedRun]:
+    """Return what the launch would do with each run, as its study is now."""
+    planned = plan_runs(order.specs, study.path, retry=order.retry, tasks=order.tasks)
+    return without_followers(planned) if place.is_scheduled else planned
 
-    before: list[PlannedRun] | None = None
-    if not exists(options.study_dir):  # a launch that is refused leaves no folder of a new study
-        before = look()
-        planned = check(before)
-    with launching(options.study_dir):
-        if target.is_scheduled:
-            scheduled: Any = target
-            scheduled.tidy(options.study_dir)
-        is_empty = listed(options.study_dir) == [launcher_dir(options.study_dir)]
-        found = before if before is not None and is_empty else look()
-        if found != before:
-            planned = check(found)
-        if any(item.action != "skip" for item in planned):
-            planned = estimated(planned, earlier_throughput(options.study_dir.parent))
-        todo = [item for item in planned if item.action != "skip"]
-        _record_launch(specs, options)
-        if options.record is not None:
-            write_record(options.study_dir, options.record, todo, terminal.tell)
-        yield planned, _request(todo, specs, target, options) if todo else None
+
+def _checked(planned: Sequence[PlannedRun], study: StudySettings, place: Backend) -> list[PlannedRun]:
+    """Return the runs with the facts of their corpora and their resources, if they can all be carried out."""
+    checked = resolve_resources(check_data(planned), place, place.settings.max_parallel)
+    check_models(checked)
+    for line in changes(checked, study.path):
+        terminal.tell(f"warning: {line}")
+    return checked
 
 
 def require_trusted(specs: Iterable[RunSpec]) -> None:
@@ -294,31 +330,34 @@ def things_of(specs: Iterable[RunSpec], *, whole: bool = False) -> dict[str, str
     return found
 
 
-def _record_launch(specs: Sequence[RunSpec], options: LaunchOptions) -> None:
+def _home(study: StudySettings) -> Path:
+    """Return the folder with the code of a study and with what its user launched. Behaviour jobs have their study's."""
+    return study.path.parent if is_behaviour_study(study.path) else study.path
+
+
+def _record_launch(study: StudySettings, order: Order) -> None:
     """Record for this user what is launched: runs, panels, settings of behaviour, and tables with commands."""
-    digests = {fingerprint for spec in specs for fingerprint in spec.may_run()}
-    digests |= {table_digest(TASK_SETTINGS, task.settings) for task in options.tasks.values()}
-    if options.record is not None:
-        digests |= {table_digest(name, commanding(options.record, name)) for name in COMMANDING}
-    launched.record(options.code_dir or options.study_dir, digests, terminal.tell)
+    digests = {fingerprint for spec in order.specs for fingerprint in spec.may_run()}
+    digests |= {table_digest(TASK_SETTINGS, task.settings) for task in order.tasks.values()}
+    if order.record is not None:
+        digests |= {table_digest(name, commanding(order.record, name)) for name in COMMANDING}
+    launched.record(_home(study), digests, terminal.tell)
 
 
-def _request(
-    todo: list[PlannedRun], specs: Sequence[RunSpec], target: Backend, options: LaunchOptions
-) -> tuple[Code, Request]:
-    """Keep the code and the files of the user that the runs need, and file the request."""
-    study_dir = options.study_dir
+def _work(planned: Sequence[PlannedRun], study: StudySettings, order: Order, place: Backend) -> Work:
+    """Keep the code and the files of the user that the runs to do need, and file the request for them."""
+    todo = to_do(planned)
     for item in todo:
         item.run.sweep()
         with contextlib.suppress(FileError):  # its hours then count as those of an interrupted attempt
             record_what_scheduler_knows(item)
-    keep_files([item.spec for item in todo], study_dir)
-    code = live_code() if options.live_code else keep_code(options.code_dir or study_dir, tell=terminal.tell)
-    requested = {spec.fingerprint: spec for spec in specs}
+    keep_files([item.spec for item in todo], study.path)
+    code = live_code() if order.live_code else keep_code(_home(study), tell=terminal.tell)
+    requested = {spec.fingerprint: spec for spec in order.specs}
     folders, wanted = {}, {}
     for item in todo:
         spec, run_id = requested[item.spec.fingerprint], item.run.id
-        task = options.tasks.get(run_id)
+        task = order.tasks.get(run_id)
         provenance = run_record(spec, _label(item))
         folders[run_id] = Folder(config=item.spec.config.to_dict(), provenance=provenance, task=task)
         wanted[run_id] = Wanted(
@@ -330,15 +369,16 @@ def _request(
         kind="run",
         at=timestamp(),
         launcher=this_launcher(),
-        backend=target.name,
-        policy=options.policy.to_dict(),
+        backend=place.name,
+        policy=study.policy.to_dict(),
         runs=wanted,
     )
-    common = launch_record(study_name(study_dir), code)
-    request = file_request(study_dir, record, Folders(provenance=common, runs=folders))
-    first = "waits for the canaries" if canary.wanted(options.canary, todo) else "about to start"
-    write_queue(study_dir, {item.run.id: first for item in todo}, request.number)
-    return code, request
+    common = launch_record(study_name(study.path), code)
+    request = file_request(study.path, record, Folders(provenance=common, runs=folders))
+    first = "waits for the canaries" if canary.wanted(order.canary, todo) else "about to start"
+    write_queue(study.path, {item.run.id: first for item in todo}, request.number)
+    spent = Budget(study.path, study.policy).is_spent()
+    return Work(study=study, order=order, planned=planned, code=code, request=request, spent=spent)
 
 
 def launch_record(study: str, code: Code) -> Provenance:

@@ -1,7 +1,7 @@
 """What is done about failures, how often runs are saved, what they may use: ``[policy]``; and messages: ``[notify]``.
 
 Neither is part of a run's identity. Both are kept in ``study.json``, for launches without the manifest, and sent with
-each SLURM job.
+each job of a scheduler.
 """
 
 import shlex

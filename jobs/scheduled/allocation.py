@@ -13,12 +13,13 @@ from jobs.launch.job import stop_seconds
 from jobs.plan import capacity
 from jobs.plan.capacity import Capacity, Card, Node
 from jobs.scheduled.slot import Start
+from jobs.scheduled.submission import JobPlan
 from jobs.spec import Submission
 from jobs.study.scheduler import Allocation, Scheduler
 from seqlm import machine
 from seqlm.environment import MICRO_BATCHES
 from seqlm.errors import EXIT_LOST, BackendError, FileError
-from seqlm.records.batch import ArrayPlan, Joint
+from seqlm.records.batch import Joint
 from seqlm.rundir import RunDirectory
 
 LOST_SECONDS = 120.0
@@ -30,14 +31,16 @@ class JobBackend(LocalBackend):
     """The cores and GPUs of a job, whose ranks on this node it starts. Each node does so."""
 
     def __init__(
-        self, scheduler: Scheduler, context: Allocation, array: ArrayPlan, first_host: str, start: Start
+        self, scheduler: Scheduler, context: Allocation, plan: JobPlan, number: int, first_host: str, start: Start
     ) -> None:
-        """``array``: that of the job; ``first_host``: its first node; ``start``: this start of the job.
+        """``number``: of the job's array; ``first_host``: its first node; ``start``: this start of the job.
 
         Raises:
             BackendError: the scheduler gave the job fewer GPUs than it asked for.
         """
+        array = plan.arrays[number]
         self.name = scheduler.name  # type: ignore[misc]
+        self.env, self.max_parallel = plan.env, array.at_once
         self.job, self.host, self.memory_mb = context.job, context.host, context.memory_mb
         self.node = context.host if context.nodes == 1 else None
         self.ends_at = context.end_time

@@ -16,8 +16,8 @@ from jobs import registry, terminal
 from jobs.backends.base import Backend
 from jobs.launch import canary
 from jobs.launch.canary import Canaries
-from jobs.launch.job import LaunchOptions
-from jobs.launch.launch import Work
+from jobs.launch.job import StudySettings
+from jobs.launch.prepare import Work
 from jobs.plan.capacity import Capacity, Node, with_noun
 from jobs.plan.limits import advice, fitting, more_memory_gb
 from jobs.plan.planned import PlannedRun
@@ -38,7 +38,7 @@ from jobs.scheduled.submission import (
     take_turns,
 )
 from jobs.spec import RunSpec
-from jobs.study.folder import ObservedRun, open_jobs, read_jobs
+from jobs.study.folder import ObservedRun, is_behaviour_study, open_jobs, read_jobs
 from jobs.study.kept_code import Code, live_code
 from jobs.study.scheduler import Scheduler, Waiting
 from seqlm.errors import BackendError
@@ -128,16 +128,10 @@ class ScheduledBackend(Backend, Submitter):
             raise BackendError(f"{spec.name}: {error}") from None
 
     def check(self, study_dir: Path) -> None:
-        """Check what would make a submission impossible, before the first file is written.
-
-        Raises:
-            UsageError: the study's folder cannot be used, or a variable named by ``env_pass`` is not set.
-        """
         self.require_path(study_dir.absolute())
         submission_environment(self.settings, self.scheduler, os.environ)
 
     def tidy(self, study_dir: Path) -> None:
-        """End what launches of a study have left that can never start. The caller owns the study."""
         withdraw_stuck(study_dir, self.scheduler)
 
     def carry(self, work: Work) -> list[str]:
@@ -148,29 +142,29 @@ class ScheduledBackend(Backend, Submitter):
         Raises:
             BackendError: a job was rejected. Nothing is submitted.
         """
-        options, afterwards = work.options, work.afterwards
+        study, order = work.study, work.order
         if work.spent is not None:
             terminal.tell(f"nothing starts: {work.spent}")
             return []
-        canaries = canary.requested(work.todo, options.study_dir, self.name) if work.has_canaries else None
-        jobs = self.submit(work.todo, options, work.code, work.request, canaries)
-        tells = options.notify is not None and "over" in options.notify.on
-        if tells or afterwards.report:
+        canaries = canary.requested(work.todo, study.path, self.name) if work.has_canaries else None
+        jobs = self.submit(work.todo, study, work.code, work.request, canaries)
+        tells = study.notify is not None and "over" in study.notify.on
+        if tells or order.then_report:
             self.submit_last(
-                options.study_dir,
+                study.path,
                 work.request.folder,
                 jobs,
                 work.code,
                 message=tells,
-                report=afterwards.report,
-                behaviour=afterwards.behaviour,
+                report=order.then_report,
+                behaviour=order.behaviour,
             )
         return jobs
 
     def submit(
         self,
         todo: Sequence[PlannedRun],
-        options: LaunchOptions,
+        study: StudySettings,
         code: Code,
         request: Request,
         canaries: Canaries | None = None,
@@ -182,10 +176,10 @@ class ScheduledBackend(Backend, Submitter):
         Raises:
             BackendError: a job was rejected. Nothing is submitted.
         """
-        plan = self._plan(todo, options, code, request.number)
+        plan = self._plan(todo, study, code, request.number)
         if canaries is None:
             return submit(plan, self)
-        tried = plan_canaries(canaries, plan, self.settings, options, code)
+        tried = plan_canaries(canaries, plan, self.settings, study, code)
         ids = submit(plan, self, tried)
         self._submit_follower(tried.folder, plan.folder, code)
         return ids
@@ -212,20 +206,20 @@ class ScheduledBackend(Backend, Submitter):
         """Return the script of a job that trains nothing."""
         return self.script(asked, "\n".join([*setup_lines(self.settings, self.scheduler), *commands]))
 
-    def _plan(self, todo: Sequence[PlannedRun], options: LaunchOptions, code: Code, request: int | None) -> JobPlan:
+    def _plan(self, todo: Sequence[PlannedRun], study: StudySettings, code: Code, request: int | None) -> JobPlan:
         """Return what the jobs of these runs do."""
         place = places(todo)
         # The jobs of an array start in this order.
         ordered = sorted(todo, key=lambda item: place[item.run.id])
-        limits = self._limits(todo, options)
-        return plan_jobs(ordered, options, self.settings, code, scheduler=self.name, request=request, limits=limits)
+        limits = self._limits(todo, study)
+        return plan_jobs(ordered, study, self.settings, code, scheduler=self.name, request=request, limits=limits)
 
-    def _limits(self, todo: Sequence[PlannedRun], options: LaunchOptions) -> dict[str, tuple[Limits, Limits]]:
+    def _limits(self, todo: Sequence[PlannedRun], study: StudySettings) -> dict[str, tuple[Limits, Limits]]:
         """Return by run id what its job asks for, and the most that it may. A line says if that is far too much."""
         settings, asked = self.settings, self.settings.limits
         found = fitting(
-            options.study_dir.parent,
-            [item for item in todo if item.run.id not in options.tasks],
+            study.path.parent,
+            [] if is_behaviour_study(study.path) else todo,
             self.name,
             self.ran_here,
             asked,
@@ -247,14 +241,14 @@ class ScheduledBackend(Backend, Submitter):
             limits[item.run.id] = limit, replace(asked, mem_gb=most)
         return limits
 
-    def scripts(self, todo: Sequence[PlannedRun], options: LaunchOptions) -> list[str]:
+    def scripts(self, todo: Sequence[PlannedRun], study: StudySettings) -> list[str]:
         """Return the scripts that :meth:`submit` would submit, one for each array, with ``--live-code``.
 
         ``REQUEST`` stands for the number of the request, ``DIGEST`` for that of the plan, and ``ARRAY_N`` for the id of
         the N-th array in one that waits for it.
         """
-        self.require_path(options.study_dir.absolute())
-        plan = self._plan(todo, options, live_code(), None)
+        self.require_path(study.path.absolute())
+        plan = self._plan(todo, study, live_code(), None)
         waits = take_turns(plan.arrays, self.settings.max_parallel)
         follows = [[f"ARRAY_{number}"] if number and waits else [] for number in range(len(plan.arrays))]
         return [script(plan, number, self, after=after) for number, after in enumerate(follows)]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from jobs.attempt.attempt import record_unstarted
 from jobs.launch.canary import Canaries, of_canaries
-from jobs.launch.job import LaunchOptions
+from jobs.launch.job import StudySettings
 from jobs.registry import scheduler
 from jobs.scheduled.again import look_again
 from jobs.scheduled.settings import ScheduledTable
@@ -33,13 +33,12 @@ MINUTES = 30
 
 
 def plan_canaries(
-    canaries: Canaries, grid: JobPlan, settings: ScheduledTable, options: LaunchOptions, code: Code
+    canaries: Canaries, grid: JobPlan, settings: ScheduledTable, study: StudySettings, code: Code
 ) -> JobPlan:
     """Return what the jobs of canaries do. ``grid``: the plan that depends on them; the rest as in ``plan_jobs``."""
     short = replace(settings, timeout_min=min(settings.timeout_min, MINUTES))
-    options = replace(of_canaries(options), study_dir=options.study_dir / CANARY_FOLDER, notify=None)
     request = canaries.request.number
-    plan = plan_jobs(canaries.items, options, short, code, scheduler=grid.scheduler, request=request)
+    plan = plan_jobs(canaries.items, of_canaries(study), short, code, scheduler=grid.scheduler, request=request)
     return replace(plan, grid=grid.folder)
 
 

@@ -58,7 +58,7 @@ from seqlm.state import FailureKind
 POLL_SECONDS = 0.5
 """Time between two looks at the folder of the run from a node that is not the first."""
 LIMIT_SLACK_SECONDS = 75.0
-"""How much earlier than asked a scheduler may announce a time limit: SLURM looks once a minute."""
+"""How much earlier than asked a scheduler may announce a time limit: it may look once a minute."""
 BUSY_TRIES = 3
 """How often a run that another worker holds is tried on this allocation, such as one on a node that was lost."""
 WAIT_SECONDS = 120.0
@@ -213,10 +213,9 @@ def run_job(plan: JobPlan, number: int, context: Allocation, signals: Signals, s
     untold: dict[str, str] = {}
     has_fault = False
     try:
-        backend = JobBackend(place, context, share.array, context.host, start)
+        backend = JobBackend(place, context, plan, number, context.host, start)
         code = running_code(plan.code)
-        options = replace(plan.options, max_parallel=share.array.at_once)
-        dispatcher = Dispatcher(backend, code, options, writes_queue=False, host=host)
+        dispatcher = Dispatcher(backend, code, plan.study, plan.request, writes_queue=False, host=host)
         untold = dispatcher.left
         try:
             items = [item for run in share.own if (item := _to_do(plan, run, host)) is not None]
@@ -249,10 +248,10 @@ def run_job(plan: JobPlan, number: int, context: Allocation, signals: Signals, s
     if is_stopped:
         # If all jobs of a user are cancelled, the one that is to say that the study is over goes too.
         if host.stopped() is not None:
-            notify.over(plan.options.study_dir, plan.options.notify, seconds=CANCEL_SECONDS)
+            notify.over(plan.study.path, plan.study.notify, seconds=CANCEL_SECONDS)
         return
     well = ("done",) if plan.grid is not None else ("done", "stopped", "pending", "queued", "running")
-    is_search = plan.options.search is not None
+    is_search = plan.study.search is not None
     is_well = all(one.state in well or (is_search and one.kind == "diverged") for one in seen)
     look_again(start.finish, 0 if is_well else 1)
 
@@ -304,7 +303,7 @@ def _again(run: RunDirectory, host: JobHost, why: str | None) -> tuple[End, Verd
     """
     try:
         seen = look_again(run.observe)
-        if not look_again(is_named_by, run, host.plan.options.request):
+        if not look_again(is_named_by, run, host.plan.request):
             return None
         if not look_again(host.share.may_take, run, seen):
             return None
@@ -335,8 +334,8 @@ def _left_by_others(host: JobHost, mine: Sequence[RunDirectory]) -> Iterator[tup
 def _budget(plan: JobPlan) -> Budget:
     """Return the budget that the study has now: that of the launch, if it cannot be read."""
     with contextlib.suppress(SeqlmError, OSError):
-        return look_again(Budget.kept, plan.options.study_dir, plan.options.policy)
-    return Budget(plan.options.study_dir, plan.options.policy)
+        return look_again(Budget.kept, plan.study.path, plan.study.policy)
+    return Budget(plan.study.path, plan.study.policy)
 
 
 def _is_spent(budget: Budget) -> bool:
@@ -368,10 +367,10 @@ def _give_up(run: RunDirectory, end: End, host: JobHost) -> None:
 
 def _record(run: RunDirectory, record: Exit, host: JobHost) -> None:
     with contextlib.suppress(SeqlmError, OSError):
-        if run.observe().state == "pending" and is_named_by(run, host.plan.options.request):
+        if run.observe().state == "pending" and is_named_by(run, host.plan.request):
             record = replace(record, where=host.where, node=host.context.host)
             start = attempts.Start(
-                request=host.plan.options.request,
+                request=host.plan.request,
                 backend=host.plan.scheduler,
                 job_id=host.context.job,
                 job_start=host.job_start,
@@ -388,7 +387,7 @@ def serve(plan: JobPlan, number: int, context: Allocation, signals: Interrupts, 
 
     Whatever else happens is decided on the first node.
     """
-    backend = JobBackend(scheduler(plan.scheduler), context, plan.arrays[number], first_host, start)
+    backend = JobBackend(scheduler(plan.scheduler), context, plan, number, first_host, start)
     code = running_code(plan.code)
     for place in itertools.count(1):
         while not _now_true(functools.partial(exists, start.joint_file(place))):
@@ -410,9 +409,9 @@ def _serve_one(
     node_rank: int,
     start: Start,
 ) -> None:
-    run, attempt = RunDirectory(plan.options.study_dir / joint.run), joint.attempt
+    run, attempt = RunDirectory(plan.study.path / joint.run), joint.attempt
     item = look_again(_planned, plan, plan.arrays[number], run, Observation(state="pending"))
-    submission = look_again(next_submission, item, plan.options, code)
+    submission = look_again(next_submission, item, plan.study, code, backend)
     env = {ATTEMPT.name: str(attempt), MICRO_BATCHES.name: str(joint.micro_batches)}
     submission = replace(submission, attempt=attempt, env={**submission.env, **env})
     job_id = backend.submit(submission)
@@ -446,7 +445,7 @@ def main() -> int:
         _, name, path, digest, part, *words = sys.argv
         if part == "over":
             plan = _plan(path, digest)
-            notify.over(plan.options.study_dir, plan.options.notify, seconds=OVER_SECONDS)
+            notify.over(plan.study.path, plan.study.notify, seconds=OVER_SECONDS)
             return 0
         start, first_host = Start(Path(words[0])), words[1]
         try:
@@ -472,7 +471,7 @@ def main() -> int:
 def _plan(path: str, digest: str) -> JobPlan:
     """Read the plan of the job. No file above its study is looked at from then on."""
     plan = look_again(JobPlan.read, Path(path), digest)
-    confine(plan.options.study_dir)
+    confine(plan.study.path)
     return plan
 
 

@@ -41,7 +41,7 @@ class Share:
         """``number``: of the array. ``start`` is now."""
         self.array = plan.arrays[number]
         self._plan, self._number, self._context, self._start = plan, number, context, start
-        self._every = every = [RunDirectory(plan.options.study_dir / run_id) for run_id in self.array.runs]
+        self._every = every = [RunDirectory(plan.study.path / run_id) for run_id in self.array.runs]
         self._index_of = {run.id: place % context.jobs for place, run in enumerate(every)}
         """Run id -> the index of its own job."""
         self.own = every[context.index :: context.jobs]
@@ -90,7 +90,7 @@ class Share:
         failures = run.failures(run.first_attempt()) if seen.state == "failed" and not seen.is_final else []
         if not failures:
             return None
-        found = run.verdict(self._plan.options.policy.to_dict(), failures)
+        found = run.verdict(self._plan.study.policy.to_dict(), failures)
         failed_at = moment(failures[-1].at)
         if found.delay is not None and failed_at is not None:
             has_waited = max(0.0, time.time() - failed_at)
@@ -131,7 +131,7 @@ class Share:
                 if is_over(seen):
                     self.runs.remove(run)
                 elif not self.has_begun(run) and self.may_take(run, seen) and self.is_due(run, seen):
-                    if not is_named_by(run, self._plan.options.request):
+                    if not is_named_by(run, self._plan.request):
                         self.runs.remove(run)
                         continue
                     self._looked_at = -math.inf
@@ -174,7 +174,7 @@ class Share:
         """Return the record of the newest attempt of a run. Empty: it has none, or it is not of this job's request."""
         attempt = run.last_attempt()
         start = Start.read(run.attempt_dir(attempt)) if attempt else None
-        return start if start is not None and start.request == self._plan.options.request else Start()
+        return start if start is not None and start.request == self._plan.request else Start()
 
 
 def is_named_by(run: RunDirectory, request: int | None) -> bool:

@@ -1,20 +1,20 @@
 """Submit runs as job arrays: group them, write one plan for all jobs and a script for each array, and submit these."""
 
 import contextlib
-import functools
 import math
 import os
 import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from jobs import terminal
 from jobs.attempt.supervisor import progress_variables
-from jobs.launch.job import LaunchOptions
+from jobs.launch.job import StudySettings
+from jobs.manifests.policy import Notify, Policy
 from jobs.plan.planned import PlannedRun
 from jobs.scheduled.environment import plain_env, program_of, setup_lines, submission_environment
 from jobs.scheduled.script import job_lines
@@ -27,13 +27,12 @@ from seqlm.environment import STAGE
 from seqlm.errors import BackendError, FileError, UsageError
 from seqlm.files import write_text
 from seqlm.reading import exists, timestamp
+from seqlm.records.base import Record
 from seqlm.records.batch import ArrayPlan, Batch, Limits, Submitted
 from seqlm.requests import numbered
 from seqlm.resources import Resources
+from seqlm.search import Search
 from seqlm.trust import table_digest
-
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,12 +107,28 @@ MOST_LOWER = 10_000
 # -- the plan: what each job of a submission does, in one file next to the request ------------------------------------
 
 
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Options(Record):
+    """The ``options`` of a :class:`seqlm.records.batch.Batch`. An earlier version has written more of them."""
+
+    study_dir: str
+    worker: tuple[str, ...]
+    policy: Policy
+    notify: Notify | None = None
+    search: Search | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
+    request: int | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class JobPlan:
     """What the jobs of a submission do. In its file, the arrays are as the scheduler has taken them."""
 
-    options: LaunchOptions
-    """Those of the launch, with the variables of the workers and the request. No ``tasks`` and no ``record``."""
+    study: StudySettings
+    env: Mapping[str, str]
+    """Variables of the workers."""
+    request: int | None
+    """The number of their request. ``None``: there is none yet."""
     arrays: tuple[ArrayPlan, ...]
     code: Path
     """The archive of the code, or the folder of a working tree."""
@@ -132,8 +147,9 @@ class JobPlan:
     @property
     def folder(self) -> Path:
         """The folder of the request of these jobs. A plan that is for display alone has none."""
-        study_dir, request = self.options.study_dir, self.options.request
-        return study_dir / "launches" / "REQUEST" if request is None else numbered(study_dir, request)
+        if self.request is None:
+            return self.study.path / "launches" / "REQUEST"
+        return numbered(self.study.path, self.request)
 
     def note_submitted(self) -> None:
         """Record that all jobs are submitted. A job that starts does so too: the launcher may have been killed.
@@ -151,8 +167,17 @@ class JobPlan:
 
     def to_batch(self) -> Batch:
         """Return the record of the plan, which :meth:`read` reads."""
+        options = Options(
+            study_dir=str(self.study.path),
+            worker=self.study.worker,
+            policy=self.study.policy,
+            notify=self.study.notify,
+            search=self.study.search,
+            env=self.env,
+            request=self.request,
+        )
         return Batch(
-            options=asdict(self.options),
+            options=options.to_plain(),
             arrays=self.arrays,
             code=str(self.code),
             data={run_id: str(path) for run_id, path in self.data.items()},
@@ -176,8 +201,17 @@ class JobPlan:
             raise FileError(f"cannot read {path}: No such file or directory")
         if sha256 not in (None, plan_sha256(batch)):
             raise UsageError(f"{path} has changed since its launch; launch again")
+        options = Options.from_plain(batch.options, path)
         return cls(
-            options=_options_reader().validate_python(batch.options),
+            study=StudySettings(
+                path=Path(options.study_dir),
+                policy=options.policy,
+                notify=options.notify,
+                search=options.search,
+                worker=options.worker,
+            ),
+            env=options.env,
+            request=options.request,
             arrays=batch.arrays,
             code=Path(batch.code),
             data={run_id: Path(place) for run_id, place in batch.data.items()},
@@ -189,21 +223,17 @@ class JobPlan:
         )
 
 
-@functools.cache
-def _options_reader() -> "TypeAdapter[LaunchOptions]":
-    from pydantic import TypeAdapter  # a launcher does without
-
-    return TypeAdapter(LaunchOptions)
-
-
 def plan_sha256(batch: Batch) -> str:
-    """Return the digest of all of a plan but its arrays, which get their ids later. The scripts of the jobs have it."""
+    """Return the digest of all of a plan but its arrays, which get their ids later. The scripts of the jobs have it.
+
+    It covers options that this version does not know.
+    """
     return table_digest("plan", {key: value for key, value in batch.to_plain().items() if key != "arrays"})
 
 
 def plan_jobs(
     todo: Sequence[PlannedRun],
-    options: LaunchOptions,
+    study: StudySettings,
     settings: ScheduledTable,
     code: Code,
     *,
@@ -231,10 +261,10 @@ def plan_jobs(
         size = vars(shape) | vars(asked) | {"jobs": min(jobs, len(runs)), "most": largest}
         arrays.append(ArrayPlan(runs=runs, **size))
     stage = {STAGE.name: "1"} if settings.stage else {}
-    env = {**stage, **plain_env(settings), **progress_variables(settings.progress_s), **options.env}
-    study_dir = options.study_dir.absolute()
     return JobPlan(
-        options=replace(options, study_dir=study_dir, env=env, request=request, tasks={}, record=None),
+        study=replace(study, path=study.path.absolute()),
+        env={**stage, **plain_env(settings), **progress_variables(settings.progress_s)},
+        request=request,
         arrays=limited(arrays, settings.max_parallel),
         code=code.archive or code.path,
         data={item.run.id: path.absolute() for item in todo if (path := item.spec.data_path) is not None},
@@ -429,7 +459,7 @@ def script(
     """Return the script of an array. ``after`` and ``after_well``: the jobs that it waits for, as in :class:`Asked`."""
     array, folder, settings = plan.arrays[number], plan.folder, place.settings
     asked = Asked(
-        name=f"seqlm-{study_name(plan.options.study_dir).replace('/', '-')}",
+        name=f"seqlm-{study_name(plan.study.path).replace('/', '-')}",
         folder=folder,
         output=folder / f"array-{number}_{{index}}.out",
         minutes=array.timeout_min,
@@ -440,7 +470,7 @@ def script(
         after=after,
         after_well=after_well,
     )
-    digest = "DIGEST" if plan.options.request is None else plan_sha256(plan.to_batch())
+    digest = "DIGEST" if plan.request is None else plan_sha256(plan.to_batch())
     program = f"{plan_program(plan.scheduler, plan.code, folder, digest, settings)} {number}"
     command = f'{place.launch_words(array)} {program} "$1" $2'.strip()
     slot = folder / f"{SLOT}{number}"

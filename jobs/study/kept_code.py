@@ -91,7 +91,7 @@ def live_code() -> Code:
 
 
 def running_code(kept: Path) -> Code:
-    """Return the code of this process, a job of SLURM, which was started from ``kept``: an archive or a folder."""
+    """Return the code of this process, a scheduler's job, which was started from ``kept``: an archive or a folder."""
     archive = kept if kept.suffix == ".zip" else None
     root = source_tree()
     name = re.fullmatch("([0-9a-f]{64})(-[0-9])?", root.parent.name)  # as :func:`unpack` has it

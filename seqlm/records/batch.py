@@ -69,7 +69,7 @@ class Batch(Record):
     FILE: ClassVar[str] = "batch.json"
 
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Those of the launch (:class:`jobs.launch.job.LaunchOptions`), as plain data."""
+    """Settings of the study and the launch (:class:`jobs.scheduled.submission.Options`), as plain data."""
     arrays: tuple[ArrayPlan, ...] = ()
     code: str = ""
     """The archive of the code, or the folder of a working tree."""

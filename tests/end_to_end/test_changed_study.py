@@ -11,7 +11,7 @@ import pytest
 
 import launch
 from jobs.launch import dispatch
-from jobs.launch.job import LaunchOptions, next_submission
+from jobs.launch.job import StudySettings, next_submission
 from jobs.spec import Submission
 from tests.commands import Ask
 from tests.seqlm.check_model.faulty import write_model
@@ -42,7 +42,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
 @pytest.fixture(autouse=True)
 def stub(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Launches of this process start the stub in the place of the worker. Call it with what happens in its attempts."""
-    monkeypatch.setitem(LaunchOptions.__init__.__kwdefaults__, "worker", (str(STUB_WORKER),))
+    monkeypatch.setitem(StudySettings.__init__.__kwdefaults__, "worker", (str(STUB_WORKER),))
     return lambda what: monkeypatch.setenv("SEQLM_TEST_STUB", what)
 
 

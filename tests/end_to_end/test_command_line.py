@@ -20,7 +20,7 @@ import pytest
 
 import launch
 from jobs.cli import arguments
-from jobs.spec import RunSpec
+from jobs.launch.job import Order
 from seqlm.errors import UsageError
 from tests import commands, hostile
 from tests.end_to_end.test_launch import launched
@@ -213,8 +213,8 @@ def test_two_failed_runs_of_one_name_keep_their_own_command_and_data(
         run.provenance_file.write_text(json.dumps(known))
     given: dict[str, tuple[Sequence[str], Path | None]] = {}
 
-    def stop(specs: list[RunSpec], *_: Any) -> None:
-        for spec in specs:
+    def stop(study_of_runs: Any, order: Order, *_: Any) -> None:
+        for spec in order.specs:
             given[spec.fingerprint[:8]] = (spec.command, spec.data_path)
         raise UsageError("no further")
 

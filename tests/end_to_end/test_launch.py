@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 import launch
+from jobs.backends.base import Backend
 from jobs.backends.local import LocalBackend
-from jobs.cli import launching
-from jobs.launch.job import LaunchOptions
+from jobs.cli import launching, planning
+from jobs.cli.arguments import PlanArguments
 from jobs.spec import RunSpec
 from seqlm import machine
 from seqlm.config import RunConfig
@@ -302,6 +303,19 @@ def pretend_earlier_run(study: Study, data: dict[str, Any], **record: Any) -> No
     run.metrics_file.write_text(json.dumps({"epoch": 0, "val_ppl": 1.0, **record}) + "\n")
 
 
+def test_a_plan_can_be_asked_for_without_a_command_line_and_prints_nothing(
+    study: Study, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert launch.main(["plan", "small.toml"]) == 0
+    shown = capsys.readouterr()
+    found = planning.plan(PlanArguments(manifest="small.toml", runs_dir=Path("runs")))
+    assert capsys.readouterr() == ("", "")
+    assert (found.exit_code, [item.action for item in found.planned]) == (0, ["start"])
+    found.render()
+    assert capsys.readouterr() == shown
+    assert found.document() == plan_of(capsys)
+
+
 def test_plan_of_a_study_with_nothing_to_start_claims_no_time(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
     (planned,) = plan_of(capsys)["runs"]
     run = RunDirectory(Path(planned["directory"]))
@@ -516,8 +530,8 @@ def test_an_id_is_the_same_in_plan_status_filters_and_logs(study: Study, capsys:
 def test_workers_here_write_as_often_as_the_manifest_says(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[str | None] = []
 
-    def stop(specs: Any, backend: Any, settings: LaunchOptions, shown: Any) -> None:
-        given.append(settings.env.get("SEQLM_PROGRESS_SECONDS"))
+    def stop(study: Any, order: Any, backend: Backend, shown: Any) -> None:
+        given.append(backend.worker_env().get("SEQLM_PROGRESS_SECONDS"))
         raise UsageError("no further")
 
     monkeypatch.setattr(launching, "launch", stop)

@@ -49,7 +49,7 @@ def test_an_array_of_behaviour_jobs_runs_their_module_and_is_submitted_once(
 
     jobs = [RunDirectory(study_dir / "behaviour" / runs[name].id) for name in ("rnn-b", "gru")]
     plan = JobPlan.read(study_dir / "behaviour/launches/000001/batch.json")
-    assert plan.options.worker == ("-m", STAND_IN)
+    assert plan.study.worker == ("-m", STAND_IN)
     assert sorted(plan.arrays[0].runs) == sorted(job.id for job in jobs)
     assert launch.main(words) == 0
     assert "nothing to submit" in capsys.readouterr().err

@@ -7,15 +7,52 @@ from pathlib import Path
 
 import pytest
 
+from jobs.launch.job import StudySettings
+from jobs.manifests.policy import Notify, Policy
 from jobs.scheduled import job
 from jobs.scheduled.environment import program_of
 from jobs.scheduled.slot import OVER
 from jobs.scheduled.submission import JobPlan, plan_sha256
 from jobs.study.kept_code import keep_code
+from seqlm.errors import UsageError
 from seqlm.files import read_json, write_json
+from seqlm.search import Search
 from slurm.settings import SlurmSettings
 from tests import commands
 from tests.slurm.test_submission import jobs, planned
+
+EARLIER = """{
+"options": {"study_dir": "/runs/study", "worker": ["-m", "seqlm.training.worker"], "code_dir": null, "tasks": {}, \
+"live_code": true, "retry": false, "max_parallel": null, "policy": {"checkpoint_min": 10, "oom": 3, "timeout": 20, \
+"node": null, "preempted": null, "start": 2, "max_stalled_retries": 10, "keep_last": true, "gpu_hours": null, \
+"core_hours": null}, "notify": {"command": "mail", "url_env": null, "on": ["over", "failed", "stalled"]}, "search": \
+{"rungs": [1, 3], "metric": "val_ppl", "keep": 0.33, "min_runs": 3, "within": [], "final_seeds": 1}, "env": \
+{"A": "1"}, "canary": null, "record": null, "request": 7},
+"arrays": [{"runs": {"run0-a87195b0": {"ranks": 1, "cpus": 4, "gpus": 1, "gpu_memory_gb": null, "accelerator_type": \
+null, "priority": 0}}, "jobs": 1, "nodes": 1, "cpus": 4, "gpus": 1, "accelerator_type": null, "at_once": 1, \
+"most_runs": null, "timeout_min": 60, "mem_gb": null, "most": null, "job": "12", "why": ""}],
+"code": "/code",
+"data": {},
+"launched": {"run0-a87195b0": ["a87195b0c84e5aeecfedadef5c3547706e44629a2f6d336041fac845de75c9d9"]},
+"signal_before_s": 120,
+"must_have_nodes": false,
+"scheduler": "slurm",
+"grid": null
+}
+"""
+"""``batch.json`` as it was while its options were those of a launch, with ``--live-code``."""
+EARLIER_SHA256 = "da95389595536981587c6adc49687bf189d150f28f3519445581160dad47d42c"
+"""The digest of it in the script of its jobs."""
+
+
+def test_jobs_that_an_earlier_version_has_submitted_with_live_code_go_on(tmp_path: Path) -> None:
+    (tmp_path / "batch.json").write_text(EARLIER)
+    plan = JobPlan.read(tmp_path / "batch.json", EARLIER_SHA256)
+    notify, search = Notify(command="mail"), Search(rungs=(1, 3))
+    assert plan.study == StudySettings(path=Path("/runs/study"), policy=Policy(), notify=notify, search=search)
+    assert (plan.env, plan.request, plan.folder) == ({"A": "1"}, 7, Path("/runs/study/launches/000007"))
+    with pytest.raises(UsageError, match="has changed since its launch"):
+        JobPlan.read(tmp_path / "batch.json", "f" * 64)
 
 
 @pytest.mark.process

@@ -19,7 +19,7 @@ from jobs.attempt.attempt import micro_batches
 from jobs.cli.studying import print_log
 from jobs.launch import dispatch
 from jobs.launch.dispatch import Dispatcher
-from jobs.launch.job import LaunchOptions
+from jobs.launch.job import StudySettings
 from jobs.manifests.policy import Policy
 from jobs.scheduled import again, allocation, job, share
 from jobs.scheduled.job import Signals, run_job, serve
@@ -129,10 +129,11 @@ def plan(*runs: RunDirectory, program: str = TELL, **changes: object) -> JobPlan
     array: dict[str, Any] = {"jobs": 1, "nodes": 1, "cpus": 8, "gpus": 1 if resources.gpus else 0}
     array |= {"at_once": len(runs), "timeout_min": changes.pop("timeout_min", 10), "most": changes.pop("most", None)}
     array |= changes.pop("array", {})  # type: ignore[call-overload]
-    given: dict[str, Any] = {key: changes.pop(key) for key in ("policy", "search", "env", "notify") if key in changes}
-    options = LaunchOptions(study_dir=study_dir, request=request.number, worker=("-S", "-c", program), **given)
+    given: dict[str, Any] = {key: changes.pop(key) for key in ("policy", "search", "notify") if key in changes}
     known: dict[str, object] = {
-        "options": options,
+        "study": StudySettings(path=study_dir, worker=("-S", "-c", program), **given),
+        "env": {},
+        "request": request.number,
         "arrays": (ArrayPlan(runs={run.id: resources for run in runs}, **array),),
         "code": Path.cwd(),
         "data": {},

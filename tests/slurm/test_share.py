@@ -50,7 +50,7 @@ def begin(run: RunDirectory, told: JobPlan, start: Start) -> None:
     """Have a start of a job begin the next attempt of a run."""
     folder = run.attempt_dir(run.last_attempt() + 1)
     folder.mkdir(parents=True)
-    attempts.Start(request=told.options.request, job_start=start.name).write(folder)
+    attempts.Start(request=told.request, job_start=start.name).write(folder)
 
 
 SEEN = {

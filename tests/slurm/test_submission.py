@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.launch.job import LaunchOptions
+from jobs.launch.job import StudySettings
 from jobs.manifests.policy import Policy
 from jobs.plan.planned import PlannedRun
 from jobs.scheduled.submission import JobPlan, divided, limited, plan_jobs, script, submit, take_turns
@@ -48,8 +48,8 @@ def planned(folder: Path, count: int, resources: Resources = WHOLE) -> list[Plan
 
 
 def jobs(items: list[PlannedRun], settings: SlurmSettings, policy: Policy | None = None, request: int = 1) -> JobPlan:
-    options = LaunchOptions(study_dir=items[0].run.path.parent, policy=policy or Policy())
-    return plan_jobs(items, options, settings, CODE, scheduler="slurm", request=request)
+    study = StudySettings(path=items[0].run.path.parent, policy=policy or Policy())
+    return plan_jobs(items, study, settings, CODE, scheduler="slurm", request=request)
 
 
 def text(items: list[PlannedRun], settings: SlurmSettings, *after: str) -> str:
@@ -67,8 +67,7 @@ def test_runs_with_other_limits_are_another_array(tmp_path: Path) -> None:
     items, settings = planned(tmp_path, 4), SlurmSettings(timeout_min=240, mem_gb=64, signal_before_s=600)
     asked = [Limits(timeout_min=30, mem_gb=number % 2 + 1) for number in range(3)]
     fits = {item.run.id: (limits, settings.limits) for item, limits in zip(items, asked, strict=False)}
-    options = LaunchOptions(study_dir=tmp_path)
-    made = plan_jobs(items, options, settings, CODE, scheduler="slurm", request=1, limits=fits)
+    made = plan_jobs(items, StudySettings(path=tmp_path), settings, CODE, scheduler="slurm", request=1, limits=fits)
     found = [
         re.findall(r"--(array|mem|time|signal)=(\S*)$", script(made, number, SlurmBackend(settings)), re.M)
         for number in range(len(made.arrays))
@@ -211,13 +210,13 @@ def test_a_submission_writes_as_many_files_for_many_runs_as_for_few(
     assert files == {"request.json", "batch.json", "array-0.sh", "submitted.json"}
     told = JobPlan.read(asked.folder / "batch.json")
     assert list(told.arrays[0].runs) == [item.run.id for item in items]
-    assert (told.options.worker, told.options.policy, told.options.request, told.code) == (
+    assert (told.study.worker, told.study.policy, told.request, told.code) == (
         ("-m", "seqlm.training.worker"),
         policy,
         asked.number,
         Path("/code"),
     )
-    assert told.options.env["SEQLM_PROGRESS_SECONDS"] == "10"
+    assert told.env["SEQLM_PROGRESS_SECONDS"] == "10"
     found = {run_id: (job.id, job.folder) for run_id, job in read_jobs(tmp_path / "s").items()}
     assert found == {item.run.id: (f"1_{place}", asked.folder) for place, item in enumerate(items)}
 

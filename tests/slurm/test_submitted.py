@@ -99,7 +99,7 @@ def test_retry_goes_by_the_policy_of_the_manifest_and_by_what_the_run_needed(fak
     assert launch.main([*retry, "--kind", "code", "--kind", "oom", "--max-stalled-retries", "4"]) == 0
     assert list(fake.jobs()) == ["1_0", "2_0"]
     told = JobPlan.read(tmp_path / "s" / "launches" / "000002" / "batch.json")
-    assert told.options.policy == Policy(oom=1, checkpoint_min=3, timeout=2, max_stalled_retries=4)
+    assert told.study.policy == Policy(oom=1, checkpoint_min=3, timeout=2, max_stalled_retries=4)
     assert micro_batches(run, batch_size=20, ranks=1) == 2
     (run,) = runs_in(tmp_path / "s")
     assert run.first_attempt() == 2
@@ -456,7 +456,7 @@ def test_plan_prints_the_scripts_that_run_submits(
     assert asked == [re.sub("[0-9a-f]{64}", "DIGEST", job.script) for job in submitted.values()]
     assert [job.options["nice"] for job in submitted.values()] == ["7", "12"], "the urgent run goes first"
     told = JobPlan.read(tmp_path / "runs/s/launches/000001/batch.json")
-    assert RunDirectory(told.options.study_dir / next(iter(told.arrays[1].runs))).read_provenance().name == "long"
+    assert RunDirectory(told.study.path / next(iter(told.arrays[1].runs))).read_provenance().name == "long"
 
 
 def test_plan_shows_no_script_once_the_budget_is_spent(

@@ -7,7 +7,7 @@ ROOT = Path(__file__).parent.parent.parent
 sys.path[0] = str(ROOT)
 
 import launch  # noqa: E402 -- of this tree
-from jobs.launch.job import LaunchOptions  # noqa: E402
+from jobs.launch.job import StudySettings  # noqa: E402
 
 STUB = (str(Path(__file__).with_name("stub_worker.py")),)
 """The command line of the stub, without the interpreter and the run's folder."""
@@ -18,7 +18,7 @@ def main() -> int:
     from jobs.cli import launching
 
     launching.LAUNCH_FILE = Path(__file__)
-    LaunchOptions.__init__.__kwdefaults__["worker"] = STUB
+    StudySettings.__init__.__kwdefaults__["worker"] = STUB
     return launch.main()
 
 

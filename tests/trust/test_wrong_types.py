@@ -138,7 +138,7 @@ def commands(study_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
         if run.config is not None:
             specs.append(_or_line(run.to_spec))
     _or_line(lambda: plan_runs([spec for spec in specs if spec is not None], study_dir, retry=True))
-    _or_line(lambda: BehaviourLaunch(study_dir).options())
+    _or_line(lambda: BehaviourLaunch(study_dir).study())
     _or_line(lambda: load_study(study_dir))
 
 

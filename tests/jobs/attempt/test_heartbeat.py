@@ -12,7 +12,7 @@ import pytest
 from jobs.attempt.attempt import Heartbeat, hung_seconds
 from jobs.backends.local import LocalBackend
 from jobs.launch.dispatch import Dispatcher
-from jobs.launch.job import LaunchOptions
+from jobs.launch.job import StudySettings
 from jobs.study.kept_code import live_code
 from seqlm.files import write_json
 from seqlm.rundir import RunDirectory
@@ -154,8 +154,9 @@ def test_a_stopped_rank_and_its_peer_are_killed_and_the_run_ends_well(
             super().wait(seconds)
 
     env = {"SEQLM_HUNG_MINUTES": "10", **crawl.env}
-    options = LaunchOptions(study_dir=tmp_path / "study", worker=STUB, env=env)
-    Dispatcher(Backend(), live_code(), options).dispatch([item])
+    backend = Backend()
+    backend.env = env
+    Dispatcher(backend, live_code(), StudySettings(path=tmp_path / "study", worker=STUB)).dispatch([item])
     assert ranks, "one was stopped"
     assert not any(Path(f"/proc/{pid}").exists() for pid in ranks)
     assert "no step for 10 min" in " ".join(end.message for end in run.failures())

@@ -61,7 +61,7 @@ from pathlib import Path
 import jobs.backends.ray_executor as backends
 from ray.util.placement_group import placement_group, remove_placement_group
 from jobs.launch.dispatch import Dispatcher
-from jobs.launch.job import LaunchOptions
+from jobs.launch.job import StudySettings
 from jobs.plan.planned import plan
 from seqlm.records.runs import Provenance
 from jobs.spec import RunSpec, Submission
@@ -118,8 +118,7 @@ for seed in range(4):
     run = RunDirectory.locate(study, spec.name, spec.fingerprint)
     run.create(spec.config, Provenance(name=spec.name))
     items.append(plan(spec, run, run.observe(), has_checkpoint=False, retry=False))
-options = LaunchOptions(study_dir=study, worker=("-c", worker))
-Dispatcher(backend, live_code(), options).dispatch(items)
+Dispatcher(backend, live_code(), StudySettings(path=study, worker=("-c", worker))).dispatch(items)
 ends = [item.run.observe().state for item in items]
 lost = [path.read_text() for path in study.glob("*/attempts/*/exit.json")]
 print(ends, len(lost), all('"kind": "node"' in text and "does not see" in text for text in lost))

@@ -203,7 +203,7 @@ def test_after_an_extension_it_is_computed_anew_if_a_later_epoch_is_better(grid:
 def test_a_job_goes_by_the_policy_of_its_study_but_takes_no_micro_batches(tmp_path: Path) -> None:
     done_run(tmp_path, "rnn-a", 30.0)
     write_json(study_record_file(tmp_path), {"policy": {"oom": 5, "timeout": 7}})
-    assert BehaviourLaunch(tmp_path).options().policy == Policy(oom=0, timeout=7)
+    assert BehaviourLaunch(tmp_path).study().policy == Policy(oom=0, timeout=7)
 
 
 def test_the_result_of_an_earlier_request_is_none_of_a_later_one(tmp_path: Path) -> None:

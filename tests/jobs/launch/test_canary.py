@@ -12,8 +12,8 @@ import pytest
 
 from analysis.study.study import load_study
 from jobs.launch import canary
-from jobs.launch.canary import CANARY_ABOVE, STEPS, choose, wanted
-from jobs.launch.job import LaunchOptions
+from jobs.launch.canary import CANARY_ABOVE, choose, wanted
+from jobs.launch.job import CANARY_STEPS, Order, StudySettings
 from jobs.launch.launch import launch
 from jobs.launch.prepare import estimated
 from jobs.manifests.policy import Policy
@@ -42,7 +42,7 @@ pytestmark = pytest.mark.usefixtures("no_waiting")
 
 def measured(**changes: Any) -> dict[str, Any]:
     record = {
-        "steps": STEPS,
+        "steps": CANARY_STEPS,
         "step_seconds": 0.21,
         "train_tokens_per_second": 100.0,
         "peak_memory_bytes": 13 * GIB // 10,
@@ -80,9 +80,9 @@ def trial(study_dir: Path, config: RunConfig, *, name: str = "run", **resources:
 def check(trials: Sequence[PlannedRun], study_dir: Path, backend: FakeBackend) -> list[str]:
     """Run the canaries that are needed; return the printed lines."""
     code = Code(path=Path("/code"), commit=None, dirty=False, live=False)
-    options = LaunchOptions(study_dir=study_dir, worker=("worker",), env={"MINE": "1"})
+    backend.env = {"MINE": "1"}
     with contextlib.redirect_stderr(io.StringIO()) as told:
-        canary.check(trials, backend, code, options)
+        canary.check(trials, backend, code, StudySettings(path=study_dir, worker=("worker",)))
     return told.getvalue().splitlines()
 
 
@@ -130,7 +130,7 @@ def test_a_canary_is_the_worker_on_a_folder_of_its_own_with_the_resources_of_its
     (submission,) = backend.submissions
     assert submission.run_dir == tmp_path / "study" / "canary" / item.run.id
     assert submission.argv == (sys.executable, "worker", str(submission.run_dir))
-    assert submission.env["SEQLM_CANARY"] == str(STEPS)
+    assert submission.env["SEQLM_CANARY"] == str(CANARY_STEPS)
     assert submission.env["MINE"] == "1"
     assert submission.resources == item.spec.resources
     assert lines[-1] == "canary gru-sgd passes: 0.21 s a step, 1.3 GiB"
@@ -213,7 +213,7 @@ def submitted(
     *,
     count: int = 6,
     canaries: bool | None = None,
-    record: dict[str, Any] | None = None,
+    record: StudyFile | None = None,
 ) -> list[str]:
     """Launch ``count`` runs of two pairs; returns the folders submitted, canaries as ``canary/...``."""
     text = write_text(tmp_path / "text")
@@ -223,15 +223,10 @@ def submitted(
         for number, arch in enumerate(("rnn", "gru"))
     ]
     study_dir = tmp_path / "runs" / "study"
-    options = LaunchOptions(
-        study_dir=study_dir,
-        live_code=True,
-        canary=canaries,
-        record=record,
-        policy=Policy(max_stalled_retries=0),
-    )
+    study = StudySettings(path=study_dir, policy=Policy(max_stalled_retries=0))
+    order = Order(specs=specs, live_code=True, canary=canaries, record=record)
     try:
-        launch(specs, backend, options, lambda planned: contextlib.nullcontext())
+        launch(study, order, backend, lambda planned: contextlib.nullcontext())
     finally:
         names = [str(submission.run_dir.relative_to(study_dir)) for submission in backend.submissions]
     return [name.rpartition("-")[0] for name in names]

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from unittest.mock import Mock
 
@@ -18,7 +19,7 @@ from jobs.attempt.attempt import Attempt
 from jobs.attempt.supervisor import Ended
 from jobs.launch import dispatch, job
 from jobs.launch.dispatch import Dispatcher
-from jobs.launch.job import LaunchOptions
+from jobs.launch.job import StudySettings
 from jobs.launch.prepare import plan_runs, resolve_resources
 from jobs.manifests.policy import Policy
 from jobs.plan.planned import PlannedRun, plan
@@ -70,14 +71,18 @@ def run_all(
     *,
     writes_queue: bool = False,
     is_requested: bool = False,
-    **options: Any,
+    max_parallel: int | None = None,
+    env: Mapping[str, str] = MappingProxyType({}),
+    request: int | None = None,
+    **settings: Any,
 ) -> None:
     """Request ``items`` unless that is done, and dispatch them to their end."""
     code = Code(path=Path("/code"), commit=None, dirty=False, live=False)
-    settings = LaunchOptions(study_dir=items[0].run.path.parent, worker=("worker",), **options)
+    study = StudySettings(path=items[0].run.path.parent, worker=("worker",), **settings)
     for item in [] if is_requested else items:
-        launch_again(item.run, settings.policy.to_dict())
-    Dispatcher(backend, code, settings, writes_queue=writes_queue).dispatch(items)
+        launch_again(item.run, study.policy.to_dict())
+    backend.max_parallel, backend.env = max_parallel, env
+    Dispatcher(backend, code, study, request, writes_queue=writes_queue).dispatch(items)
 
 
 @pytest.mark.parametrize(("slots", "most"), [(2, None), (4, 2)])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from jobs.launch import prepare
-from jobs.launch.job import LaunchOptions
+from jobs.launch.job import Order, StudySettings
 from jobs.launch.prepare import preparing
 from jobs.spec import RunSpec
 from jobs.study.folder import launching, observe_study
@@ -38,8 +38,8 @@ def spec(tmp_path: Path) -> RunSpec:
 
 def actions(spec: RunSpec, study_dir: Path) -> list[str]:
     """What a launch does with its runs."""
-    options = LaunchOptions(study_dir=study_dir, live_code=True)
-    with preparing([spec], FakeBackend(lambda submission: 0), options) as (planned, _):
+    study, order = StudySettings(path=study_dir), Order(specs=[spec], live_code=True)
+    with preparing(study, order, FakeBackend(lambda submission: 0)) as (planned, _):
         return [item.action for item in planned]
 
 
@@ -89,9 +89,9 @@ def test_a_new_study_that_another_launcher_has_begun_meanwhile_is_planned_again(
 
 def launch(specs: list[RunSpec], study_dir: Path) -> None:
     """Request these runs, and start none."""
-    options = LaunchOptions(study_dir=study_dir, live_code=True, record=StudyFile(version=STUDY_FORMAT))
-    with preparing(specs, FakeBackend(lambda submission: 0), options) as (_, prepared):
-        assert prepared is not None, "there is something to do"
+    order = Order(specs=specs, live_code=True, record=StudyFile(version=STUDY_FORMAT))
+    with preparing(StudySettings(path=study_dir), order, FakeBackend(lambda submission: 0)) as (_, work):
+        assert work is not None, "there is something to do"
 
 
 def test_a_launch_of_many_runs_writes_as_many_files_as_one_of_a_few(tmp_path: Path, spec: RunSpec) -> None:

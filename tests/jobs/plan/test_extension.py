@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from jobs.cli.studies import summary
-from jobs.launch.job import LaunchOptions
+from jobs.launch.job import Order, StudySettings
 from jobs.launch.prepare import plan_runs, preparing
 from jobs.plan.planned import Action, plan
 from jobs.plan.record import write_record
@@ -137,8 +137,8 @@ def test_a_launch_writes_down_how_far_its_runs_go_and_never_back(
     spec = replace(spec, data_path=write_text(tmp_path / "text"))
 
     def launched(epochs: int) -> tuple[str, int]:
-        options = LaunchOptions(study_dir=tmp_path / "s", live_code=True)
-        with preparing([longer(spec, epochs)], FakeBackend(lambda submission: 0), options) as (planned, _):
+        study, order = StudySettings(path=tmp_path / "s"), Order(specs=[longer(spec, epochs)], live_code=True)
+        with preparing(study, order, FakeBackend(lambda submission: 0)) as (planned, _):
             return planned[0].action, run.read_config().train.epochs
 
     assert launched(2) == ("skip", 2)
@@ -154,13 +154,13 @@ def test_a_stopped_run_that_is_retried_is_taken_up_by_the_next_launch_if_this_on
     tmp_path: Path, run: RunDirectory, spec: RunSpec
 ) -> None:
     spec = replace(longer(spec, 9), data_path=write_text(tmp_path / "text"))
-    options = LaunchOptions(study_dir=tmp_path / "s", live_code=True)
+    study, order = StudySettings(path=tmp_path / "s"), Order(specs=[spec], live_code=True)
     run.result_file.unlink()
     stop(run, {"rung": 1, "epochs": 2, "reason": "stopped at epoch 1: 2nd of 2, keeps 1"})
     assert run.observe().state == "stopped"
     actions = []
     for retry in (False, True, False):  # each launch ends before it starts anything
-        with preparing([spec], FakeBackend(lambda submission: 0), replace(options, retry=retry)) as (planned, _):
+        with preparing(study, replace(order, retry=retry), FakeBackend(lambda submission: 0)) as (planned, _):
             actions.append(planned[0].action)
     assert actions == ["skip", "resume", "resume"]
 

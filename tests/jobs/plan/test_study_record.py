@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from jobs.launch.job import LaunchOptions
+from jobs.launch.job import Order, StudySettings
 from jobs.launch.prepare import preparing, resolve_specs
 from jobs.manifests.load import Manifest, load_manifest
 from jobs.manifests.policy import Policy
@@ -300,12 +300,9 @@ def launched(folder: Path, chosen: slice, *, recorded: bool = True) -> list[RunD
     text = write_text(folder / "text")
     manifest = manifest_in(folder)
     specs = resolve_specs(manifest.runs[chosen], text)
-    options = LaunchOptions(
-        study_dir=folder / "runs" / "s",
-        live_code=True,
-        record=record_of(manifest, specs, text) if recorded else None,
-    )
-    with preparing(specs, FakeBackend(lambda submission: 0), options) as (planned, _):
+    record = record_of(manifest, specs, text) if recorded else None
+    study, order = StudySettings(path=folder / "runs" / "s"), Order(specs=specs, live_code=True, record=record)
+    with preparing(study, order, FakeBackend(lambda submission: 0)) as (planned, _):
         return [item.run for item in planned if item.action != "skip"]
 
 

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from jobs.cli.studying import mark
-from jobs.launch.job import LaunchOptions
+from jobs.launch.job import Order, StudySettings
 from jobs.launch.prepare import preparing
-from jobs.manifests.policy import Policy
 from jobs.scheduled.settings import ScheduledTable
 from jobs.spec import RunSpec
 from jobs.study.folder import ObservedRun, observe_study
@@ -64,11 +63,10 @@ def launch(study_dir: Path, program: str, number: int = 4) -> None:
     ]
     settings = ScheduledTable(python=f"{sys.executable} {spool.__file__}", timeout_min=5)
     backend = SpoolBackend(settings)
-    options = LaunchOptions(study_dir=study_dir, live_code=True, policy=Policy(), worker=("-S", "-c", program))
-    with preparing(specs, backend, options) as (planned, prepared):
-        assert prepared is not None
-        code, request = prepared
-        backend.submit(planned, options, code, request)
+    study = StudySettings(path=study_dir, worker=("-S", "-c", program))
+    with preparing(study, Order(specs=specs, live_code=True), backend) as (planned, work):
+        assert work is not None
+        backend.submit(planned, study, work.code, work.request)
 
 
 def states(study_dir: Path) -> list[str]:
