@@ -24,9 +24,10 @@ from analysis.claims.answer import Answer
 from analysis.claims.answers import answers, rival
 from analysis.claims.page import answers_section, claims_data
 from analysis.plots import look
+from analysis.plots.column import column_files
 from analysis.plots.curve_figures import curve_charts
 from analysis.plots.files import FORMATS, figure_bytes, inline_svg
-from analysis.plots.scatter import time_chart
+from analysis.plots.scatter import costs_chart, spread_chart
 from analysis.sections.behaviour import behaviour_data, behaviour_section, samples_page
 from analysis.sections.cost import cost_section
 from analysis.sections.coverage import open_runs_table
@@ -106,7 +107,9 @@ def report_files(study: StudyFiles) -> dict[str, bytes]:
         texts[f"tables/{table.name}.tex"] = latex_table(table)
         texts[f"tables/{table.name}.md"] = table.to_markdown()
     files = {path: text.encode("utf-8", errors="replace") for path, text in texts.items()}
-    return files | {f"figures/{name}": content for name, content in drawn.items()}
+    files |= {f"figures/{name}": content for name, content in drawn.items()}
+    columns = (file for chart in page.charts for file in column_files(chart))  # takes the figures apart
+    return files | {f"figures/column/{name}": content for name, content in columns}
 
 
 def _data_texts(data: pd.DataFrame) -> tuple[str, str]:
@@ -148,7 +151,7 @@ def report_sections(study: StudyFiles, found: Sequence[Answer]) -> list[Section]
         search_section(study),
         published_section(study),
         Section(
-            name="curves", title="Learning curves", blocks=[*curve_charts(study), *time_charts(study)] or [nothing]
+            name="curves", title="Learning curves", blocks=[*curve_charts(study), *point_charts(study)] or [nothing]
         ),
         next_section(study, rival(found)),
     ]
@@ -166,11 +169,10 @@ def report_sections(study: StudyFiles, found: Sequence[Answer]) -> list[Section]
     ]
 
 
-def time_charts(study: StudyFiles) -> list[Chart]:
-    """Return the figure of perplexity against time, if two settings have times."""
+def point_charts(study: StudyFiles) -> list[Chart]:
+    """Return the figures of finished runs and settings as points."""
     one = study.compared.on_one_text
-    timed = [setting for setting in one.settings if units.is_number(setting.seconds_to_best)]
-    return [time_chart(timed, scope_of(one.runs, len(one.absent)))] if len(timed) > 1 else []
+    return [*filter(None, [spread_chart(one), costs_chart(one)])]
 
 
 STATES = ("done", "running", "queued", "pending", "stopped", "cancelled", "failed", "absent")

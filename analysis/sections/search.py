@@ -13,7 +13,7 @@ from analysis.blocks.figure import Chart
 from analysis.blocks.section import Block, Points, Section, paragraphs
 from analysis.blocks.sentences import sentences, text_sentences
 from analysis.blocks.table import RUN_COLUMNS, Column, Table, number
-from analysis.plots.scatter import frontier_chart, parameters_chart
+from analysis.plots.scatter import frontier_chart
 from analysis.plots.slices import slices_chart
 from analysis.sections.results import epochs_of_run
 from analysis.study import units
@@ -41,7 +41,6 @@ def search_section(study: StudyFiles) -> Section:
             *([_stopped_table(study, stopped)] if len(stopped) else []),
             *(paragraphs(text_sentences(study, "The figure is about the first text alone.")) if drawn else []),
             *([frontier_chart(one, epochs, hours)] if drawn else []),
-            *filter(None, [parameters_chart(one.compared)]),
             *filter(None, [rung_slices(one, rungs[0]["epochs"])] if rungs else []),
             *(importance_blocks(one, rungs[0]["epochs"]) if rungs else []),
         ]
@@ -55,7 +54,7 @@ def rung_slices(study: StudyFiles, epochs: int) -> Chart | None:
     """
     runs = study.runs[(study.runs["epochs_done"] >= epochs) & ~study.runs["id"].isin(study.final_seeds)]
     there = replace(study, runs=runs.assign(state="done", finished_epochs=runs["epochs_done"])).after(epochs)
-    chart = slices_chart(there)
+    chart = slices_chart(there, of_search=True)
     if chart is None:
         return None
     first = "epoch" if epochs == 1 else f"{epochs} epochs"
