@@ -40,7 +40,7 @@ from analysis.sections.search import search_section
 from analysis.study import units
 from analysis.study.examined import examined_runs
 from analysis.study.numbering import VariantNumber
-from analysis.study.settings import best_settings
+from analysis.study.settings import best_settings, repeats_seeds
 from analysis.study.study import StudyFiles, load_study
 from analysis.study.values import rows_of
 from seqlm.errors import UsageError, file_errors
@@ -138,13 +138,14 @@ def _json_texts(values: list[Any]) -> list[str]:
 # -- what it says ------------------------------------------------------------------------------------------------------
 
 SHOWN = ("results", "settings", "search-frontier", "published", "validation")
-"""Tables and figures that the page shows at once."""
+"""Tables and figures that the page shows at once. A table of settings takes the place of that of runs."""
 
 
 def report_sections(study: StudyFiles, found: Sequence[Answer]) -> list[Section]:
     """Everything below the report's header: the answers to its questions, what a reader asks next, the rest folded."""
     nothing = Prose(text="No epoch has been finished yet, so there are no curves.")
     unfinished = open_runs_table(study)
+    shown = [name for name in SHOWN if name != "results" or not repeats_seeds(study.runs)]
     opened = [
         answers_section(study, found),
         Section(name="results", title="Results", blocks=results_blocks(study)),
@@ -164,7 +165,7 @@ def report_sections(study: StudyFiles, found: Sequence[Answer]) -> list[Section]
         Section(name="hyperparameters", title="Hyperparameters", blocks=hyperparameter_blocks(study)),
     ]
     return [
-        *(with_details_folded(section, SHOWN) for section in opened),
+        *(with_details_folded(section, shown) for section in opened),
         *(dataclasses.replace(section, folded=True) for section in folded),
     ]
 

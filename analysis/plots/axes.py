@@ -269,7 +269,7 @@ def place_numbers(axes: Axes, marks: Iterable[Mark]) -> None:
             ha="left" if is_right else "right",
             va="center",
             fontsize=7.5,
-            color=mark.colour,
+            color=look.ink_of(mark.colour),
             annotation_clip=False,
             arrowprops=LEADER | {"color": mark.colour, "relpos": (0 if is_right else 1, 0.5)} if is_moved else None,
             zorder=4,

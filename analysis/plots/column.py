@@ -1,10 +1,10 @@
 """Each panel of a figure as a file of its own for a column of a paper: 3.3 inches wide, in type of 7 to 8 points."""
 
 import math
-from collections.abc import Iterator
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from analysis.blocks.figure import Chart
 from analysis.plots import look
@@ -17,14 +17,16 @@ SMALL, TITLE = 7.0, 8.0
 
 
 @look.applied()
-def column_files(chart: Chart) -> Iterator[tuple[str, bytes]]:
-    """Yield the name and content of a PDF for each panel. Call it last: the figure is taken apart."""
+def column_files(chart: Chart) -> list[tuple[str, bytes]]:
+    """Return the name and content of a PDF for each panel. Call it last: the figure is taken apart."""
     panels = list(chart.figure.axes)
     names = [(_label(panels, place, "y"), _label(panels, place, "x")) for place in range(len(panels))]
+    files = []
     for place, axes in enumerate(panels):
         lay_out(chart.figure, axes, *names[place])
         number = f"-{place + 1}" if len(panels) > 1 else ""
-        yield f"{chart.name}{number}.pdf", figure_bytes(chart.figure, "pdf")
+        files.append((f"{chart.name}{number}.pdf", figure_bytes(chart.figure, "pdf")))
+    return files
 
 
 def _label(panels: list[Axes], place: int, of: str) -> str:
@@ -42,16 +44,21 @@ def lay_out(figure: Figure, axes: Axes, y: str, x: str) -> None:
     title = axes.get_title(loc="left")
     labels = max((len(label.get_text()) for label in axes.get_yticklabels()), default=0)
     has_names = labels > 8  # of rows, not numbers
-    left = 0.05 + 0.058 * labels if has_names else 0.55
-    top, below, right = 0.08 + 0.13 * (title.count("\n") + 1) * bool(title), 0.42 + 0.135 * rows, 0.33
+    left = 0.05 + 0.058 * labels if has_names else 0.62
+    top, below, right = 0.08 + 0.13 * (title.count("\n") + 1) * bool(title), 0.42 + 0.135 * (rows + x.count("; ")), 0.33
     inner = figure.get_figheight() * axes.get_position().height if has_names else PANEL_INCHES
     height = top + inner + below
     figure.set_size_inches(WIDTH_INCHES, height)
     axes.set_position((left / WIDTH_INCHES, below / height, 1 - (left + right) / WIDTH_INCHES, inner / height))
     axes.tick_params(labelsize=SMALL, labelleft=True)
-    axes.set_xlabel(x, fontsize=7.5)
+    axes.set_xlabel(x.replace("; ", "\n"), fontsize=7.5)
     axes.set_ylabel(y, fontsize=7.5)
-    axes.xaxis.label.set_in_layout(True)
+    axes.xaxis.set_label_coords(0.5, -0.2 / inner)
+    axes.yaxis.set_label_coords(-0.47 / (WIDTH_INCHES - left - right), 0.5)
+    if has_names:
+        axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+        axes.xaxis.set_label_coords(1.0, -0.2 / inner)
+        axes.xaxis.label.set_horizontalalignment("right")
     if title:
         axes.set_title(title, loc="left", fontsize=TITLE)
     place_again(axes)

@@ -318,7 +318,9 @@ def draw_run(axes: Axes, curve: Curve, unit: Unit | None, curves: Sequence[Curve
     fit(axes, "y", lines, cut_at=max(axis_end(curves, curves), lowest), log=True, ticks=5)
     axes.set_title(curve.heading, loc="left", fontsize=8)
     if curve.best > axes.get_ylim()[1]:
-        axes.text(0.4, 0.6, f"{ABOVE} from {curve.best:,.0f}", transform=axes.transAxes, fontsize=8, color=colour)
+        axes.text(
+            0.4, 0.6, f"{ABOVE} from {curve.best:,.0f}", transform=axes.transAxes, fontsize=8, color=look.ink_of(colour)
+        )
     _label_progress(axes, curves, None)
     if unit is not None and len(x) > 1 and np.isfinite(curve.seconds).all():
         _time_above(axes, curve, unit)

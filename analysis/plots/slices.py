@@ -4,6 +4,7 @@ Learning rates of different optimizers do not compare, so each optimizer has a p
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -92,14 +93,13 @@ def draw_slice(axes: Axes, key: str, settings: Sequence[Setting], all_settings: 
     best = {setting.number for setting in of_archs}
     lines = chains(there, key)
     strong = {one.number for chain in lines if best & {one.number for one in chain} for one in chain} | best
-    for chain in sorted(lines, key=lambda chain: chain[0].number in strong):
-        is_strong = chain[0].number in strong
-        colour = look.colour_of(chain[0].arch) if is_strong else look.CROWD[0]
-        points = [(place(setting), setting.val_ppl) for setting in chain]
-        found = LineCollection(
-            [points], colors=colour, linewidths=1.3 if is_strong else 0.5, zorder=2.2 if is_strong else 1.5
-        )
-        axes.add_collection(found, autolim=False)
+    pieces: dict[str, list[list[tuple[float, float]]]] = defaultdict(list)
+    for chain in lines:
+        colour = look.colour_of(chain[0].arch) if chain[0].number in strong else look.CROWD[0]
+        pieces[colour].append([(place(setting), setting.val_ppl) for setting in chain])
+    for colour, found in pieces.items():
+        width, above_grey = (0.5, 1.5) if colour == look.CROWD[0] else (1.3, 2.2)
+        axes.add_collection(LineCollection(found, colors=colour, linewidths=width, zorder=above_grey), autolim=False)
     grey = [one for one in there if one.number not in strong]
     if len(settings) > MOST_MARKED and grey:
         points = [(place(one), min(one.val_ppl, top)) for one in grey]
