@@ -56,7 +56,7 @@ def curve_charts(study: StudyFiles) -> list[Chart]:
             rows = {title: [c for c in merged if getattr(c, key) == value] for value, title in titles.items()}
             rows = {title: row for title, row in rows.items() if row}
             charts += [rows_chart(study, rows, key)] if len(rows) > 1 else []
-        known = [curve for curve in merged if np.isfinite(curve.along("flops")).any()]
+        known = [curve for curve in merged if np.isfinite(curve.tokens).any()]
         charts += [compute_chart(study, known)] if known else []
     own = setting_curves(study, curves)
     if own:
@@ -110,9 +110,11 @@ def rows_chart(study: StudyFiles, rows: Mapping[str, Sequence[Curve]], key: str)
 
 
 def compute_chart(study: StudyFiles, curves: Sequence[Curve]) -> Chart:
-    """The curves of which steps and parameters are recorded, over what training has read and computed."""
+    """The curves of which steps are recorded, over what training has read, and what it has computed, if known."""
     title = "Validation perplexity"
-    chart = _chart({"": curves}, ["tokens", "flops"], "tokens-and-flops", title, legend_entries(curves), 3)
+    along: list[Progress] = ["tokens"]
+    along += ["flops"] if any(np.isfinite(curve.parameters) for curve in curves) else []
+    chart = _chart({"": curves}, along, "tokens-and-flops", title, legend_entries(curves), 3)
     return replace(chart, caption=f"{chart.caption}{scope_of(study.runs, len(study.absent))}")
 
 
@@ -151,7 +153,8 @@ def _chart(
     text = caption(
         "rows", cut=cut, crowded=is_crowded, coloured=STANDING_OUT_OF_KIND, grey=MOST_GREY, **signs_of(figure)
     )
-    spoken = "tokens and FLOPs" if "tokens" in along else "epochs and wall-clock time" if len(along) > 1 else "epochs"
+    words = {None: "epochs", "tokens": "tokens", "flops": "FLOPs"}
+    spoken = " and ".join(words.get(unit, "wall-clock time") for unit in along)  # type: ignore[arg-type]
     return Chart(name=name, title=f"{title} over {spoken}", caption=text, figure=figure)
 
 

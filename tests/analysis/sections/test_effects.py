@@ -204,10 +204,10 @@ def test_one_diverged_run_flattens_no_effect(tmp_path: Path) -> None:
 
 
 def test_a_bar_that_is_cut_off_has_a_sign_at_that_end(tmp_path: Path) -> None:
-    axes = {"optim.lr": [0.1, 0.2, 0.3, 0.4, 0.5], "model.hidden_size": [64, 128]}
-    far = (0.5, 128)
+    axes = {"optim.lr": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7], "model.hidden_size": [64, 128]}
+    far = (0.7, 128)
     study = load_study(
-        make_grid(tmp_path, axes, lambda v: 5 - 9 * ((v["optim.lr"], v["model.hidden_size"]) == far) + v["optim.lr"])
+        make_grid(tmp_path, axes, lambda v: 5 + 9 * ((v["optim.lr"], v["model.hidden_size"]) == far) + v["optim.lr"])
     )
     (drawn,) = chart_of(effects_section(study), "effects-forest").figure.axes
     low, high = drawn.get_xlim()
