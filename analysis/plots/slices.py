@@ -58,7 +58,8 @@ def slices_chart(study: StudyFiles, *, of_search: bool = False) -> Chart | None:
     for axes, (key, name, members) in zip(grid, shown, strict=True):
         draw_slice(axes, key, members, settings).set_xlabel(name, fontsize=8)
     label_grid(grid, "Validation perplexity")
-    text = caption("slices", left_out=left_out, of=scope(study), **signs_of(figure))
+    joined = any(isinstance(found, LineCollection) for axes in grid for found in axes.collections)
+    text = caption("slices", joined=joined, left_out=left_out, of=scope(study), **signs_of(figure))
     return Chart(
         name="slices", title="Best validation perplexity over each hyperparameter", caption=text, figure=figure
     )

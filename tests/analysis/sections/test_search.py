@@ -9,6 +9,7 @@ import pytest
 from analysis.blocks.figure import Chart
 from analysis.blocks.section import Prose
 from analysis.blocks.table import Table
+from analysis.plots.scatter import costs_chart
 from analysis.report import report_page
 from analysis.sections.search import search_section
 from analysis.study.study import StudyFiles, load_study
@@ -167,10 +168,10 @@ def test_the_frontier_of_parameters_is_the_lowest_of_at_most_as_many(tmp_path: P
         add_run(tmp_path, order, f"r{order}", "gru", "adam", [200.0, ppl], **keys)
     run = add_run(tmp_path, 4, "r4", "gru", "adam", [50.0], lr=9.0, epochs=2, done=False)
     stop(run, 1, 50.0, rank=4, of=4, cut=40.0)
-    charts = [block for block in search_section(load_study(tmp_path)).blocks if isinstance(block, Chart)]
-    (chart,) = [chart for chart in charts if chart.name == "search-parameters"]
-    line = chart.figure.axes[0].get_lines()[0]
-    assert line.get_xydata().tolist() == [[1.0, 90.0], [3.0, 70.0]]
+    chart = costs_chart(load_study(tmp_path).compared.on_one_text)
+    assert chart is not None
+    line = chart.figure.axes[-1].get_lines()[0]
+    assert line.get_xydata().tolist() == [[1.0, 90.0], [3.0, 70.0], [4.0, 70.0]]
 
 
 def test_final_seeds_are_results_and_no_rung_counts_them_and_those_that_are_not_trained_are_no_runs(
