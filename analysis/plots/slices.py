@@ -131,7 +131,7 @@ def _places(axes: Axes, key: str, settings: Sequence[Setting]) -> Callable[[Sett
     numeric = all(map(is_numeric, values))
     is_log = numeric and values[0] > 0 and values[-1] > 10 * values[0]
     if numeric and (is_log or len(values) > FEW_VALUES):
-        fit(axes, "x", values, log=is_log, room=0.1, ticks=5)
+        fit(axes, "x", values, log=is_log, room=0.1, ticks=4)
         return lambda setting: float(setting.config[key])
     step = math.ceil(len(values) / FEW_VALUES)
     names = [units.shortened(printed(key, value), 12) for value in values[::step]]

@@ -344,6 +344,21 @@ def test_names_of_runs_are_on_one_line_and_the_table_scrolls(browser: Browser, r
     assert page.script("const box = document.querySelector('#results .box'); return box.scrollWidth > box.clientWidth")
 
 
+def test_a_telephone_shows_name_perplexities_and_state_of_a_run(browser: Browser, report: Path) -> None:
+    page = browser.open(report / "index.html", PHONE)
+    heads = "document.querySelectorAll('#results thead th')"
+    shown = page.script(f"return Array.from({heads}).filter(e => e.checkVisibility()).map(e => e.innerText)")
+    assert shown == ["No.", "Run", "Valid.", "Test", "State"]
+
+
+def test_rows_of_a_long_table_are_filtered_by_text(browser: Browser, report: Path) -> None:
+    page = browser.open(report / "index.html")
+    page.find("#results .filter").send_keys("gru adam")
+    names = page.script(f"return Array.from(document.querySelectorAll('#results .name')).filter({SHOWN}).map({TEXT})")
+    assert names
+    assert all("gru" in name and "adam" in name for name in names)
+
+
 def test_the_page_is_whole_without_scripts(browser: Browser, report: Path) -> None:
     with_scripts = browser.open(report / "index.html")
     assert with_scripts.visible("th button")
