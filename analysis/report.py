@@ -21,7 +21,7 @@ from analysis.blocks.section import Prose, Section, with_details_folded
 from analysis.blocks.sentences import scope_of
 from analysis.blocks.table import Table, escape_markdown, longest_run_of_backticks, markdown_code
 from analysis.claims.answer import Answer
-from analysis.claims.answers import answers, rival
+from analysis.claims.answers import answers
 from analysis.claims.page import answers_section, claims_data
 from analysis.plots import look
 from analysis.plots.column import column_files
@@ -30,13 +30,12 @@ from analysis.plots.files import FORMATS, figure_bytes, inline_svg
 from analysis.plots.scatter import costs_chart, spread_chart
 from analysis.sections.behaviour import behaviour_data, behaviour_section, samples_page
 from analysis.sections.cost import cost_section
-from analysis.sections.coverage import open_runs_table
 from analysis.sections.effects import effects_section
-from analysis.sections.next_runs import next_section
 from analysis.sections.published import published_section
 from analysis.sections.results import groups_section, hyperparameter_blocks, results_blocks
 from analysis.sections.samples import PAGE
 from analysis.sections.search import search_section
+from analysis.sections.unfinished import open_runs_table
 from analysis.study import units
 from analysis.study.examined import examined_runs
 from analysis.study.numbering import VariantNumber
@@ -149,12 +148,11 @@ def report_sections(study: StudyFiles, found: Sequence[Answer]) -> list[Section]
     opened = [
         answers_section(study, found),
         Section(name="results", title="Results", blocks=results_blocks(study)),
-        search_section(study),
+        search_section(study, next((one for one in found if one.name == "search"), None)),
         published_section(study),
         Section(
             name="curves", title="Learning curves", blocks=[*curve_charts(study), *point_charts(study)] or [nothing]
         ),
-        next_section(study, rival(found)),
     ]
     folded = [
         groups_section(study),
@@ -224,7 +222,7 @@ def report_page(study: StudyFiles) -> Page:
     """What the report says, its figures not yet drawn."""
     behaviour = {name: table for name, table in behaviour_data(examined_runs(study)).items() if len(table)}
     data = {"runs": study.runs, "epochs": study.epochs, "attempts": study.attempts, **behaviour}
-    found, warnings = answers(study.compared)
+    found, warnings = answers(study)
     study = dataclasses.replace(study, warnings=[*study.warnings, *warnings])
     sections = [_with_notes(section, study) for section in report_sections(study, found) if section.blocks]
     anchors = {*anchors_of(sections), *(["section-warnings"] if study.warnings else [])}

@@ -171,29 +171,33 @@ def lab() -> Generator[RayLab]:
         lab.close()
 
 
-@pytest.fixture(scope="session")
-def ray_cluster() -> Generator[RayLab]:
-    """Two nodes of four cores and one fake GPU each; for tests that leave it as it was."""
-    lab = RayLab()
-    try:
-        lab.start_cluster((4, 1), (4, 1))
-        yield lab
-    finally:
-        lab.close()
-
-
-@pytest.fixture(scope="session")
-def _running_slurm() -> Generator[LoopbackCluster]:
-    require_slurm()
-    with LoopbackCluster(ClusterOptions(nodes=3, cpus=4, gpus=2)) as cluster:
-        yield cluster
+_clusters: dict[str, RayLab | LoopbackCluster] = {}
+"""Fixture -> the cluster of its tests. It is closed once the next test does without: an idle one has work, too."""
 
 
 @pytest.fixture
-def slurm_cluster(_running_slurm: LoopbackCluster) -> Generator[LoopbackCluster]:
+def ray_cluster() -> RayLab:
+    """Two nodes of four cores and one fake GPU each; for tests that leave it as it was."""
+    lab = _clusters.get("ray_cluster")
+    if lab is None:
+        lab = _clusters["ray_cluster"] = RayLab()
+        lab.start_cluster((4, 1), (4, 1))
+    assert isinstance(lab, RayLab)
+    return lab
+
+
+@pytest.fixture
+def slurm_cluster() -> Generator[LoopbackCluster]:
     """Three nodes of four cores and two fake GPUs each."""
-    yield _running_slurm
-    _running_slurm.run("scancel", "--me")
+    require_slurm()
+    cluster = _clusters.get("slurm_cluster")
+    if cluster is None:
+        cluster = LoopbackCluster(ClusterOptions(nodes=3, cpus=4, gpus=2))
+        cluster.start()
+        _clusters["slurm_cluster"] = cluster
+    assert isinstance(cluster, LoopbackCluster)
+    yield cluster
+    cluster.run("scancel", "--me")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -293,11 +297,18 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
         _current = None
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(nextitem: pytest.Item | None) -> Generator[None, object, object]:
+    """Close what the next test does without."""
     global _current
-    if nextitem is None:  # after the last test, the clusters of the session are stopped
+    if nextitem is None:  # what modules share is ended after the last test
         _current = None
+    try:
+        return (yield)
+    finally:
+        for name in _clusters.keys() - set(getattr(nextitem, "fixturenames", ())):
+            _current = None
+            _clusters.pop(name).close()
 
 
 # -- too long --------------------------------------------------------------------------------------------------------

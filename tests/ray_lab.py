@@ -102,7 +102,8 @@ class RayLab:
         }
         file = self.folder / "autoscaling.json"
         file.write_text(json.dumps(config))
-        words = ["--head", "--num-cpus=1", "--include-dashboard=false", f"--object-store-memory={80 * 2**20}"]
+        words = ["--head", "--num-cpus=1", f"--object-store-memory={80 * 2**20}"]
+        words += ["--include-dashboard=false", "--include-log-monitor=false"]
         words += [f"--autoscaling-config={file}", f"--temp-dir={self.folder}/r", "--node-ip-address=127.0.0.1"]
         self.env |= {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1"}
         begun = self.run([sys.executable, "-m", "ray.scripts.scripts", "start", *words], cwd=ROOT)

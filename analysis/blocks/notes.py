@@ -2,7 +2,6 @@
 
 import dataclasses
 import statistics
-from collections.abc import Sequence
 
 import pandas as pd
 
@@ -10,7 +9,7 @@ from analysis.blocks.section import Note
 from analysis.study import units
 from analysis.study.comparison import finished
 from analysis.study.record import GAPS, TIMES, WrittenNote
-from analysis.study.settings import best_settings, settings_of
+from analysis.study.settings import best_settings, geometric_mean, settings_of
 from analysis.study.study import StudyFiles
 from seqlm.references import Reference, fill_references
 
@@ -34,7 +33,8 @@ def _result(reference: Reference, note: WrittenNote, study: StudyFiles) -> str:
     values = _runs_of(reference, note, study)[reference.metric].to_list()
     if not values or not all(map(units.is_number, values)):
         return UNKNOWN
-    return written(reference.metric, mean(reference.metric, values))
+    mean = statistics.fmean(values) if reference.metric in GAPS else geometric_mean(values)
+    return written(reference.metric, mean)
 
 
 def _runs_of(reference: Reference, note: WrittenNote, study: StudyFiles) -> pd.DataFrame:
@@ -46,13 +46,6 @@ def _runs_of(reference: Reference, note: WrittenNote, study: StudyFiles) -> pd.D
     runs = finished(of_note.on_one_text.compared.runs)
     best = best_settings(settings_of(runs[runs["arch"] == reference.name]))
     return runs[runs["number"].isin([run for setting in best for run in setting.runs])]
-
-
-def mean(metric: str, values: Sequence[float]) -> float:
-    """Return the mean of a metric over seeds, of anything but a gap the geometric one."""
-    if metric in GAPS or min(values) <= 0:
-        return statistics.fmean(values)
-    return statistics.geometric_mean(values)
 
 
 def written(metric: str, value: float) -> str:

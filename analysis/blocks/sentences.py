@@ -11,7 +11,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from analysis.study import units
 from analysis.study.columns import SAME_TEXT
 from analysis.study.comparison import APART, finished, went_further
-from analysis.study.settings import Setting
 from analysis.study.study import StudyFiles
 
 
@@ -40,27 +39,15 @@ def _environment() -> Environment:
         "ppl": units.perplexity,
         "time": units.duration,
         "hours": units.hours,
-        "nats": units.decimals(".3f"),
-        "signed": units.signed,
         "percent": units.percent,
         "few": first_few,
         "all": lambda items: units.listing(list(items)),
         "n": units.count,
-        "times": lambda factor: f"{factor:.2f} times" if factor < 10 else f"{factor:,.0f} times",
-        "described": described,
     }
     return found
 
 
 # -- phrases -------------------------------------------------------------------------------------------------------
-
-
-def described(setting: Setting) -> str:
-    """``103.41 (6 gru-sgd)``; with several seeds ``98.5 (1/2/3 gru, mean of 3 seeds, 95 % interval 97.53 to 99.1)``."""
-    of, seeds = setting.interval, ""
-    if of.n > 1:
-        seeds = f", mean of {of.n} seeds, 95 % interval {units.perplexity(of.low)} to {units.perplexity(of.high)}"
-    return f"{units.perplexity(setting.val_ppl)} ({setting.reference}{seeds})"
 
 
 def first_few(items: Sequence[str], most: int) -> str:

@@ -12,6 +12,9 @@ class Answer:
     name: str
     title: str
     points: list[str]
+    """The verdict."""
+    details: list[str] = field(default_factory=list)
+    """More numbers, which the page folds."""
     claims: list[Claim] = field(default_factory=list)
     evidence: tuple[str, ...] = ()
     """Names of the tables and figures that show it."""

@@ -6,12 +6,30 @@ import itertools
 import math
 from collections.abc import Sequence
 
+from analysis.blocks.sentences import first_few
 from analysis.claims.answer import Answer, cannot
-from analysis.claims.claim import Claim, Kind, compare, comparison, direction, numbered, outcome, ranked, ranking
+from analysis.claims.claim import (
+    Claim,
+    Kind,
+    brief,
+    compare,
+    comparison,
+    direction,
+    labelled,
+    numbered,
+    outcome,
+    ranked,
+    ranking,
+    unclear,
+    written,
+)
 from analysis.claims.expected import expected_points
 from analysis.claims.facts import Facts, best_of_each, highest, timed_on_one_machine
 from analysis.claims.mechanisms import curious
 from analysis.claims.models import gradients, steps
+from analysis.claims.next_runs import next_runs
+from analysis.claims.published import published
+from analysis.claims.search import search
 from analysis.claims.texts import samples
 from analysis.claims.verdict import Noise, Verdict, difference, verdicts
 from analysis.study import units
@@ -22,6 +40,8 @@ from analysis.study.study import OVERFITTED_FROM, StudyFiles
 
 MOST_COMPARED = 20
 """The setting with the lowest perplexity is compared with at most this many others."""
+MOST_NAMED = 3
+"""A sentence names at most this many settings, and counts the others."""
 ENOUGH = 2
 """Optimizers that architectures must have in common for their spreads to be compared."""
 
@@ -29,19 +49,30 @@ ENOUGH = 2
 def answers(study: StudyFiles) -> tuple[list[Answer], list[str]]:
     """Return an answer to each question, and a warning for each file that cannot be read.
 
-    ``study`` is one at equal epochs.
+    Settings are compared at equal epochs, and but for expectations those on one text.
     """
-    all_texts = Facts(study=study)
-    one = all_texts if study.on_one_text is study else Facts(study=study.on_one_text)  # which reads each file once
-    questions = [optimizers, picks, reliability, steps, gradients, samples, curious]
-    found = [expected(all_texts), *(question(one) for question in questions)]
-    return found, list(dict.fromkeys([*all_texts.warnings, *one.warnings]))
+    compared = study.compared
+    all_texts = Facts(study=compared)
+    # One object for both reads each file once.
+    one = all_texts if compared.on_one_text is compared else Facts(study=compared.on_one_text)
+    own = picks(one)
+    found = [
+        expected(all_texts),
+        published(study),
+        optimizers(one),
+        own,
+        reliability(one),
+        search(study),
+        *(question(one) for question in (steps, gradients, samples, curious)),
+        next_runs(study, one.settings, rival(own)),
+    ]
+    warnings = dict.fromkeys([*all_texts.warnings, *one.warnings])
+    return [answer for answer in found if answer is not None], list(warnings)
 
 
-def rival(found: Sequence[Answer]) -> str | None:
+def rival(own: Answer) -> str | None:
     """Return the first setting that is not told apart from the one with the lowest perplexity; ``None``: all are."""
-    claims = [claim for answer in found for claim in answer.claims if claim.question == "picks"]
-    unclear = [claim for claim in claims if claim.kind == Kind.COMPARE and not claim.is_clear]
+    unclear = [claim for claim in own.claims if claim.kind == Kind.COMPARE and not claim.is_clear]
     return unclear[0].members[1] if unclear else None
 
 
@@ -76,61 +107,72 @@ def optimizers(facts: Facts) -> Answer:
     for values, group in itertools.groupby(pairs, key=lambda pair: pair.values):
         members = [(pair, next(found)) for pair in group]
         claims += [claim for _, claim in members]
-        listed = [f"{units.architecture(pair.a.arch)} {outcome(claim)}" for pair, claim in members]
+        listed = ", ".join(f"{units.architecture(pair.a.arch)} {brief(claim)}" for pair, claim in members)
         together = f": {direction([claim for _, claim in members])}" if len(members) > 1 else ""
         a, b = (units.optimizer(value) for value in values)
-        points.append(f"Validation loss with {b} against {a}: {'; '.join(listed)}{together}.")
+        points.append(f"Loss with {b} less {a}: {listed}{together}.")
     if not pairs:
         points.append("No two settings with different optimizers agree in model, data and training.")
+    lowest = []
     for kind in firsts:
         pair_claim, members_of = next(found), of_kind[kind]
         claim = ranking(pair_claim, [one.reference for one in members_of], [one.val_ppl for one in members_of])
         claims.append(claim)
-        labels = [units.architecture(one.arch) for one in members_of]
-        points.append(f"{units.optimizer(kind)} by architecture: {ranked(claim, labels)}.")
-    times, said = times_of_optimizers(facts, name)
-    claims += times
-    points += said
-    gaps = [(one, facts.gap(one)) for kind in kinds for one in of_kind[kind][:1]]
-    known = [(one, gap) for one, gap in gaps if math.isfinite(gap)]
-    if known:
-        claim = values_of(name, "gap", [one.reference for one, _ in known], [gap for _, gap in known])
-        claims.append(claim)
-        gaps_of = numbered(claim, [units.optimizer(one.optimizer) for one, _ in known])
-        points.append(f"Validation less training loss without dropout, of the lowest of each: {', '.join(gaps_of)}.")
-    else:
-        points.append("Training loss without dropout is not recorded, so generalisation is its test perplexity alone.")
-    counts = {key: sum((one.arch, one.optimizer) == key for one in settings) for key in best}
-    claim = Claim(
-        question=name,
-        kind=Kind.COUNT,
-        measure="val_ppl",
-        members=tuple(f"{units.architecture(arch)} {units.optimizer(kind)}" for arch, kind in counts),
-        values=tuple(map(float, counts.values())),
+        first, second = (units.architecture(one.arch) for one in members_of[:2])
+        lowest.append(f"{units.optimizer(kind)}: {first} {written(claim)[0]}{unclear(claim, second)}")
+    points += [f"Architecture with the lowest perplexity. {'; '.join(lowest)}."] if lowest else []
+    times, gaps_of, counts = times_of_optimizers(facts, name), gaps(facts, name, of_kind), tried(settings, name)
+    claims += [*times[0], *gaps_of[0], *counts[0]]
+    return Answer(
+        name=name,
+        title=title,
+        points=[*points, gaps_of[1]],
+        details=[*filter(None, [times[1]]), counts[1]],
+        claims=claims,
+        evidence=("results", "effects"),
     )
-    claims.append(claim)
-    if set(counts.values()) == {1}:
-        points.append("One setting per optimizer and architecture: how well each is tuned is not known.")
-    else:
-        listed = [f"{who} {value:.0f}" for who, value in zip(claim.members, claim.values, strict=True)]
-        points.append(f"Settings tried, of which the lowest counts: {', '.join(listed)}.")
-    return Answer(name=name, title=title, points=points, claims=claims, evidence=("results", "effects"))
 
 
-def times_of_optimizers(facts: Facts, question: str) -> tuple[list[Claim], list[str]]:
+def times_of_optimizers(facts: Facts, question: str) -> tuple[list[Claim], str]:
     """Compare the times in which the optimizers of one architecture reach the perplexity that all of them reach."""
-    claims, points = [], []
+    claims, parts = [], []
     best = best_of_each(timed_on_one_machine(facts))
     for arch in units.in_order(units.ARCHITECTURES, {arch for arch, _ in best}):
         members = [one for (own, _), one in best.items() if own == arch]
         claim = first_to(facts, question, members, highest(members, facts)) if len(members) > 1 else None
         if claim is not None:
             claims.append(claim)
-            target = units.perplexity(claim.given["target"])
             kinds = {one.reference: units.optimizer(one.optimizer) for one in members}
-            said = ranked(claim, [kinds[member] for member in claim.members])
-            points.append(f"Time to {target}, which each {units.architecture(arch)} reaches: {said}.")
-    return claims, points
+            target = units.perplexity(claim.given["target"])
+            times = labelled(claim, [kinds[member] for member in claim.members])
+            parts.append(f"{units.architecture(arch)} ({target}) {times}{unclear(claim, 'the first two')}")
+    return claims, f"Time to the perplexity that each optimizer reaches: {'; '.join(parts)}." if parts else ""
+
+
+def gaps(facts: Facts, question: str, of_kind: dict[str, list[Setting]]) -> tuple[list[Claim], str]:
+    """State how far the lowest setting of each optimizer is from its training loss."""
+    lowest = [found[0] for found in of_kind.values()]
+    known = [(one, gap) for one in lowest if math.isfinite(gap := facts.gap(one))]
+    if not known:
+        return [], "Training loss without dropout is not recorded, so generalisation is test perplexity alone."
+    claim = values_of(question, "gap", [one.reference for one, _ in known], [gap for _, gap in known])
+    kinds = [units.optimizer(one.optimizer) for one, _ in known]
+    return [claim], f"Validation less training loss without dropout, of the lowest of each: {labelled(claim, kinds)}."
+
+
+def tried(settings: Sequence[Setting], question: str) -> tuple[list[Claim], str]:
+    """Count the settings of which the lowest of each architecture and optimizer counts."""
+    counts = {key: sum((one.arch, one.optimizer) == key for one in settings) for key in best_of_each(settings)}
+    claim = Claim(
+        question,
+        Kind.COUNT,
+        "settings",
+        [f"{units.architecture(arch)} {units.optimizer(kind)}" for arch, kind in counts],
+        list(map(float, counts.values())),
+    )
+    if set(counts.values()) == {1}:
+        return [claim], "One setting per optimizer and architecture: how well each is tuned is not known."
+    return [claim], f"Settings tried, of which the lowest counts: {labelled(claim, claim.members)}."
 
 
 # -- the picks ---------------------------------------------------------------------------------------------------------
@@ -143,55 +185,52 @@ def picks(facts: Facts) -> Answer:
     if not ordered:
         return cannot(name, title, "no run has finished")
     best, others = ordered[0], ordered[1 : 1 + MOST_COMPARED]
-    claims: list[Claim] = []
     test = f", test {units.perplexity(best.test_ppl)}" if units.is_number(best.test_ppl) else ""
     if not others:
-        claims.append(values_of(name, "val_ppl", [best.reference], [best.val_ppl]))
-        return Answer(
-            name=name,
-            title=title,
-            points=[f"The only finished setting: {numbered(claims[0])[0]}{test}."],
-            claims=claims,
-            evidence=("results",),
-        )
+        claim = values_of(name, "val_ppl", [best.reference], [best.val_ppl])
+        points = [f"The only finished setting: {numbered(claim)[0]}{test}."]
+        return Answer(name=name, title=title, points=points, claims=[claim], evidence=("results",))
     against = compared_losses(facts, name, [(best, other) for other in others])
-    claims += against
     lowest, following = numbered(against[0])
-    points = [
-        f"Generalisation: {lowest}{test}. Against the next, {following}: {outcome(against[0])}.",
-    ]
+    points = [f"Generalisation: {lowest}{test}. Against the next, {following}: {outcome(against[0])}."]
     level = [claim.members[1] for claim in against[1:] if claim.verdict in (Verdict.NOT_APART, Verdict.EQUAL)]
-    if level:
-        more = f" and {len(level) - 3} more" if len(level) > 3 else ""
-        points.append(f"Also not told apart from it: {', '.join(level[:3])}{more}.")
-    if best.final_val_ppl > OVERFITTED_FROM * best.val_ppl:
-        final = units.perplexity(best.final_val_ppl)
-        points.append(
-            f"After its last epoch its validation perplexity is {final}, so take the parameters of its best epoch."
-        )
+    details = [f"Also not told apart from it: {first_few(level, MOST_NAMED)}."] if level else []
+    claims, said = soonest(facts, name, best, against)
+    return Answer(
+        name=name,
+        title=title,
+        points=[*points, said],
+        details=details,
+        claims=[*against, *claims],
+        evidence=("results", "time-and-perplexity"),
+    )
+
+
+def soonest(facts: Facts, question: str, best: Setting, against: Sequence[Claim]) -> tuple[list[Claim], str]:
+    """Name the settings that reach a perplexity first, and what the first of them costs.
+
+    ``against``: comparisons of the setting with the lowest perplexity with others.
+    """
     timed = timed_on_one_machine(facts)
-    if len(timed) > 1:
-        near = WITHIN * min(one.val_ppl for one in timed)
-        targets = {"which all of them reach": highest(timed, facts), f"{WITHIN:g} times the lowest": near}
-        for words, target in targets.items():
-            claim = first_to(facts, name, timed, target)
-            if claim is not None:
-                claims.append(claim)
-                told = ranked(claim, most=2) if len(claim.members) > 1 else f"{ranked(claim)} alone"
-                points.append(f"Time to {units.perplexity(target)}, {words}: {told}.")
-        soonest = first_setting(facts, timed, near)
-        if soonest is not None and soonest is not best:
-            cost = next((claim for claim in against if claim.members[1] == soonest.reference), None)
-            if cost is not None:
-                points.append(f"The cost of the setting for time: {comparison(cost)}.")
-        elif soonest is best:
-            points.append("Both picks are one setting, so neither costs the other anything.")
-        left = len(facts.settings) - len(timed)
-        if left:
-            points.append(f"Times are those on {timed[0].machine}, without {units.count(left, 'setting')}.")
-    else:
-        points.append("Time: fewer than two settings have recorded times on one machine.")
-    return Answer(name=name, title=title, points=points, claims=claims, evidence=("results", "time-and-perplexity"))
+    if len(timed) < 2:
+        return [], "Time: fewer than two settings have recorded times on one machine."
+    near = WITHIN * min(one.val_ppl for one in timed)
+    claims, parts = [], []
+    for words, target in ((", which all reach", highest(timed, facts)), (f", {WITHIN:g} times the lowest", near)):
+        claim = first_to(facts, question, timed, target)
+        if claim is not None:
+            claims.append(claim)
+            told = ranked(claim, most=2) if len(claim.members) > 1 else f"{ranked(claim)} alone"
+            parts.append(f"to {units.perplexity(target)}{words}: {told}")
+    first = first_setting(facts, timed, near)
+    cost = next((claim for claim in against if first is not None and claim.members[1] == first.reference), None)
+    end = f" Cost of the setting for time: {comparison(cost)}." if cost is not None else ""
+    if first is best:
+        end = " Both picks are one setting, so neither costs the other anything."
+    left = len(facts.settings) - len(timed)
+    if left:
+        end += f" Without {units.count(left, 'setting')} on another machine than {timed[0].machine}."
+    return claims, f"Time {'; '.join(parts)}.{end}"
 
 
 # -- reliability -------------------------------------------------------------------------------------------------------
@@ -218,50 +257,45 @@ def reliability(facts: Facts) -> Answer:
     spreads = []
     for arch in archs:
         ordered = by_perplexity(best[arch, kind] for kind in common)
-        found = facts.difference(ordered[0], ordered[-1])
-        spreads.append((arch, ordered, found))
+        spreads.append((arch, ordered, facts.difference(ordered[0], ordered[-1])))
     spreads.sort(key=lambda one: one[2].nats)
-    text = facts.settings[0].text
-    noise = facts.noise(text)
+    noise = facts.noise(facts.settings[0].text)
     ends = [one[2] for one in spreads]
-    errors = [one.error(noise) for one in (ends[0], ends[-1])]
     between = difference((ends[0].nats, ends[-1].nats))
-    gap_error = math.hypot(*errors)
+    gap_error = math.hypot(ends[0].error(noise), ends[-1].error(noise))
     verdict = Verdict.UNKNOWN
     if noise.is_known and math.isfinite(gap_error):
         # A spread is a difference of two settings, so two spreads differ by the noise of four.
-        known = Noise(variance=gap_error**2 / 2, freedom=noise.freedom)
-        (verdict,) = verdicts([between], known)
-    kinds = ", ".join(units.optimizer(kind) for kind in common)
-    members = [
-        f"{units.architecture(arch)}, {ordered[0].reference} to {ordered[-1].reference}" for arch, ordered, _ in spreads
-    ]
+        (verdict,) = verdicts([between], Noise(variance=gap_error**2 / 2, freedom=noise.freedom))
     claim = Claim(
-        question=name,
-        kind=Kind.SPREAD,
-        measure="spread",
-        members=tuple(members),
-        values=tuple(found.nats for _, _, found in spreads),
+        name,
+        Kind.SPREAD,
+        "spread",
+        tuple(
+            f"{units.architecture(arch)}, {ordered[0].reference} to {ordered[-1].reference}"
+            for arch, ordered, _ in spreads
+        ),
+        [found.nats for _, _, found in spreads],
         verdict=verdict,
         difference=between.nats,
         error=gap_error,
         given={"optimizers": list(common)},
     )
-    listed = [
+    listed = "; ".join(
         f"{units.architecture(arch)} {units.perplexity(ordered[0].val_ppl)} to {units.perplexity(ordered[-1].val_ppl)} "
         f"({found.nats:.3f} nats)"
         for arch, ordered, found in spreads
-    ]
+    )
     first, last = (units.architecture(spreads[place][0]) for place in (0, -1))
     told = {
         Verdict.APART: f"the {first} spreads less than the {last}, so it is the more reliable over optimizers",
         Verdict.UNKNOWN: "no verdict on which spreads less",
     }.get(verdict, f"the spreads of {first} and {last} are not told apart")
-    points = [f"Lowest settings over {kinds}: {'; '.join(listed)}: {told}.", *points]
+    kinds = ", ".join(units.optimizer(kind) for kind in common)
     return Answer(
         name=name,
         title=title,
-        points=points,
+        points=[f"Lowest settings over {kinds}: {listed}: {told}.", *points],
         claims=[claim, *claims],
         evidence=("results",),
     )
@@ -271,32 +305,50 @@ def instability(facts: Facts, question: str, archs: Sequence[str]) -> tuple[list
     """Count the runs of each architecture that diverged, and those that ended 5 % above their best."""
     runs = facts.study.runs
     diverged = runs[(runs["state"] == "failed") & (runs["failure_kind"] == "diverged")]
-    done = list(facts.rows.values())
     names = units.in_order(units.ARCHITECTURES, {*archs, *diverged["arch"].dropna()})
     if not names:
         return [], []
-    rose = [
-        sum(row["arch"] == arch and row["final_val_ppl"] > OVERFITTED_FROM * row["val_ppl"] for row in done)
-        for arch in names
-    ]
-    failed = [int((diverged["arch"] == arch).sum()) for arch in names]
-    of = [sum(row["arch"] == arch for row in done) + bad for arch, bad in zip(names, failed, strict=True)]
-    claims = [
-        Claim(
-            question=question,
-            kind=Kind.COUNT,
-            measure="val_ppl",
-            members=tuple(map(units.architecture, names)),
-            values=tuple(map(float, counts)),
-            given={"counted": what, "of": of},
+    done = list(facts.rows.values())
+    rose = [row for row in done if row["final_val_ppl"] > OVERFITTED_FROM * row["val_ppl"]]
+    of = [sum(row["arch"] == arch for row in done) + int((diverged["arch"] == arch).sum()) for arch in names]
+    claims, points = [], []
+    kinds = {"diverged": diverged["arch"].tolist(), "ended 5 % above their best": [row["arch"] for row in rose]}
+    for what, found in kinds.items():
+        counts = [found.count(arch) for arch in names]
+        claims.append(
+            Claim(
+                question,
+                Kind.COUNT,
+                "runs",
+                list(map(units.architecture, names)),
+                list(map(float, counts)),
+                given={"counted": what, "of": of},
+            )
         )
-        for what, counts in (("diverged", failed), ("ended 5 % above their best", rose))
-    ]
-    listed = [
-        f"{units.architecture(arch)} {bad} and {up} of {all_}"
-        for arch, bad, up, all_ in zip(names, failed, rose, of, strict=True)
-    ]
-    return [f"Runs that diverged, and that ended 5 % or more above their best epoch: {', '.join(listed)}."], claims
+        by_arch = zip(names, counts, of, strict=True)
+        listed = ", ".join(f"{units.architecture(arch)} {bad} of {whole}" for arch, bad, whole in by_arch)
+        points += [f"Runs that {what}: {listed}."] if any(counts) else []
+    points = points or [f"No run of {sum(of)} diverged, or ended 5 % above its best epoch."]
+    for row in sorted(rose, key=lambda row: -row["final_val_ppl"] / row["val_ppl"])[:MOST_NAMED]:
+        claims.append(overfitted(question, row))
+        points.append(
+            f"{row['number']} {row['name']}: validation {' then '.join(map(units.perplexity, claims[-1].values))}, "
+            f"training {' then '.join(map(units.perplexity, claims[-1].given['training']))} "
+            f"(epoch {row['best_epoch'] + 1:.0f}, then the last)."
+        )
+    return [" ".join(points)], claims
+
+
+def overfitted(question: str, row: dict[str, float]) -> Claim:
+    """State the perplexities of a run at its best epoch and after its last."""
+    return Claim(
+        question,
+        Kind.VALUE,
+        "val_ppl",
+        ("best epoch", "last epoch"),
+        (row["val_ppl"], row["final_val_ppl"]),
+        given={"run": f"{row['number']} {row['name']}", "training": [row["train_ppl"], row["final_train_ppl"]]},
+    )
 
 
 # -- shared ------------------------------------------------------------------------------------------------------------
@@ -316,7 +368,7 @@ def compared_losses(facts: Facts, question: str, pairs: Sequence[tuple[Setting, 
 
 def values_of(question: str, measure: str, members: Sequence[str], values: Sequence[float]) -> Claim:
     """Return a claim that states numbers."""
-    return Claim(question=question, kind=Kind.VALUE, measure=measure, members=tuple(members), values=tuple(values))
+    return Claim(question, Kind.VALUE, measure, members, values)
 
 
 def arrivals(facts: Facts, settings: Sequence[Setting], target: float) -> list[tuple[float, Setting]]:
@@ -339,11 +391,11 @@ def first_to(facts: Facts, question: str, settings: Sequence[Setting], target: f
         return None
     sooner = len(found) < 2 or facts.is_sooner(found[0][1], found[1][1], target)
     return Claim(
-        question=question,
-        kind=Kind.FIRST,
-        measure="seconds_to_target",
-        members=tuple(one.reference for _, one in found),
-        values=tuple(seconds for seconds, _ in found),
+        question,
+        Kind.FIRST,
+        "seconds_to_target",
+        [one.reference for _, one in found],
+        [seconds for seconds, _ in found],
         verdict=None if len(found) < 2 else Verdict.APART if sooner else Verdict.NOT_APART,
         given={"target": target},
     )

@@ -7,11 +7,11 @@ and its verdict alone, so that a word such as "lower" cannot stand where the pol
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from analysis.claims.verdict import Difference, Noise, Verdict
 from analysis.study import units
@@ -37,15 +37,12 @@ class Kind(StrEnum):
     """How a number goes along a window."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Measure:
-    """What is measured: how a number is written, and the words for less and more of it."""
+class Measure(NamedTuple):
+    """What is measured: how a number is written, the words for less and more of it, and its unit."""
 
-    words: str
-    less: str
-    more: str
-    write: Any
-    """Returns a number as text."""
+    write: Callable[[Any], str]
+    less: str = "lower"
+    more: str = "higher"
     unit: str = ""
 
 
@@ -57,35 +54,26 @@ def seconds(value: Any) -> str:
 NATS = units.decimals(".3f")
 MEASURES: Mapping[str, Measure] = MappingProxyType(
     {
-        "val_ppl": Measure(words="validation perplexity", less="lower", more="higher", write=units.perplexity),
-        "train_ppl": Measure(words="training perplexity", less="lower", more="higher", write=units.perplexity),
-        "test_ppl": Measure(words="test perplexity", less="lower", more="higher", write=units.perplexity),
-        "gap": Measure(
-            words="gap to the training loss", less="smaller", more="larger", write=units.signed, unit="nats"
-        ),
-        "final_gap": Measure(
-            words="gap to the training loss after the last epoch",
-            less="smaller",
-            more="larger",
-            write=units.signed,
-            unit="nats",
-        ),
-        "epoch_seconds": Measure(words="time of an epoch", less="shorter", more="longer", write=seconds),
-        "wall_seconds": Measure(words="time of all epochs", less="shorter", more="longer", write=units.duration),
-        "seconds_to_target": Measure(words="time to a perplexity", less="sooner", more="later", write=seconds),
-        "spread": Measure(words="spread of the losses", less="less", more="more", write=NATS, unit="nats"),
-        "step_loss": Measure(words="loss at a time step", less="lower", more="higher", write=NATS, unit="nats"),
-        "context_tokens": Measure(words="context that lowers the loss", less="fewer", more="more", write=units.whole),
-        "gradient_factor": Measure(words="factor of the gradient per step", less="smaller", more="larger", write=NATS),
-        "rating": Measure(words="loss of texts under the panel", less="lower", more="higher", write=NATS, unit="nats"),
-        "known_pairs": Measure(words="known pairs of tokens", less="fewer", more="more", write=units.percent),
-        "known_triples": Measure(words="known triples of tokens", less="fewer", more="more", write=units.percent),
-        "share": Measure(words="share", less="smaller", more="larger", write=units.percent),
+        **dict.fromkeys(("val_ppl", "train_ppl", "test_ppl"), Measure(units.perplexity)),
+        **dict.fromkeys(("gap", "final_gap"), Measure(units.signed, "smaller", "larger", "nats")),
+        "epoch_seconds": Measure(seconds, "shorter", "longer"),
+        "wall_seconds": Measure(units.duration, "shorter", "longer"),
+        "seconds_to_target": Measure(seconds, "sooner", "later"),
+        "spread": Measure(NATS, "less", "more", "nats"),
+        **dict.fromkeys(("step_loss", "rating", "sample_loss"), Measure(NATS, unit="nats")),
+        "gradient_factor": Measure(NATS),
+        **dict.fromkeys(("known_pairs", "known_triples", "share", "importance"), Measure(units.percent)),
+        **dict.fromkeys(("runs", "settings", "pairs", "context_tokens"), Measure(units.whole, "fewer", "more")),
+        "epochs": Measure(units.decimals(",.0f"), "fewer", "more"),
+        "hours": Measure(units.hours, "fewer", "more"),
+        "lr": Measure(units.plain_value),
+        "fall_per_epoch": Measure(units.decimals(".2%")),
+        "published_percent": Measure(units.decimals("+,.1f"), unit="%"),
     }
 )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Claim:
     """One statement of the report."""
 
@@ -93,9 +81,9 @@ class Claim:
     """Name of the answer in which it stands."""
     kind: Kind
     measure: str
-    members: tuple[str, ...]
+    members: Sequence[str]
     """What it is about: settings as ``4/12 gru-adam``, or groups of them."""
-    values: tuple[float, ...]
+    values: Sequence[float]
     """A number of each member."""
     verdict: Verdict | None = None
     """Of the first two members, for kinds that compare."""
@@ -147,11 +135,11 @@ def compare(
     """Return the claim that a verdict on two losses is. One whose tokens say otherwise than its table says nothing."""
     is_contrary = (values[1] - values[0]) * found.nats < 0
     return Claim(
-        question=question,
-        kind=Kind.COMPARE,
-        measure=measure,
-        members=members,
-        values=values,
+        question,
+        Kind.COMPARE,
+        measure,
+        members,
+        values,
         verdict=Verdict.NOT_APART if is_contrary and verdict in (Verdict.APART, Verdict.THIS_TEXT) else verdict,
         difference=found.nats,
         error=found.error(noise),
@@ -161,40 +149,40 @@ def compare(
 
 def ranking(first: Claim, members: Sequence[str], values: Sequence[float]) -> Claim:
     """Return the claim on the order of some members; ``first``: the comparison of the first two."""
-    return replace(first, kind=Kind.FIRST, members=tuple(members), values=tuple(values))
+    return replace(first, kind=Kind.FIRST, members=members, values=values)
 
 
 # -- words -------------------------------------------------------------------------------------------------------------
 
 
-def numbered(claim: Claim, labels: Sequence[str] = ()) -> list[str]:
-    """Return each member of a claim with its value: ``57.99 (3 transformer-adam)``.
+def numbered(claim: Claim) -> list[str]:
+    """Return each member of a claim with its value: ``57.99 (3 transformer-adam)``."""
+    return [f"{value} ({member})" for member, value in zip(claim.members, written(claim), strict=True)]
 
-    With ``labels``, which say what the members are where the rest of a sentence is about: ``Transformer 57.99 (3)``.
-    """
+
+def labelled(claim: Claim, labels: Iterable[str]) -> str:
+    """Return the values of a claim with a label before each: ``RNN 66.62, GRU 60.77``."""
+    return ", ".join(f"{label} {value}" for label, value in zip(labels, written(claim), strict=True))
+
+
+def written(claim: Claim) -> list[str]:
+    """Return the values of a claim with their unit."""
     measure = MEASURES[claim.measure]
-    values = [f"{measure.write(value)}{f' {measure.unit}' if measure.unit else ''}" for value in claim.values]
-    if labels:
-        runs = [member.split()[0] for member in claim.members]
-        return [f"{label} {value} ({run})" for label, value, run in zip(labels, values, runs, strict=True)]
-    return [f"{value} ({member})" for member, value in zip(claim.members, values, strict=True)]
+    return [f"{measure.write(value)}{f' {measure.unit}' if measure.unit else ''}" for value in claim.values]
 
 
 def outcome(claim: Claim) -> str:
     """Return what a comparison shows of its first member, such as ``lower by 0.056 ± 0.009 nats``."""
     measure, nats = MEASURES[claim.measure], _with_error(claim)
     word = measure.less if claim.is_less else measure.more
-    if claim.verdict == Verdict.APART:
+    if claim.is_clear:
         return f"{word}{f' by {nats}' if nats else ''}"
-    if claim.verdict == Verdict.THIS_TEXT:
-        seeds = "one seed each" if claim.given.get("seeds") == [1, 1] else "its noise over seeds is not known"
-        return f"{word}{f' by {nats}' if nats else ''} on this text; {seeds}"
-    if claim.verdict == Verdict.EQUAL:
-        return "equal within 1 %"
     if claim.verdict == Verdict.NOT_APART:
         needed = claim.given.get("seeds_needed")
         more = f"; with {needed} seeds each such a difference would be" if needed else ""
         return f"not told apart{f' ({nats}{more})' if nats else ''}"
+    if claim.verdict == Verdict.EQUAL:
+        return UNCLEAR[Verdict.EQUAL]
     # A difference without a verdict has no direction in words.
     return f"{units.signed(-claim.difference)} nats, no verdict" if nats else "no verdict"
 
@@ -206,29 +194,42 @@ def _with_error(claim: Claim) -> str:
     return f"{NATS(abs(claim.difference))}{error} nats"
 
 
+UNCLEAR = {Verdict.NOT_APART: "not told apart", Verdict.EQUAL: "equal within 1 %", Verdict.UNKNOWN: "no verdict"}
+
+
+def brief(claim: Claim) -> str:
+    """Return a comparison as a part of a list: the first member less the second in nats, marked if that is not clear.
+
+    ``-0.056 ± 0.009``. Of times both: ``1.02 s against 1.48 s``.
+    """
+    if math.isfinite(claim.difference):
+        error = f" ± {NATS(claim.error)}" if math.isfinite(claim.error) else ""
+        text = f"{units.signed(-claim.difference)}{error}"
+    else:
+        text = " against ".join(map(MEASURES[claim.measure].write, claim.values))
+    return f"{text}{unclear(claim)}"
+
+
+def unclear(claim: Claim, other: str = "") -> str:
+    """Return the mark of a comparison that is not clear, with a space in front. ``other``: what is compared with it."""
+    mark = UNCLEAR.get(claim.verdict) if claim.verdict else None
+    needed = claim.given.get("seeds_needed")
+    if needed and claim.verdict == Verdict.NOT_APART:
+        mark = f"{mark}; {needed} seeds each would tell"
+    return f" ({f'{other}: ' if other else ''}{mark})" if mark else ""
+
+
 def comparison(claim: Claim) -> str:
     """Return a comparison in words: ``60.77 (5 gru-sgd) against 62.97 (2 gru-adam): lower by 0.036 ± 0.010 nats``."""
     first, second = numbered(claim)
     return f"{first} against {second}: {outcome(claim)}"
 
 
-def ranked(claim: Claim, labels: Sequence[str] = (), *, most: int = 3) -> str:
+def ranked(claim: Claim, *, most: int = 3) -> str:
     """Return the members of a claim by value, the least first, and whether the first is told apart from the next."""
-    names = numbered(claim, labels)
-    listed = ", ".join(names[:most])
+    names = numbered(claim)
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    if len(names) == 1:
-        return listed
-    return f"{listed}{more}; the first against the second: {outcome(claim)}"
-
-
-def trend(claim: Claim) -> str:
-    """Return how the loss of the second member follows that of the first, such as ``it rises by 0.251 nats``."""
-    if claim.is_clear:
-        return f"it {'rises' if claim.difference > 0 else 'falls'} by {_with_error(claim)}"
-    if claim.verdict == Verdict.EQUAL:
-        return "it stays the same within 0.01 nats"
-    return f"no change is told apart ({_with_error(claim)})"
+    return ", ".join(names[:most]) + more + unclear(claim, "the first two")
 
 
 def direction(claims: Sequence[Claim]) -> str:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from analysis.blocks.sentences import first_few
-from analysis.claims.claim import Claim, Kind, compare, comparison
+from analysis.claims.claim import Claim, Kind, brief, compare, numbered
 from analysis.claims.facts import Facts, highest
 from analysis.claims.verdict import EpochTimes, Verdict, difference, times_apart, verdicts
 from analysis.study import units
@@ -84,10 +84,11 @@ def _point(question: Question) -> str:
     if not claims:
         alike = "were trained on equal machines" if expectation.metric in TIMES else "predict the same text"
         return f"{told} Cannot be answered: no two finished runs, one from each side, are otherwise equal and {alike}."
-    cases = [
-        f"{case.where}{': ' * bool(case.where)}{comparison(claim)}"
-        for case, claim in zip(question.cases, claims, strict=True)
-    ]
+    cases = [f"{case.where} {brief(claim)}".strip() for case, claim in zip(question.cases, claims, strict=True)]
+    if len(claims) == 1:
+        told_of = numbered(claims[0])
+        differ = f": {cases[0]}" if math.isfinite(claims[0].difference) else ""
+        cases = [f"{' against '.join(told_of)}{differ}"]
     more = f"; and {len(cases) - MOST_TOLD} more" if len(cases) > MOST_TOLD else ""
     verdict = as_expected(claims)
     parts = [f"{told} {verdict}: {'; '.join(cases[:MOST_TOLD])}{more}."]
@@ -95,9 +96,9 @@ def _point(question: Question) -> str:
         keys = first_few(question.also, 4)
         parts.append(f"The sides differ in several keys ({keys}), so this is not the effect of a single one.")
     if verdict.startswith("As expected") and expectation.why:
-        parts.append(f"The reason given: {expectation.why}")
+        parts.append(f"Why: {expectation.why}")
     if verdict.startswith("Not as expected") and expectation.otherwise:
-        parts.append(f"What was to be concluded from that: {expectation.otherwise}")
+        parts.append(f"Otherwise: {expectation.otherwise}")
     return " ".join(parts)
 
 
@@ -157,11 +158,11 @@ def _claims_on_times(facts: Facts, metric: str, cases: Sequence[Case], number: i
     apart = len(pairs) == len(cases) and bool(pairs) and times_apart(pairs)
     return [
         Claim(
-            question="expected",
-            kind=Kind.COMPARE,
-            measure=metric,
-            members=_members(case),
-            values=_values(case),
+            "expected",
+            Kind.COMPARE,
+            metric,
+            _members(case),
+            _values(case),
             verdict=Verdict.APART if apart else Verdict.NOT_APART,
             given={"expectation": number},
         )
@@ -179,11 +180,11 @@ def _claim_on_common(facts: Facts, case: Case, number: int) -> Claim:
         is_apart = facts.is_sooner(a, b, target) or facts.is_sooner(b, a, target)
         verdict = Verdict.APART if is_apart else Verdict.NOT_APART
     return Claim(
-        question="expected",
-        kind=Kind.COMPARE,
-        measure="seconds_to_target",
-        members=_members(case),
-        values=tuple(math.nan if one is None else one for one in seconds),
+        "expected",
+        Kind.COMPARE,
+        "seconds_to_target",
+        _members(case),
+        [math.nan if one is None else one for one in seconds],
         verdict=verdict,
         given={"expectation": number, "target": target},
     )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from analysis.claims.answer import Answer, cannot
-from analysis.claims.claim import Claim, Kind, compare, numbered, outcome, ranking, trend
+from analysis.claims.claim import NATS, Claim, Kind, compare, ranked, ranking, written
 from analysis.claims.facts import Facts
 from analysis.claims.verdict import EQUAL_NATS, LEVEL, Difference, Noise, Verdict, of_blocks, verdicts
 from analysis.study import units
@@ -33,43 +33,62 @@ def steps(facts: Facts) -> Answer:
     length = min(run.behaviour.seq_len for run in runs)
     alike = len({(run.losses.window, run.losses.tokens, run.behaviour.seq_len) for run in runs}) == 1
     if alike:
-        ordered = sorted(runs, key=lambda run: _mean(run, 0, length))
-        claim = _first(facts, name, ordered, length)
+        claim = _first(facts, name, sorted(runs, key=lambda run: _mean(run, 0, length)), length)
         claims.append(claim)
-        others = f"; the first against the second: {outcome(claim)}" if len(ordered) > 1 else ""
-        points.append(f"Perplexity over {length} steps from a zero state: {', '.join(numbered(claim))}{others}.")
-    for run in runs:
-        curve = run.losses.zero_state[: run.behaviour.seq_len]
-        ends = Claim(
-            question=name,
-            kind=Kind.VALUE,
-            measure="val_ppl",
-            members=("after 1 token", f"after {len(curve)} tokens"),
-            values=(math.exp(curve[0]), math.exp(curve[-1])),
-            given={"run": run.reference},
-        )
-        claims.append(ends)
-        first, last = map(units.perplexity, ends.values)
-        said = [f"{first} after one token of context, {last} after {len(curve)}"]
-        used = context_used(curve)
-        if used is not None:
-            claims.append(
-                Claim(
-                    question=name,
-                    kind=Kind.TREND,
-                    measure="context_tokens",
-                    members=(run.reference,),
-                    values=(float(used),),
-                    given={"within_nats": NEAR_NATS},
-                )
-            )
-            said.append(f"within {NEAR_NATS:g} nats of its lowest step from {units.count(used, 'token')} on")
-        beyond = _beyond(name, run)
-        if beyond is not None:
-            claims.append(beyond)
-            said.append(f"past {run.behaviour.seq_len} tokens {trend(beyond)}")
-        points.append(f"{run.reference}: {'; '.join(said)}.")
-    return Answer(name=name, title=title, points=points, claims=claims, evidence=("loss-per-step", "behaviour"))
+        points.append(f"Perplexity over {length} steps from a zero state: {ranked(claim, most=len(runs))}.")
+    labels = labels_of(runs)
+    details = []
+    ends = [_ends(name, run) for run in runs]
+    listed = ", ".join(f"{label} {' and '.join(written(claim))}" for label, claim in zip(labels, ends, strict=True))
+    details.append(f"Perplexity with one token of context and with those of a training window: {listed}.")
+    used = [(label, claim) for label, run in zip(labels, runs, strict=True) for claim in _context(name, run)]
+    if used:
+        listed = ", ".join(f"{label} {claim.values[0]:.0f}" for label, claim in used)
+        points.append(f"Tokens of context until the loss is within {NEAR_NATS:g} nats of the lowest step: {listed}.")
+    beyond = [(label, claim) for label, run in zip(labels, runs, strict=True) for claim in _beyond(name, run)]
+    if beyond:
+        listed = ", ".join(f"{label} {_change(claim)}" for label, claim in beyond)
+        points.append(f"Loss past a training window less that of its second half: {listed}.")
+    claims += [*ends, *(claim for _, claim in [*used, *beyond])]
+    evidence = ("loss-per-step", "behaviour")
+    return Answer(name=name, title=title, points=points, details=details, claims=claims, evidence=evidence)
+
+
+def labels_of(runs: Sequence[ExaminedRun]) -> list[str]:
+    """Return the architecture of each run if that says which is meant, else its number and name."""
+    archs = [units.architecture(run.arch) for run in runs]
+    return archs if len(set(archs)) == len(archs) else [run.reference for run in runs]
+
+
+def _ends(question: str, run: ExaminedRun) -> Claim:
+    """State the perplexity at the first and the last step of a window as long as in training."""
+    curve = run.losses.zero_state[: run.behaviour.seq_len]
+    return Claim(
+        question,
+        Kind.VALUE,
+        "val_ppl",
+        ("after 1 token", f"after {len(curve)} tokens"),
+        (math.exp(curve[0]), math.exp(curve[-1])),
+        given={"run": run.reference},
+    )
+
+
+def _context(question: str, run: ExaminedRun) -> list[Claim]:
+    """State how many tokens of context lower the loss; none if it does not fall along the window."""
+    used = context_used(run.losses.zero_state[: run.behaviour.seq_len])
+    if used is None:
+        return []
+    return [
+        Claim(question, Kind.TREND, "context_tokens", [run.reference], [float(used)], given={"within_nats": NEAR_NATS})
+    ]
+
+
+def _change(claim: Claim) -> str:
+    """Return the change of a loss, marked if it is none or not told apart from none."""
+    text = f"{units.signed(claim.difference)} ± {NATS(claim.error)}"
+    if claim.verdict == Verdict.EQUAL:
+        return f"{text} (equal)"
+    return text if claim.is_clear else f"{text} (not told apart)"
 
 
 def _mean(run: ExaminedRun, first: int, last: int) -> float:
@@ -121,11 +140,11 @@ def falls(curve: Values) -> bool:
     return float(stdtr(count - 2, t)) < LEVEL
 
 
-def _beyond(question: str, run: ExaminedRun) -> Claim | None:
-    """Return the claim how the loss past the training length compares with that of the second half of it."""
+def _beyond(question: str, run: ExaminedRun) -> list[Claim]:
+    """Compare the loss past the training length with that of its second half; none if it is not recorded."""
     blocks, length = run.losses.blocks, run.behaviour.seq_len
     if blocks is None or run.losses.window <= length or length < 2:
-        return None
+        return []
     inside, after = _mean(run, length // 2, length), _mean(run, length, run.losses.window)
     each = blocks[:, length:].mean(axis=1).astype(float) - blocks[:, length // 2 : length].mean(axis=1).astype(float)
     found = _difference(after - inside, each)
@@ -134,16 +153,18 @@ def _beyond(question: str, run: ExaminedRun) -> Claim | None:
     reach = found.reach(Noise())
     if abs(found.nats) + reach < EQUAL_NATS:
         verdict = Verdict.EQUAL
-    return Claim(
-        question=question,
-        kind=Kind.TREND,
-        measure="step_loss",
-        members=(f"{run.reference}, steps {length // 2 + 1} to {length}", f"steps {length + 1} to {run.losses.window}"),
-        values=(inside, after),
-        verdict=verdict,
-        difference=found.nats,
-        error=found.error(Noise()),
-    )
+    return [
+        Claim(
+            question,
+            Kind.TREND,
+            "step_loss",
+            (f"{run.reference}, steps {length // 2 + 1} to {length}", f"steps {length + 1} to {run.losses.window}"),
+            (inside, after),
+            verdict=verdict,
+            difference=found.nats,
+            error=found.error(Noise()),
+        )
+    ]
 
 
 # -- gradients ---------------------------------------------------------------------------------------------------------
@@ -156,29 +177,22 @@ def gradients(facts: Facts) -> Answer:
     if not runs:
         return cannot(name, title, "no gradients are recorded")
     claims: list[Claim] = []
-    points: list[str] = []
-    for run in runs:
+    parts: list[str] = []
+    for label, run in zip(labels_of(runs), runs, strict=True):
         assert run.gradients is not None
         factor = shrinks_by(run.gradients.mean_of_norms) if run.reaches_back else None
         if not run.reaches_back:
-            points.append(f"{run.reference}: zero before the last position, as one block is read at no later one.")
+            parts.append(f"{label} zero before the last position, as no later one reads its one block")
         elif factor is None:
-            points.append(f"{run.reference}: no steady decrease from step to step.")
+            parts.append(f"{label} no steady decrease from step to step")
         else:
             halved = math.log(0.5) / math.log(factor)
             claims.append(
-                Claim(
-                    question=name,
-                    kind=Kind.TREND,
-                    measure="gradient_factor",
-                    members=(run.reference,),
-                    values=(factor,),
-                    given={"halved_in_steps": halved},
-                )
+                Claim(name, Kind.TREND, "gradient_factor", [run.reference], [factor], given={"halved_in_steps": halved})
             )
-            shrinks = f"each step back multiplies the norm by {factor:.2f}"
-            points.append(f"{run.reference}: {shrinks}, which halves it in {halved:.1f} steps.")
-    return Answer(name=name, title=title, points=points, claims=claims, evidence=("gradients", "behaviour"))
+            parts.append(f"{label} {factor:.2f} (halved in {halved:.1f} steps)")
+    points = [f"Factor of the norm for each step back: {'; '.join(parts)}."]
+    return Answer(name=name, title=title, points=points, claims=claims, evidence=("gradient-norms", "behaviour"))
 
 
 def shrinks_by(norms: Values) -> float | None:

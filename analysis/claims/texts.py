@@ -1,18 +1,22 @@
 """What is claimed of the texts that the models write, against pieces of the validation text."""
 
 import math
+from collections.abc import Mapping, Sequence
 
 from analysis.claims.answer import Answer, cannot
-from analysis.claims.claim import Claim, Kind
+from analysis.claims.claim import Claim, Kind, written
 from analysis.claims.facts import Facts
+from analysis.claims.models import labels_of
 from analysis.claims.verdict import Verdict
-from analysis.sections.samples import CLEAR, GOODNESS, sample_sentences, standing
+from analysis.sections.samples import CLEAR, GOODNESS, MEASURES, Text, choose, sample_sentences, standing, texts_of
 from analysis.study.examined import examined_runs
 
 HELD_OUT = "validation text"
+ORDERED = ("Best", "Worst")
+"""Groups of samples that are in one order."""
 SCALE = (
-    "Means over samples ± one standard error, in brackets those of pieces of the validation text. Known: the training "
-    "text has such a pair or triple of tokens."
+    "Known: in the training text. Quoted: the longest stretch of known triples, and the least likely word. In brackets "
+    "after a quirk: pieces of the validation text."
 )
 
 
@@ -31,12 +35,49 @@ def samples(facts: Facts) -> Answer:
                 known = Verdict.APART if abs(away) >= CLEAR else Verdict.NOT_APART
                 claims.append(
                     Claim(
-                        question=name,
-                        kind=Kind.COMPARE,
-                        measure=measure,
-                        members=(run.reference, HELD_OUT),
-                        values=(own["mean"], own["scale_mean"]),
-                        verdict=known if math.isfinite(away) else Verdict.UNKNOWN,
+                        name,
+                        Kind.COMPARE,
+                        measure,
+                        (run.reference, HELD_OUT),
+                        (own["mean"], own["scale_mean"]),
+                        verdict=Verdict.UNKNOWN if math.isnan(away) else known,
                     )
                 )
-    return Answer(name=name, title=title, points=[SCALE, *sample_sentences(runs)], claims=claims, evidence=("samples",))
+    ordered = [_order(name, group, chosen) for group, chosen in choose(texts_of(runs)).items() if group in ORDERED]
+    return Answer(
+        name=name,
+        title=title,
+        points=_verdicts(claims, dict(zip((run.reference for run in runs), labels_of(runs), strict=True))),
+        details=[SCALE, *sample_sentences(runs)],
+        claims=[*claims, *ordered],
+        evidence=("samples",),
+    )
+
+
+def _verdicts(claims: Sequence[Claim], labels: Mapping[str, str]) -> list[str]:
+    """Say by each measure of quality which models are clearly worse or better than the validation text."""
+    points = []
+    for measure in GOODNESS:
+        own = [claim for claim in claims if claim.measure == measure]
+        what = MEASURES[measure][0]
+        marks = {Verdict.NOT_APART: " (no clear difference)", Verdict.UNKNOWN: " (no verdict)"}
+        listed = [
+            f"{labels[claim.members[0]]} {written(claim)[0]}{marks.get(claim.verdict or Verdict.UNKNOWN, '')}"
+            for claim in own
+        ]
+        if own:
+            points.append(f"{what.capitalize()}: {', '.join(listed)}; validation text {written(own[0])[1]}.")
+    return [" ".join(points)] if points else ["No scale of validation text is recorded."]
+
+
+def _order(question: str, group: str, chosen: Sequence[tuple[Text, str]]) -> Claim:
+    """State which samples have the lowest or the highest loss."""
+    texts = [text for text, _ in chosen]
+    return Claim(
+        question,
+        Kind.FIRST,
+        "sample_loss",
+        [f"{text.run.reference}, sample {text.sample.index}" for text in texts],
+        [text.loss for text in texts],
+        given={"group": group},
+    )

@@ -1,4 +1,4 @@
-"""What a study has used, and what it covers: totals in sentences, a table of runs, and one of the states of runs."""
+"""What a study has used: totals in sentences, and a table of runs."""
 
 import math
 from collections import Counter
@@ -9,7 +9,6 @@ import pandas as pd
 from analysis.blocks.section import Block, Points, Prose, Section
 from analysis.blocks.sentences import sentences
 from analysis.blocks.table import RUN_COLUMNS, Table, number
-from analysis.sections.coverage import coverage_table
 from analysis.study import units
 from analysis.study.columns import table_of
 from analysis.study.comparison import finished
@@ -20,12 +19,12 @@ from seqlm.enough import enough
 
 
 def cost_section(study: StudyFiles) -> Section:
-    """Time and memory of every run, and of all together; the best of each architecture with each optimizer."""
+    """Time and memory of every run, and of all together."""
     attempts = costs_of(study.attempts)
     blocks: list[Block] = [Prose(text="No run has been started yet, so nothing has been spent.")]
     if len(attempts):
         blocks = [Points(items=totals(study, attempts)), resources_table(study)]
-    return Section(name="cost", title="Resources and coverage", blocks=[*blocks, coverage_table(study)])
+    return Section(name="cost", title="Resources", blocks=blocks)
 
 
 def costs_of(attempts: pd.DataFrame) -> pd.DataFrame:
@@ -76,17 +75,15 @@ def _enough_cores(used: float, had: float, ranks: float) -> float:
 
 
 def resources_table(study: StudyFiles) -> Table:
-    """The same as a table, with the time of each run, without what no run has recorded."""
+    """The same as a table, without what no run has recorded, and without a number of attempts that is 1 for all."""
     by_run = costs_of(study.attempts).groupby("id", sort=False)
     records = resources_of(study).set_index("id", drop=False)
     records = records.assign(
-        wall_seconds=study.runs.set_index("id")["wall_seconds"],
         attempts=by_run.size(),
         lost_seconds=by_run["lost_seconds"].agg(math.fsum),
     )
     columns = [
-        number("wall_seconds", "Time", units.duration),
-        number("attempts", "Attempts"),
+        *([number("attempts", "Attempts")] if (records["attempts"] > 1).any() else []),
         number("lost_seconds", "Outside epochs", units.duration),
         number("cores", "Cores", units.decimals(".0f")),
         number("used_cores", "Used", units.decimals(".1f")),
@@ -101,9 +98,9 @@ def resources_table(study: StudyFiles) -> Table:
     return Table(
         name="resources",
         title="What each run asked for, and used",
-        caption="Time: of finished epochs. Cores: of all ranks, then used on average, then enough. Memory: peak of a "
+        caption="Cores: of all ranks, then used on average, then enough. Memory: peak of a "
         "rank, on its GPU or of its process. Host memory: of all ranks.",
-        columns=[*RUN_COLUMNS, *(column for column in columns if records[column.key].notna().any())],
+        columns=[*RUN_COLUMNS[:2], *(column for column in columns if records[column.key].notna().any())],
         records=records,
     )
 

@@ -45,7 +45,6 @@ def effects_table(changes: Sequence[dict[str, Any]], of: str = "") -> Table:
             Column("higher", "To", shown=lambda change: change["texts"][1], numeric=True),
             number("pairs", "Pairs"),
             number("mean_change_nats", "Change (nats)", units.signed),
-            number("perplexity_ratio", "Perplexity ratio", units.decimals(".3f")),
             number("lowest_change_nats", "Lowest", units.signed),
             number("highest_change_nats", "Highest", units.signed),
         ],

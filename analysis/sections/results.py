@@ -29,8 +29,7 @@ from analysis.study.settings import (
     repeats_seeds,
     settings_of,
 )
-from analysis.study.study import OVERFITTED_FROM, StudyFiles
-from analysis.study.values import rows_of
+from analysis.study.study import StudyFiles
 from seqlm.config import LATER_KEYS
 
 ALWAYS_SHOWN = {
@@ -45,14 +44,11 @@ ALWAYS_SHOWN = {
 SWITCHED_OFF = [later for later in LATER_KEYS if not isinstance(later[2], str)]
 """Keys of techniques that a study may use, with the values that mean it does not: those are not mentioned."""
 
-MOST_NAMED = 5
-"""A sentence names at most this many runs, and counts the others."""
-
 BITS = number("val_bits_per_byte", "Bits/byte", units.decimals(".3f"), detail=True)
 
 
 def results_blocks(study: StudyFiles) -> list[Block]:
-    """Which setting is best and how sure that is, tables of runs and settings, and runs that ended worse."""
+    """What the runs predict and how it is scored, and tables of runs and settings."""
     compared = study.compared
     return [
         *paragraphs(text_sentences(study, "Each table compares runs on the same text only.")),
@@ -61,7 +57,6 @@ def results_blocks(study: StudyFiles) -> list[Block]:
         results_table(study),
         *notes_blocks(study),
         *bits_blocks(compared),
-        *paragraphs(overfitting(finished(compared.runs))),
     ]
 
 
@@ -166,15 +161,6 @@ def epochs_of_run(run: Any) -> str:
     return units.epochs(run["epochs_done"], run["epochs_asked"])
 
 
-def overfitting(done: pd.DataFrame) -> list[str]:
-    """Say which of the finished runs ended with a validation perplexity above their best; nothing if none did."""
-    rise = done["final_val_ppl"] / done["val_ppl"]
-    worse = done[rise > OVERFITTED_FROM].assign(rise=rise).sort_values(["rise", "number"], ascending=[False, True])
-    fell = worse["final_train_ppl"] <= worse["train_ppl"]
-    groups = [list(rows_of(worse[fell])), list(rows_of(worse[worse["final_train_ppl"] > worse["train_ppl"]]))]
-    return sentences("overfitting", groups=groups, most=MOST_NAMED)
-
-
 def settings_table(study: StudyFiles) -> Table:
     """Validation perplexity of each setting over its seeds; the lowest of each architecture and text is bold."""
     lowest = {setting.number for setting in best_settings(study.settings)}
@@ -209,8 +195,8 @@ def bits_blocks(study: StudyFiles) -> list[Block]:
     ranked = _ranked_by_bits(study)
     if ranked.empty:
         return []
-    said = sentences("bits", best=list(rows_of(ranked[ranked["is_best"]])))
-    return [*paragraphs(said), _bits_table(ranked)]
+    why = "Perplexities with different vocabularies do not compare, so runs on one text are ranked by bits per byte."
+    return [*paragraphs([why]), _bits_table(ranked)]
 
 
 def _ranked_by_bits(study: StudyFiles) -> pd.DataFrame:

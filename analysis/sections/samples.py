@@ -6,7 +6,7 @@ best only where there are no others. Pieces of the validation text, measured in 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,8 @@ CLEAR = 2.0
 
 SMALLEST = 1e-9
 """A standard error up to this one is that of rounding."""
+FEWEST_ALIKE = 4
+"""Texts on each side from which two values differ that all texts of their side have."""
 
 ORDINALS = ("", "second ")
 SHADES = 8
@@ -256,23 +258,26 @@ def mean_of(measured: Sequence[Measures], name: str) -> tuple[float, float]:
 def standing(run: ExaminedRun) -> dict[str, dict[str, Any]]:
     """Return each measure of a run's samples against pieces of the validation text.
 
-    ``away`` is the difference of the means in standard errors of the difference; NaN if one is not known.
+    ``away`` is the difference of the means in standard errors of the difference; NaN if one is not known. Without any
+    scatter it is 0 for equal means. For others it is infinite if there are four texts on each side, of which chance
+    puts one kind first in 2 of 70 orders; NaN if there are fewer.
     """
-    own = [sample.measures for sample in run.samples]
+    own, held_out = [sample.measures for sample in run.samples], run.behaviour.held_out or ()
     found = {}
     for name, (what, write, unit) in MEASURES.items():
-        (mean, error), (scale, scale_error) = mean_of(own, name), mean_of(run.behaviour.held_out or (), name)
+        (mean, error), (scale, scale_error) = mean_of(own, name), mean_of(held_out, name)
         together = math.hypot(error, scale_error)
         away = (mean - scale) / together if together > SMALLEST else math.nan
-
-        said, of_scale = (_with_error(write, *values) for values in ((mean, error), (scale, scale_error)))
+        if together <= SMALLEST and abs(mean - scale) <= SMALLEST:
+            away = 0.0
+        elif together <= SMALLEST and min(len(own), len(held_out)) >= FEWEST_ALIKE:
+            away = math.copysign(math.inf, mean - scale)
+        said = write(mean)
+        if math.isfinite(error):
+            said = f"{said.removesuffix(' %')} ± {write(error)}"
         numbers = {"mean": mean, "scale_mean": scale, "away": away}
-        found[name] = dict[str, Any](what=what, unit=unit, said=said, scale=of_scale, **numbers)
+        found[name] = dict[str, Any](what=what, unit=unit, said=said, scale=write(scale), **numbers)
     return found
-
-
-def _with_error(write: Callable[[Any], str], mean: float, error: float) -> str:
-    return f"{write(mean)} ± {write(error)}" if math.isfinite(error) else write(mean)
 
 
 def sample_sentences(runs: Sequence[ExaminedRun]) -> list[str]:
@@ -283,7 +288,7 @@ def sample_sentences(runs: Sequence[ExaminedRun]) -> list[str]:
             continue
         measures, texts = standing(run), texts_of([run])
         apart = {name: measures[name]["away"] * sign for name, sign in GOODNESS.items()}
-        ranked = sorted((name for name in apart if math.isfinite(apart[name])), key=lambda name: -apart[name])
+        ranked = sorted((name for name in apart if not math.isnan(apart[name])), key=lambda name: -apart[name])
         style = [one for name, one in measures.items() if name not in GOODNESS and abs(one["away"]) >= CLEAR]
         facts.append(
             {
@@ -305,19 +310,25 @@ def sample_sentences(runs: Sequence[ExaminedRun]) -> list[str]:
 def longest_known_stretch(texts: Sequence[Text]) -> dict[str, Any] | None:
     """Return the longest stretch without ``<unk>`` whose triples all occur in the training text, and its sample.
 
-    ``None``: there is none, or it is not recorded. Of equally long ones, the first.
+    ``None``: there is none, or it is not recorded. Of equally long ones, the first. A stretch has no triple twice, and
+    of words none with a word twice, so ``inf inf inf`` is no stretch.
     """
     best: tuple[int, Text, int] | None = None
     for text in texts:
-        known = text.sample.ends_known_triple or []
-        is_word, start = text.is_word, 0
-        for end in range(len(known)):
+        tokens, is_word = text.sample.tokens, text.is_word
+        start = 0
+        ends: dict[tuple[str, ...], int] = {}
+        for end, is_known in enumerate(text.sample.ends_known_triple or []):
+            triple = tuple(tokens[max(0, end - 2) : end + 1])
+            is_repetition = text.run.behaviour.level == "word" and len(set(triple)) < len(triple)
             if not is_word[end]:
                 start = end + 1
-            elif not known[end]:
+            elif not is_known or is_repetition:
                 start = max(start, end - 1)
+            start = max(start, ends.get(triple, 0) - 1)
+            ends[triple] = end
             length = end + 1 - start
-            if length >= 3 and known[end] and (best is None or length > best[0]):
+            if length >= 3 and (best is None or length > best[0]):
                 best = (length, text, start)
     if best is None:
         return None

@@ -171,8 +171,7 @@ def _change(key: str, ends: Sequence[Any], pairs: Sequence[Pair], optimizer: str
         "higher": ends[1],
         "texts": [printed(key, end) for end in ends],
         "pairs": len(members),
-        "mean_change_nats": (change := statistics.fmean(nats)),
-        "perplexity_ratio": math.exp(change),
+        "mean_change_nats": statistics.fmean(nats),
         "lowest_change_nats": min(nats),
         "highest_change_nats": max(nats),
     }

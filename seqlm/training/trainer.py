@@ -8,7 +8,7 @@ import itertools
 import math
 import time
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, final
@@ -251,7 +251,6 @@ class Trainer:
         found = scored_columns(self.config, ids, rank.index, rank.world_size, device=rank.device)
         return [part for tensor in found for part in split_state(tensor, self.micro_batches, axis=1)]
 
-    @torch.no_grad()
     def evaluate(
         self, split: str, before_window: Callable[[], object] = lambda: None, *, most: int | None = None
     ) -> TokenLoss:
@@ -261,40 +260,49 @@ class Trainer:
         before each window, as often on every rank; what it raises ends the evaluation. With ``most``, only that many
         windows of each column are evaluated.
         """
-        self.model.eval()
         total = torch.zeros(2, dtype=torch.float64, device=self.rank.device)
-        for part in self._scored[split]:
-            state = self.model.initial_state(part.shape[1])
-            for inputs, targets in itertools.islice(windows(part, self._window, last_shorter=True), most):
-                before_window()
-                if targets.numel():
-                    loss_nats, state = self.window_loss(inputs, targets, state)
-                    total[0] += loss_nats
-                    total[1] += targets.numel()
+        for targets, loss_nats in self._scores(self._scored[split], self.window_loss, before_window, most):
+            total[0] += loss_nats
+            total[1] += targets.numel()
         loss_nats, tokens = self.rank.sum(total).tolist()
         return TokenLoss(loss_nats=loss_nats, tokens=int(tokens))
 
-    @torch.no_grad()
     def token_losses(self, ids: memoryview, before_window: Callable[[], object] = lambda: None) -> Tensor:
         """Return the loss of each token of a text in nats, as float64 on the CPU; NaN: it is not predicted.
 
         The text is scored as by :meth:`evaluate`, and ``before_window`` is called as there. Every rank gets all losses.
         """
-        self.model.eval()
-        places = memoryview(array("i", range(len(ids))))  # where the tokens of each column stand in the text
+        numbers = memoryview(array("i", range(len(ids))))  # where the tokens of each column stand in the text
         losses, known = torch.zeros(2, len(ids), dtype=torch.float64, device=self.rank.device)
-        for part, part_places in zip(self._scored_columns(ids), self._scored_columns(places), strict=True):
-            state = self.model.initial_state(part.shape[1])
-            scored = windows(part, self._window, last_shorter=True)
-            scored_places = windows(part_places, self._window, last_shorter=True)
-            for (inputs, targets), (_, target_places) in zip(scored, scored_places, strict=True):
-                before_window()
-                if targets.numel():
-                    of_window, state = self.model.token_losses(inputs, targets, state)
-                    losses[target_places.flatten()] = of_window.flatten()
-                    known[target_places.flatten()] = 1
+        scores = self._scores(self._scored_columns(ids), self.model.token_losses, before_window)
+        found = (windows(part, self._window, last_shorter=True) for part in self._scored_columns(numbers))
+        places = (targets.flatten() for part in found for _, targets in part if targets.numel())
+        for (_, of_window), place in zip(scores, places, strict=True):
+            losses[place] = of_window.flatten()
+            known[place] = 1
         losses, known = self.rank.sum(torch.stack([losses, known]))
         return torch.where(known > 0, losses, math.nan).cpu()
+
+    @torch.no_grad()
+    def _scores(
+        self,
+        parts: Iterable[Tensor],
+        loss: Callable[[Tensor, Tensor, State], tuple[Tensor, State]],
+        before_window: Callable[[], object],
+        most: int | None = None,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the targets of each window of some columns that has any, and their ``loss``, without dropout.
+
+        The next iteration may overwrite a loss.
+        """
+        self.model.eval()
+        for part in parts:
+            state = self.model.initial_state(part.shape[1])
+            for inputs, targets in itertools.islice(windows(part, self._window, last_shorter=True), most):
+                before_window()
+                if targets.numel():
+                    found, state = loss(inputs, targets, state)
+                    yield targets, found
 
     @torch.no_grad()
     def _record_windows(self, window_loss: Captured[Any]) -> None:

@@ -320,7 +320,7 @@ def test_a_link_into_a_folded_section_opens_it(page: Page) -> None:
     assert not page.visible("#hyperparameters")
     page.click("Hyperparameters", within="nav")
     assert page.visible("#hyperparameters")
-    assert not page.visible("#section-coverage ~ figure")
+    assert not page.visible("#resources")
 
 
 @pytest.mark.process
@@ -369,7 +369,7 @@ def test_the_page_is_whole_without_scripts(browser: Browser, report: Path) -> No
     assert not page.visible("th button")
     assert not page.visible(".picker")
     assert page.text().split() == text.split()
-    for heading in ("Answers", "Results", "Learning curves", "Unfinished runs", "Resources and coverage", "Files"):
+    for heading in ("Answers", "Results", "Learning curves", "Unfinished runs", "Resources", "Files"):
         assert heading in page.texts("h2")
 
 

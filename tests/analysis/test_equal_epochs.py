@@ -7,8 +7,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from analysis.sections.coverage import open_runs_table
 from analysis.sections.results import results_blocks
+from analysis.sections.unfinished import open_runs_table
 from analysis.study.settings import settings_of
 from analysis.study.study import StudyFiles, load_study
 from seqlm.files import write_json, write_json_lines

@@ -77,7 +77,7 @@ def test_the_report_holds_every_promised_file_and_no_other(report: Path) -> None
 def test_the_page_answers_first_what_is_best_and_folds_the_rest(report: Path) -> None:
     page = (report / "index.html").read_text("utf-8")
     names = re.findall(r'<h2 id="section-([a-z]+)"', page)
-    assert names[:4] == ["answers", "results", "curves", "next"]
+    assert names[:3] == ["answers", "results", "curves"]
     folded = re.findall(r'<details class="section"><summary><h2 id="section-([a-z]+)"', page)
     assert folded == ["effects", "behaviour", "open", "cost", "hyperparameters"]
     at_once = re.sub(r"<details.*?</details>", "", page, flags=re.DOTALL)
@@ -157,7 +157,7 @@ def test_every_run_that_the_page_names_exists_and_has_that_number(study: StudyFi
 
 @pytest.mark.usefixtures("blank_figures")
 def test_links_in_the_notes_of_the_paper_manifest_lead_to_sections(study: StudyFiles) -> None:
-    sections = report_sections(study, answers(study.compared)[0])
+    sections = report_sections(study, answers(study)[0])
     there = {f"section-{section.name}" for section in sections}
     there |= {block.name for section in sections for block in [*section.tables, *section.charts]}
     notes = load_manifest(Path("jobs/manifests/paper.toml")).notes

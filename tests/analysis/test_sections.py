@@ -16,13 +16,12 @@ import pytest
 from analysis.blocks.figure import Chart
 from analysis.blocks.section import Block, Points, Prose, Subheading, flat
 from analysis.blocks.table import Table
-from analysis.claims.answers import answers, rival
-from analysis.sections.coverage import coverage_table, open_runs_table
+from analysis.claims.answers import answers
 from analysis.sections.effects import effects_section
-from analysis.sections.next_runs import next_section
 from analysis.sections.published import published_section
 from analysis.sections.results import groups_section, results_blocks
 from analysis.sections.search import search_section
+from analysis.sections.unfinished import open_runs_table
 from analysis.study.study import StudyFiles, load_study
 from tests.analysis.hand_made import add_run, digits
 
@@ -50,16 +49,23 @@ def parts_of(study_toml: str, folder: Path) -> str:
 
 
 def part_of(study: StudyFiles, name: str) -> Iterable[Block]:
-    """The blocks of a section."""
+    """The points of an answer, and the blocks of a section."""
+    found = {answer.name: answer for answer in answers(study)[0]}
+    blocks: list[Block] = [Points(items=[*found[name].points, *found[name].details])] if name in found else []
     match name:
         case "results":
-            return results_blocks(study)
-        case "coverage":
-            return [coverage_table(study), open_runs_table(study)]
-    if name == "next":
-        return next_section(study, rival(answers(study.compared)[0])).blocks
-    sections = {"published": published_section, "search": search_section, "groups": groups_section}
-    return {**sections, "effects": effects_section}[name](study).blocks
+            blocks += results_blocks(study)
+        case "open":
+            blocks.append(open_runs_table(study))
+        case "search":
+            blocks += search_section(study, found.get(name)).blocks
+        case "published":
+            blocks += published_section(study).blocks
+        case "groups":
+            blocks += groups_section(study).blocks
+        case "effects":
+            blocks += effects_section(study).blocks
+    return blocks
 
 
 def written(blocks: Iterable[Block]) -> str:

@@ -41,6 +41,7 @@ class JobScript(Script):
     def play(self, launch: Callable[[Path], int]) -> int:
         """Do what the script does, statement by statement; return its exit code."""
         job, kernel = self.job, self.kernel
+        nodes = [node.host.name for node in job.nodes]  # as the environment has them, although SLURM may have forgotten
         if (over := self._text(self.slot / OVER)) is not None:
             return int(over)
         number = self._begin()
@@ -58,9 +59,9 @@ class JobScript(Script):
                 idle += 1
         if idle >= MOST_IDLE or (not number and job.restarts >= MOST_STARTS):
             return code or 1
-        sick = [job.nodes[0].host.name]
+        sick = nodes[:1]
         if number:
-            names = self._hostnames(",".join(node.host.name for node in job.nodes))
+            names = self._hostnames(",".join(nodes))
             sick = [name for name in names if not is_there(start / f"{BEGUN}{name}")]
             if len(sick) == len(names) and code in (NOT_STARTED, 128 + signal.SIGTERM):
                 sick = []
@@ -81,7 +82,7 @@ class JobScript(Script):
                     return 137
             kernel.sleep(pause)
             pause = min(2 * pause, 4)
-        self._change(start, idle, sick)
+        self._change(start, idle, sick, nodes)
         return 0
 
     @property
@@ -128,7 +129,7 @@ class JobScript(Script):
             return path.read_text("utf-8") or None
         return None
 
-    def _change(self, start: Path, idle: int, sick: Sequence[str]) -> None:
+    def _change(self, start: Path, idle: int, sick: Sequence[str], own: Sequence[str]) -> None:
         """Change the job, which is back in the queue."""
         job = self.job
         lines = (self._text(start / AGAIN) or "").splitlines()
@@ -143,9 +144,9 @@ class JobScript(Script):
             avoided = [*self._hostnames(excluded), *sick]
             rows = self._ask("sinfo", "-N", "-h", "-p", "main", "-o", "%N|%t|%c|%m|%G|%f")[1].splitlines()
             nodes = [(*row.split("|", 2),) for row in rows]
-            wanted = next((kind for name, _, kind in nodes if name == job.nodes[0].host.name), None)
+            wanted = next((kind for name, _, kind in nodes if name == own[0]), None)
             like = [name for name, state, kind in nodes if kind == wanted and re.fullmatch(USABLE, state)]
-            if len([name for name in like if name not in avoided]) >= len(job.nodes):
+            if len([name for name in like if name not in avoided]) >= len(own):
                 self._ask("scontrol", "update", f"JobId={job.id}", f"ExcNodeList={','.join(avoided)}")
 
 

@@ -47,12 +47,14 @@ def make_study(
     slow: dict[str, tuple[int, float]] | None = None,
     losses: dict[tuple[str, str], float] | None = None,
     behaviours: bool = False,
+    rare: dict[str, float] | None = None,
     **keys: Any,
 ) -> list[RunDirectory]:
     """Make runs of three architectures and three optimizers.
 
     ``seeds``: seeds of some of them, else one. ``order``: places of the runs in the manifest. ``slow``: by name, an
-    epoch and the factor of its time. ``losses``: the losses of some of them. ``behaviours``: of the runs with Adam;
+    epoch and the factor of its time. ``losses``: the losses of some of them. ``rare``: of some
+    architectures, what SGD loses in rare tokens against Adam. ``behaviours``: of the runs with Adam;
     their training length is 2. ``keys``: of :func:`add_run`.
     """
     runs = []
@@ -80,7 +82,7 @@ def make_study(
         result = {
             "train_slice_loss": loss - {"rnn": 0.0, "gru": 0.05, "transformer": 0.2}[arch],
             "train_slice_tokens": TOKENS,
-            "frequency_losses": [2.0, 3.0, 6.0],
+            "frequency_losses": [2.0, 3.0, 6.0 + (rare or {}).get(arch, 0.0) * (optimizer == "sgd")],
             "frequency_tokens": [1000, 1000, 1000],
             "parameters": {"rnn": 1000, "gru": 1100, "transformer": 1200}[arch],
         }

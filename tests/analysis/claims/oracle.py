@@ -25,8 +25,11 @@ class Oracle:
         self.claims: list[dict[str, Any]] = json.loads((report / "data" / "claims.json").read_text("utf-8"))
         self.runs = {row["number"]: row for row in table(report / "data" / "runs.csv")}
         self.epochs = defaultdict(list)
+        self.attempts = {(row["number"], row["attempt"]): row for row in table(report / "data" / "attempts.csv")}
+        self.all_epochs = defaultdict(list)
         for row in table(report / "data" / "epochs.csv"):
             run = self.runs[row["number"]]
+            self.all_epochs[row["number"]].append(row)
             limit = run["compared_epochs"]
             if not limit or int(row["epoch"]) < int(limit):
                 self.epochs[row["number"]].append(row)
@@ -44,8 +47,13 @@ class Oracle:
                 yield f"{claim['question']} {claim['kind']} {claim['measure']} {claim['members']}: {fault}"
 
     def faults_of(self, claim: Mapping[str, Any]) -> Iterator[str]:
-        if claim["question"] == "samples":
+        if claim["measure"] == "sample_loss":
+            yield from self._order_of_samples(claim)
+        elif claim["question"] == "samples":
             yield from self._samples(claim)
+        elif claim["question"] in ("search", "next", "published"):
+            check = {"search": self._search, "next": self._next, "published": self._published}[claim["question"]]
+            yield from check(claim)
         elif claim["kind"] in ("compare", "first") and claim["question"] != "steps":
             yield from self._losses(claim) if "seconds" not in claim["measure"] else self._times(claim)
         elif claim["kind"] == "spread":
@@ -55,9 +63,11 @@ class Oracle:
         elif claim["question"] == "gradients":
             yield from self._gradients(claim)
         elif claim["question"] == "reliability":
-            yield from self._ends(claim)
+            yield from self._ends(claim) if claim["kind"] == "count" else self._overfitted(claim)
         elif claim["question"] == "curious":
             yield from self._mechanism(claim)
+        elif claim["measure"] == "settings":
+            yield from self._tried(claim)
         elif claim["measure"] == "gap":
             yield from same("values", claim["values"], [self.mean(one, self.gap) for one in claim["members"]])
         elif claim["kind"] == "value":
@@ -106,7 +116,7 @@ class Oracle:
         seeds = defaultdict(list)
         ranges = []
         for run in self.runs.values():
-            if run["text"] == text and run["state"] == "done" and run["compared_val_ppl"]:
+            if run["text"] == text and is_compared(run):
                 value = self.value(measure, run["number"])
                 seeds[run["setting"]].append(value)
             low, high = number(run["replications_low"]), number(run["replications_high"])
@@ -268,6 +278,23 @@ class Oracle:
         counts = {label(arch): float(count) for arch, count in of_arch.items()}
         yield from same("counts", claim["values"], [counts[name] for name in claim["members"]])
 
+    def _overfitted(self, claim: Mapping[str, Any]) -> Iterator[str]:
+        number_of = claim["given"]["run"].split()[0]
+        val, train = ([float(row[key]) for row in self.epochs[number_of]] for key in ("val_ppl", "train_ppl"))
+        best = val.index(min(val))
+        yield from same("validation", claim["values"], [val[best], val[-1]])
+        yield from same("training", claim["given"]["training"], [train[best], train[-1]])
+
+    def _tried(self, claim: Mapping[str, Any]) -> Iterator[str]:
+        text = self.members(next(one["members"][0] for one in self.claims if one["question"] == "picks"))[0]["text"]
+        settings = {
+            (run["setting"], f"{label(run['arch'])} {kind_of(run['optimizer'])}")
+            for run in self.runs.values()
+            if is_compared(run) and run["text"] == text
+        }
+        wanted = [float(sum(kind == name for _, kind in settings)) for name in claim["members"]]
+        yield from same("settings", claim["values"], wanted)
+
     def _steps(self, claim: Mapping[str, Any]) -> Iterator[str]:
         if claim["kind"] == "first" or (claim["kind"] == "value" and "run" not in claim["given"]):
             length = self._window(claim["members"][0])
@@ -318,21 +345,252 @@ class Oracle:
         yield from same("values", claim["values"], means)
         errors = [statistics.stdev(side) / math.sqrt(len(side)) if len(side) > 1 else math.nan for side in sides]
         error = math.hypot(*errors)
-        wanted = "told apart" if abs(means[0] - means[1]) >= 2 * error else "not told apart"
-        if claim["verdict"] != (wanted if error > 1e-9 else "no verdict"):
+        is_apart = abs(means[0] - means[1]) >= max(2 * error, 1e-9)
+        wanted = "told apart" if is_apart else "not told apart"
+        has_scatter = error > 1e-9 or abs(means[0] - means[1]) < 1e-9
+        if math.isnan(error) or not (has_scatter or min(map(len, sides)) >= 4):
+            wanted = "no verdict"
+        if claim["verdict"] != wanted:
             yield f"verdict {claim['verdict']!r}"
 
     def _mechanism(self, claim: Mapping[str, Any]) -> Iterator[str]:
         given, values, outcomes = claim["given"], claim["values"], claim["given"]["outcomes"]
-        sign = {"clipping": -1}.get(given["mechanism"], 1)
-        places = range(len(values))
-        agreeing = sum(
-            sign * (values[a] - values[b]) * (outcomes[a] - outcomes[b]) > 0 for a in places for b in places if a < b
+        measure, sign = {
+            "clipped": (self._clipping, -1),
+            "rare": (self._rare_words, 0),
+            "gradients": (self._memory, 1),
+            "parameters": (self._size, 1),
+        }[given["mechanism"].split()[0]]
+        wanted = [measure(*of) for of in given["of"]]
+        yield from same("measured", values, [one for one, _ in wanted])
+        yield from same("outcomes", outcomes, [one for _, one in wanted])
+        if sign:
+            pairs = [(a, b) for a in range(len(values)) for b in range(a)]
+            held = [sign * (values[a] - values[b]) * (outcomes[a] - outcomes[b]) > 0 for a, b in pairs]
+        else:
+            held = [a > b for a, b in zip(values, outcomes, strict=True)]
+        if (given["agreeing"], given["pairs"]) != (sum(held), len(held)):
+            yield f"{given['agreeing']} of {given['pairs']} agree, counted {sum(held)} of {len(held)}"
+
+    def _clipping(self, fixed: str, scheduled: str) -> tuple[float, float]:
+        """The share of the steps whose norm, the second of the three numbers of a step, is above the limit."""
+        run = self.members(fixed)[0]
+        rows = array("f", (self.study_dir / run["id"] / "steps.f32").read_bytes())
+        norms = [norm for norm in rows[1::3] if math.isfinite(norm)]
+        limit = float(run["train.clip_norm"])
+        return sum(norm > limit for norm in norms) / len(norms), self.difference("val_ppl", fixed, scheduled)[0]
+
+    def _rare_words(self, adam: str, sgd: str) -> tuple[float, float]:
+        rare, frequent = (
+            self.mean(sgd, lambda run, key=key: float(run[key])) - self.mean(adam, lambda run, key=key: float(run[key]))
+            for key in ("loss_of_others", "loss_of_10_most_frequent")
         )
-        if agreeing != given["agreeing"] or given["pairs"] != len(values) * (len(values) - 1) // 2:
-            yield f"{given['agreeing']} of {given['pairs']} agree, counted {agreeing}"
-        if given["mechanism"] == "size":
-            yield from same("gaps", outcomes, [self.mean(one, self.gap) for one in claim["members"]])
+        return rare, frequent
+
+    def _memory(self, run: str) -> tuple[float, float]:
+        found = {claim["measure"]: claim["values"][0] for claim in self.claims if claim["members"] == [run]}
+        return found["gradient_factor"], found["context_tokens"]
+
+    def _size(self, setting: str) -> tuple[float, float]:
+        return self.mean(setting, lambda run: float(run["parameters"])), self.mean(setting, self.gap)
+
+    def _order_of_samples(self, claim: Mapping[str, Any]) -> Iterator[str]:
+        """The loss of each sample is that of its tokens without as large a share as held-out text has <unk>."""
+        losses = {}
+        for row in self.samples:
+            run = self.runs[row["number"]]
+            lines = (self.study_dir / run["id"] / "samples.jsonl").read_text("utf-8").splitlines()
+            line = next(one for one in map(json.loads, lines) if one["index"] == int(row["index"]))
+            pieces = [float(one["unk_share"]) for one in self.held_out if one["number"] == row["number"]]
+            share = statistics.fmean(pieces) if pieces else 0.25
+            raters = line.get("panel") or [line["log_prob"]]
+            of_words = sorted(
+                -statistics.fmean(each)
+                for token, *each in zip(line["tokens"], *raters, strict=True)
+                if token != "<unk>"
+            )
+            left_out = max(math.floor(share * len(line["tokens"]) + 1e-9), line["tokens"].count("<unk>"))
+            kept = of_words[: len(line["tokens"]) - left_out]
+            bad = (
+                (run["data.level"] == "word" and float(row["repetition"]) > 0.5)
+                or float(row["distinct_3"]) < 0.5
+                or float(row["unk_share"]) > share
+            )
+            name = f"{row['number']} {run['name']}, sample {row['index']}"
+            losses[name] = (statistics.fmean(kept) if kept else math.inf, bad)
+        found = [losses[name] for name in claim["members"]]
+        yield from same("losses", claim["values"], [loss for loss, _ in found])
+        told = [one for one in self.claims if one["measure"] == "sample_loss"]
+        groups = ("Best", claim["given"]["group"])
+        shown = {name for one in told if one["given"]["group"] in groups for name in one["members"]}
+        others = [one for name, one in losses.items() if name not in shown]
+        if claim["given"]["group"] == "Best":
+            last = (found[-1][1], found[-1][0] if not found[-1][1] else math.inf)
+            if any((bad, loss) < last for loss, bad in others):
+                yield "another sample comes before"
+        elif any(loss > found[-1][0] for loss, _ in others):
+            yield "another sample has a higher loss"
+
+    # -- searches, published results, what to run next -----------------------------------------------------------------
+
+    def _search(self, claim: Mapping[str, Any]) -> Iterator[str]:
+        given, runs = claim["given"], list(self.runs.values())
+        match claim["measure"]:
+            case "runs":
+                key = {"state": "state", "rung": "rung"}[given["counted"]]
+                wanted = [float(sum(run[key] == name for run in runs)) for name in claim["members"]]
+                yield from same("runs", claim["values"], wanted)
+                if sum(wanted) != sum(bool(run[key]) for run in runs):
+                    yield "some runs are not counted"
+            case "epochs":
+                asked = sum(int(run["epochs_asked"]) for run in runs if run["epochs_asked"]) + given["absent"]
+                yield from same(
+                    "epochs", claim["values"], [sum(int(run["epochs_done"]) for run in runs), max(asked, 1)]
+                )
+            case "hours":
+                yield from same("hours", claim["values"], self._hours(given["kind"]))
+            case "pairs":
+                yield from self._rung(claim)
+            case "importance":
+                yield from self._importance(claim)
+
+    def _hours(self, kind: str) -> list[float]:
+        spent = whole = 0.0
+        for name, rows in self.all_epochs.items():
+            own = []
+            for row in rows:
+                attempt = self.attempts.get((name, row["attempt"]))
+                if attempt and attempt["started_at"]:
+                    devices = {"GPU hours": "gpus", "core hours": "cores"}.get(kind)
+                    own.append(float(row["epoch_seconds"]) / 3600 * (float(attempt[devices]) if devices else 1.0))
+            if own:
+                spent += sum(own)
+                whole += sum(own) / len(own) * max(len(own), int(self.runs[name]["epochs_asked"]))
+        return [spent, whole]
+
+    def _rung(self, claim: Mapping[str, Any]) -> Iterator[str]:
+        """Pairs of finished runs of one group, without ties, and those with one order at the rung and at the end."""
+        epochs, within, final = (claim["given"][key] for key in ("epochs", "within", "final_seeds"))
+        groups = defaultdict(list)
+        for name, rows in self.all_epochs.items():
+            run = self.runs[name]
+            at = {row["epoch"]: row for row in rows}.get(str(epochs - 1))
+            if at and run["id"] not in final and is_compared(run):
+                value = number(at[claim["given"]["metric"]])
+                group = (run["study"], run["text"], *(run[key] for key in within))
+                end = min(float(row["val_ppl"]) for row in self.epochs[name] if row["val_ppl"])
+                groups[group].append((value if math.isfinite(value) else math.inf, end))
+        pairs = [
+            (a, b)
+            for own in groups.values()
+            for k, a in enumerate(own)
+            for b in own[:k]
+            if a[0] != b[0] and a[1] != b[1]
+        ]
+        agreeing = sum((a[0] < b[0]) == (a[1] < b[1]) for a, b in pairs)
+        if (claim["values"], claim["given"]["pairs"]) != ([float(agreeing)], len(pairs)):
+            yield f"{agreeing} of {len(pairs)} pairs agree"
+
+    @staticmethod
+    def _importance(claim: Mapping[str, Any]) -> Iterator[str]:
+        """Shares of a whole, the largest first. PED-ANOVA and its shuffles have tests of their own."""
+        shares, chances = claim["values"], claim["given"]["p"]
+        if not math.isclose(sum(shares), 1.0) and any(shares):
+            yield "the shares do not add up"
+        if list(shares) != sorted(shares, reverse=True) or not all(0 < p <= 1 for p in chances):
+            yield "no shares with their chances"
+
+    def _next(self, claim: Mapping[str, Any]) -> Iterator[str]:
+        given = claim["given"]
+        match claim["measure"]:
+            case "lr":
+                own = self.members(given["setting"])[0]
+                kind = {key: own[key] for key in ("arch", "optimizer", "text")}
+                rates = {
+                    float(run["optim.lr"])
+                    for run in self.runs.values()
+                    if {key: run[key] for key in kind} == kind and is_compared(run)
+                }
+                yield from same("rates", claim["values"], sorted(rates))
+                ends = [float(own["optim.lr"]) == end for end in (min(rates), max(rates))]
+                if len(given["untried"]) != sum(ends):
+                    yield f"untried {given['untried']}"
+                if not all((float(rate) < min(rates)) or (float(rate) > max(rates)) for rate in given["untried"]):
+                    yield f"{given['untried']} were tried"
+            case "fall_per_epoch":
+                yield from same("falls", claim["values"], [self._fall(name.split()[0]) for name in claim["members"]])
+                falling = {
+                    name for name, run in self.runs.items() if run["state"] == "done" and self._fall(name) > 0.001
+                }
+                told = [one for one in self.claims if one["measure"] == "fall_per_epoch"]
+                if falling != {name.split()[0] for one in told for name in one["members"]}:
+                    yield f"{falling} fall"
+                longer = given["proposal"] == "longer schedule"
+                if any(self._has_ended(name.split()[0]) != longer for name in claim["members"]):
+                    yield given["proposal"]
+            case "runs":
+                counts = [self._left(name) for name in claim["members"]]
+                counts = [
+                    count + given["absent"] * (name == "unfinished")
+                    for name, count in zip(claim["members"], counts, strict=True)
+                ]
+                yield from same("runs", claim["values"], list(map(float, counts)))
+
+    def _fall(self, name: str) -> float:
+        curve = [number(row["val_ppl"]) for row in self.all_epochs[name]]
+        last = max(2, math.ceil(len(curve) / 10))
+        end = curve[-last:]
+        if len(end) < 2 or not all(math.isfinite(one) for one in end) or end[-1] > min(filter(math.isfinite, curve)):
+            return 0.0
+        return 1 - (end[-1] / end[0]) ** (1 / (len(end) - 1))
+
+    def _has_ended(self, name: str) -> bool:
+        """Whether the rate of the next epoch is below a hundredth of the first one."""
+        run = self.runs[name]
+        gone, schedule = int(run["epochs_done"]), run["optim.schedule"]
+        if schedule in ("linear", "cosine"):
+            return gone >= int(run["optim.decay_epochs"])
+        rate = 1.0
+        for epoch in range(gone + 1):
+            beyond = epoch - int(run["optim.flat_epochs"] or 0) + 1
+            if schedule in ("compounding", "per_epoch") and beyond > 0:
+                rate /= float(run["optim.decay"]) ** (beyond if schedule == "compounding" else 1)
+        return rate < 0.01
+
+    def _left(self, name: str) -> int:
+        runs = self.runs.values()
+        if name.startswith("failed: "):
+            return sum(run["state"] == "failed" and f"failed: {run['failure_kind']}" == name for run in runs)
+        states = {"stopped": ["stopped"], "unfinished": ["pending", "queued", "running", "cancelled"]}[name]
+        return sum(run["state"] in states for run in runs)
+
+    def _published(self, claim: Mapping[str, Any]) -> Iterator[str]:
+        places: dict[str, str] = {}
+        percent: dict[str, float] = {}
+        for name, run in self.runs.items():
+            published, limit = number(run["published_val_ppl"]), number(run["published_epochs"])
+            rows = self.all_epochs[name]
+            if math.isnan(limit):
+                limit = len(rows)
+            known = [number(row["val_ppl"]) for row in rows[: int(limit)]]
+            if (
+                run["state"] != "done"
+                or len(rows) < limit
+                or not (run["published_val_ppl"] or run["published_train_ppl"])
+            ):
+                continue
+            best = min(filter(math.isfinite, known))
+            percent[f"{name} {run['name']}"] = 100 * (best / published - 1)
+            ends = sorted(number(run[key]) for key in ("replications_low", "replications_high"))
+            if not math.isnan(ends[0]):
+                places[name] = "below" if best < ends[0] else "above" if best > ends[1] else "within"
+        if claim["kind"] == "count":
+            wanted = [float(sum(place == one for place in places.values())) for one in claim["members"]]
+            yield from same("places", claim["values"], wanted)
+        else:
+            yield from same("percent", claim["values"], [percent[name] for name in claim["members"]])
+            if {name for name, one in percent.items() if not math.isnan(one)} != {*claim["members"]}:
+                yield "not all runs with published numbers"
 
 
 def table(path: Path) -> list[dict[str, str]]:
@@ -346,6 +604,14 @@ def number(text: str) -> float:
 
 def label(arch: str) -> str:
     return {"rnn": "RNN", "gru": "GRU", "transformer": "Transformer"}.get(arch, arch)
+
+
+def is_compared(run: Mapping[str, str]) -> bool:
+    return bool(run["state"] == "done" and run["compared_epochs"] and run["compared_val_ppl"])
+
+
+def kind_of(optimizer: str) -> str:
+    return {"adam": "Adam", "sgd": "SGD", "sgd_schedule": "SGD schedule"}.get(optimizer, optimizer)
 
 
 def same(what: str, found: Sequence[float | None], wanted: Sequence[float]) -> Iterator[str]:

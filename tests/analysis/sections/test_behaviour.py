@@ -29,6 +29,7 @@ from analysis.sections.samples import (
     sample_sentences,
     samples_table,
     shade,
+    standing,
     texts_of,
 )
 from analysis.study.behaviour import Measures, Sample
@@ -323,6 +324,37 @@ def test_strength_failure_and_quirk_are_quoted_by_rule(run: RunDirectory) -> Non
     assert "triples" in failure[1]
     assert "that the end is near" in failure[1]
     assert "among the 16 before" in quirk[1]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "quote"),
+    [
+        ("x inf inf inf inf inf inf the model is", "inf the model is"),
+        ("a b a b a b a b the end is near", "a b the end is near"),
+        ("the model of the data", "the model of the data"),
+    ],
+)
+def test_a_stretch_that_repeats_itself_is_not_quoted_as_the_longest(run: RunDirectory, tokens: str, quote: str) -> None:
+    words = tokens.split()
+    add_behaviour(run)
+    add_samples(run, [raw_sample(0, words, ends_known_triple=[place > 1 for place in range(len(words))])])
+    stretch = longest_known_stretch(texts_of(behaved(run)))
+    assert stretch is not None
+    assert (stretch["length"], stretch["quote"]) == (len(quote.split()), quote)
+
+
+@pytest.mark.parametrize(
+    ("share", "number", "away"),
+    [(0.75, 4, 0.0), (1.0, 4, math.inf), (0.5, 4, -math.inf), (1.0, 3, math.nan)],
+)
+def test_samples_that_all_have_one_share_are_judged_by_their_number(
+    run: RunDirectory, share: float, number: int, away: float
+) -> None:
+    """Of four and four texts chance puts all of one kind first in 2 of 70 orders, of three and three in 2 of 20."""
+    add_behaviour(run, held_out=[raw_measures(known_pairs=0.75)] * number)
+    add_samples(run, [raw_sample(index, ["a", "b"], known_pairs=share) for index in range(number)])
+    (one,) = behaved(run)
+    assert standing(one)["known_pairs"]["away"] == pytest.approx(away, nan_ok=True)
 
 
 def test_words_are_joined_as_one_reads_them() -> None:

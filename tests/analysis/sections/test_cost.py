@@ -53,7 +53,6 @@ def test_hours_are_those_of_the_attempts_times_their_cores_and_gpus(tmp_path: Pa
     assert by_run[1]["lost_seconds"] == pytest.approx(70)
     assert by_run[4]["lost_seconds"] == pytest.approx(100)
     assert by_run[1]["attempts"] == 2
-    assert by_run[4]["wall_seconds"] == pytest.approx(760)
     said = " ".join(sentences(section))
     assert f"{(450 + 900 + 860) / 3600:.2f} run hours" in said
     assert f"{(900 / 2 + 2 * 860) / 3600:.2f} GPU hours" in said

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from analysis.sections.next_runs import fall_per_epoch, falling_runs
+from analysis.claims.next_runs import fall_per_epoch, falling_runs
 from analysis.study.study import load_study
 from seqlm.files import write_json
 from tests.analysis.hand_made import add_run

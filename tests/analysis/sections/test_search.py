@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from analysis.blocks.figure import Chart
-from analysis.blocks.section import Prose
+from analysis.blocks.section import Block
 from analysis.blocks.table import Table
+from analysis.claims.search import search
 from analysis.plots.scatter import costs_chart
 from analysis.report import report_page
 from analysis.sections.search import search_section
@@ -19,7 +20,7 @@ from seqlm.records.runs import Provenance
 from seqlm.requests import file_request
 from seqlm.rundir import RunDirectory
 from tests.analysis.attempt_files import write_attempt, write_job
-from tests.analysis.contents import said, table, too_long
+from tests.analysis.contents import table, too_long
 from tests.analysis.hand_made import add_run, digits
 from tests.analysis.searches import RULE, stop
 
@@ -48,17 +49,27 @@ def searched(tmp_path: Path) -> StudyFiles:
     return load_study(tmp_path)
 
 
+def blocks_of(study: StudyFiles) -> list[Block]:
+    return search_section(study, search(study)).blocks
+
+
+def points_of(study: StudyFiles) -> str:
+    found = search(study)
+    assert found is not None
+    return "\n".join(found.points)
+
+
 def test_the_rungs_are_held_against_the_end(searched: StudyFiles) -> None:
     val = searched.epochs.pivot_table(index="number", columns="epoch", values="val_ppl").dropna()
     pairs = list(itertools.combinations(val.index, 2))
     end = val.min(axis=1)
     agree = [sum((val[n][a] - val[n][b]) * (end[a] - end[b]) > 0 for a, b in pairs) for n in (0, 1)]
-    rows = table(search_section(searched).blocks, "search-rungs")
+    rows = table(blocks_of(searched), "search-rungs")
     assert [(row["pairs"], row["agreeing"]) for row in rows] == [(str(len(pairs)), str(n)) for n in agree]
 
 
 def test_the_frontier_is_the_best_so_far_over_the_hours_of_all_runs(searched: StudyFiles) -> None:
-    chart = next(block for block in search_section(searched).blocks if isinstance(block, Chart))
+    chart = next(block for block in blocks_of(searched) if isinstance(block, Chart))
     line, *points = chart.panels[0].lines
     assert [round(3600 * x) for x in line.x] == [*range(10, 130, 10), 120]
     assert line.y.tolist() == [100, 80, 60, 60, 60, 60, 60, 60, 50, 50, 50, 50, 50]
@@ -69,7 +80,7 @@ def test_the_frontier_is_the_best_so_far_over_the_hours_of_all_runs(searched: St
 def test_without_its_rule_a_stopped_run_is_shown_all_the_same(tmp_path: Path) -> None:
     run = add_run(tmp_path, 0, "a", "gru", "adam", [100.0, 60.0], done=False, epochs=3)
     stop(run, 2, 60.0, rank=4, of=4, cut=50.0)
-    blocks = search_section(load_study(tmp_path)).blocks
+    blocks = blocks_of(load_study(tmp_path))
     assert len(table(blocks, "search-stopped")) == 1
 
 
@@ -109,7 +120,7 @@ def test_of_an_epoch_on_two_lines_the_last_counts_at_a_rung(tmp_path: Path) -> N
     first, second = run.read_metrics()[0]
     write_json_lines(run.metrics_file, [{**first, "val_ppl": 80.0}, first, second])
     write_json(tmp_path / "study.json", {"search": {**RULE, "rungs": [1]}})
-    (row,) = table(search_section(load_study(tmp_path)).blocks, "search-rungs")
+    (row,) = table(blocks_of(load_study(tmp_path)), "search-rungs")
     assert (row["reached"], row["pairs"], row["agreeing"]) == ("2", "1", "0")
 
 
@@ -136,7 +147,7 @@ def make_many(folder: Path, number: int) -> StudyFiles:
 
 @pytest.mark.usefixtures("blank_figures")
 def test_with_enough_runs_the_report_says_which_hyperparameter_matters(tmp_path: Path) -> None:
-    rows = table(search_section(make_many(tmp_path, 60)).blocks, "search-importance")
+    rows = table(blocks_of(make_many(tmp_path, 60)), "search-importance")
     assert {row["key"]: row["verdict"] for row in rows} == {
         "optim.lr": "yes",
         "model.hidden_size": "not shown",
@@ -149,16 +160,14 @@ def test_with_enough_runs_the_report_says_which_hyperparameter_matters(tmp_path:
 def test_with_few_runs_or_without_optuna_a_line_says_why_nothing_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def said(study: StudyFiles) -> list[str]:
-        blocks = search_section(study).blocks
+    def said(study: StudyFiles) -> str:
+        blocks = blocks_of(study)
         assert not any(isinstance(block, Table) and block.name == "search-importance" for block in blocks)
-        return [block.text for block in blocks if isinstance(block, Prose) and "hyperparameter" in block.text]
+        return points_of(study).rpartition("Which hyperparameter matters")[2]
 
-    (line,) = said(make_many(tmp_path / "few", 30))
-    assert "30 settings" in line
+    assert "30 settings" in said(make_many(tmp_path / "few", 30))
     monkeypatch.setitem(sys.modules, "optuna", None)
-    (line,) = said(make_many(tmp_path / "many", 60))
-    assert "optuna" in line
+    assert "optuna" in said(make_many(tmp_path / "many", 60))
 
 
 def test_the_frontier_of_parameters_is_the_lowest_of_at_most_as_many(tmp_path: Path) -> None:
@@ -199,8 +208,8 @@ def test_final_seeds_are_results_and_no_rung_counts_them_and_those_that_are_not_
     assert set(after.runs["id"]) == {*before.runs["id"], final.id}
     assert "g" not in {run.name for run in after.absent}
     assert after.final_seeds == {final.id}
-    rungs = [table(search_section(study).blocks, "search-rungs") for study in (before, after)]
+    rungs = [table(blocks_of(study), "search-rungs") for study in (before, after)]
     assert rungs[0] == rungs[1]
-    assert "final seed" in said(search_section(after).blocks)
-    assert "final seed" not in said(search_section(before).blocks)
+    assert "final seed" in points_of(after)
+    assert "final seed" not in points_of(before)
     assert after.runs.set_index("id").loc[final.id, "setting"] == done["number"]

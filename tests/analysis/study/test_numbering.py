@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from analysis.report import write_report
-from analysis.sections.coverage import coverage_table
 from analysis.sections.published import published_section
+from analysis.sections.unfinished import open_runs_table
 from analysis.study.numbering import VariantNumber
 from analysis.study.study import StudyFiles, load_study
 from jobs.manifests.load import load_manifest
@@ -76,9 +76,9 @@ def test_two_launches_of_one_run_keep_its_number_and_the_absent_runs(seen: Study
     assert names(seen) == ["3 rnn-sgd_schedule", "3b rnn-sgd_schedule, bf16", "6 gru-sgd_schedule"]
     assert [run.number for run in seen.absent] == [1, 2, 4, 5, *range(7, 20)]
     assert seen.size == 19
-    rnn, _, transformer = table([coverage_table(seen)], "coverage")
-    assert [rnn[kind].split("; ")[-1] for kind in ("adam", "sgd", "sgd_schedule")] == ["5 absent", "1 absent", "2 done"]
-    assert list(transformer.values()) == ["Transformer", "4 absent", "1 absent", "1 absent"]
+    rows = table([open_runs_table(seen)], "open")
+    assert [row["number"] for row in rows] == [str(run.number) for run in seen.absent]
+    assert {row["state"] for row in rows} == {"absent"}
 
 
 def test_a_whole_run_in_other_precision_is_compared_with_the_published_one_and_a_trial_is_not(seen: StudyFiles) -> None:

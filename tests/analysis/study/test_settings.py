@@ -4,7 +4,6 @@ from pathlib import Path
 import pytest
 from scipy import stats
 
-from analysis.blocks.sentences import described
 from analysis.sections.results import results_table, settings_table
 from analysis.study.settings import interval, settings_of
 from analysis.study.study import StudyFiles, load_study
@@ -64,8 +63,8 @@ def test_an_interval_that_is_too_wide_for_a_perplexity_has_no_upper_end(tmp_path
     found = interval([math.exp(120.0), math.exp(215.0)])
     assert found.high == math.inf
     assert 0 <= found.low < found.centre == pytest.approx(math.exp(167.5))
-    (setting,) = settings_of(make_seeds(tmp_path, {3: [math.exp(120.0), math.exp(215.0)]}).runs)
-    assert described(setting).endswith("mean of 2 seeds, 95 % interval 0.00 to –)")
+    (row,) = settings_table(make_seeds(tmp_path, {3: [math.exp(120.0), math.exp(215.0)]})).rows
+    assert [cell.text for cell in row.cells[4:6]] == ["0.00", "–"]
 
 
 def test_the_last_perplexity_of_seeds_is_their_geometric_mean(tmp_path: Path) -> None:
