@@ -24,9 +24,10 @@ from analysis.claims.answer import Answer
 from analysis.claims.answers import answers
 from analysis.claims.page import answers_section, claims_data
 from analysis.plots import look
+from analysis.plots.column import column_files
 from analysis.plots.curve_figures import curve_charts
 from analysis.plots.files import FORMATS, figure_bytes, inline_svg
-from analysis.plots.scatter import time_chart
+from analysis.plots.scatter import costs_chart, spread_chart
 from analysis.sections.behaviour import behaviour_data, behaviour_section, samples_page
 from analysis.sections.cost import cost_section
 from analysis.sections.effects import effects_section
@@ -38,7 +39,7 @@ from analysis.sections.unfinished import open_runs_table
 from analysis.study import units
 from analysis.study.examined import examined_runs
 from analysis.study.numbering import VariantNumber
-from analysis.study.settings import best_settings
+from analysis.study.settings import best_settings, repeats_seeds
 from analysis.study.study import StudyFiles, load_study
 from analysis.study.values import rows_of
 from seqlm.errors import UsageError, file_errors
@@ -105,7 +106,9 @@ def report_files(study: StudyFiles) -> dict[str, bytes]:
         texts[f"tables/{table.name}.tex"] = latex_table(table)
         texts[f"tables/{table.name}.md"] = table.to_markdown()
     files = {path: text.encode("utf-8", errors="replace") for path, text in texts.items()}
-    return files | {f"figures/{name}": content for name, content in drawn.items()}
+    files |= {f"figures/{name}": content for name, content in drawn.items()}
+    columns = (file for chart in page.charts for file in column_files(chart))  # takes the figures apart
+    return files | {f"figures/column/{name}": content for name, content in columns}
 
 
 def _data_texts(data: pd.DataFrame) -> tuple[str, str]:
@@ -134,20 +137,21 @@ def _json_texts(values: list[Any]) -> list[str]:
 # -- what it says ------------------------------------------------------------------------------------------------------
 
 SHOWN = ("results", "settings", "search-frontier", "published", "validation")
-"""Tables and figures that the page shows at once."""
+"""Tables and figures that the page shows at once. A table of settings takes the place of that of runs."""
 
 
 def report_sections(study: StudyFiles, found: Sequence[Answer]) -> list[Section]:
     """Everything below the report's header: the answers to its questions, what a reader asks next, the rest folded."""
     nothing = Prose(text="No epoch has been finished yet, so there are no curves.")
     unfinished = open_runs_table(study)
+    shown = [name for name in SHOWN if name != "results" or not repeats_seeds(study.runs)]
     opened = [
         answers_section(study, found),
         Section(name="results", title="Results", blocks=results_blocks(study)),
         search_section(study, next((one for one in found if one.name == "search"), None)),
         published_section(study),
         Section(
-            name="curves", title="Learning curves", blocks=[*curve_charts(study), *time_charts(study)] or [nothing]
+            name="curves", title="Learning curves", blocks=[*curve_charts(study), *point_charts(study)] or [nothing]
         ),
     ]
     folded = [
@@ -159,16 +163,15 @@ def report_sections(study: StudyFiles, found: Sequence[Answer]) -> list[Section]
         Section(name="hyperparameters", title="Hyperparameters", blocks=hyperparameter_blocks(study)),
     ]
     return [
-        *(with_details_folded(section, SHOWN) for section in opened),
+        *(with_details_folded(section, shown) for section in opened),
         *(dataclasses.replace(section, folded=True) for section in folded),
     ]
 
 
-def time_charts(study: StudyFiles) -> list[Chart]:
-    """Return the figure of perplexity against time, if two settings have times."""
+def point_charts(study: StudyFiles) -> list[Chart]:
+    """Return the figures of finished runs and settings as points."""
     one = study.compared.on_one_text
-    timed = [setting for setting in one.settings if units.is_number(setting.seconds_to_best)]
-    return [time_chart(timed, scope_of(one.runs, len(one.absent)))] if len(timed) > 1 else []
+    return [*filter(None, [spread_chart(one), costs_chart(one)])]
 
 
 STATES = ("done", "running", "queued", "pending", "stopped", "cancelled", "failed", "absent")

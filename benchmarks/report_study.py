@@ -131,6 +131,7 @@ def _epochs(rng: random.Random, config: RunConfig, epochs: int, *, explodes: boo
                 "val_loss": math.log(val_ppl),
                 "train_ppl": train_ppl,
                 "val_ppl": val_ppl,
+                "steps": 1327,
                 "lr": config.optim.lr,
                 "epoch_seconds": taken,
                 "elapsed_seconds": elapsed,

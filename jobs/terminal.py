@@ -1,6 +1,7 @@
 """What the launcher prints for a person: tables, lines, and whether they have color."""
 
 import contextlib
+import math
 import os
 import shutil
 import sys
@@ -182,6 +183,8 @@ class Column:
     """Above 0: left out if the table is too wide, the highest number first."""
     optional: bool = False
     """Left out if no record has a value."""
+    cut: bool = False
+    """Ends with an ellipsis where a terminal is too narrow for it; for the last column."""
 
     def of(self, record: Any) -> Any:
         """Return the value of a record."""
@@ -200,7 +203,7 @@ def lines_of(
 ) -> list[str]:
     """Return a table as lines: titles, if there are any, and a line for each record. Cells cannot break a line.
 
-    If it is wider than ``width``, spare columns are left out.
+    If it is wider than ``width``, spare columns are left out, then the texts of a last column that may be are cut.
     """
     columns = [one for one in columns if not one.optional or any(one.of(record) is not None for record in records)]
     cells = [[printable(column.text(column.of(record))) for record in records] for column in columns]
@@ -209,6 +212,11 @@ def lines_of(
         if width is not None and columns[place].spare and sum(wide) + 2 * len([*filter(None, wide)]) - 2 > width:
             wide[place] = 0
     places = [place for place in range(len(columns)) if wide[place]]
+    room = (width or math.inf) - sum(wide[:-1]) - 2 * (len(places) - 1)
+    if columns and columns[-1].cut and wide[-1] > room:
+        most = max(int(room), len(columns[-1].title), 1)
+        cells[-1] = [text if len(text) <= most else f"{text[: most - 1]}…" for text in cells[-1]]
+        wide[-1] = most
 
     def aligned(place: int, text: str) -> str:
         return text.rjust(wide[place]) if columns[place].right else text.ljust(wide[place])

@@ -132,6 +132,7 @@ def _plain_output() -> Generator[None]:
 def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave the figures of reports blank: for tests of a report that are about other things."""
     monkeypatch.setattr("analysis.report.figure_bytes", lambda *_: b'<svg width="1" height="1"></svg>')
+    monkeypatch.setattr("analysis.report.column_files", lambda _: [])
     monkeypatch.setattr("analysis.blocks.figure.Chart.__post_init__", lambda _: None)
 
 

@@ -24,6 +24,8 @@ class Chart:
     """First words of the caption."""
     caption: str
     figure: Figure
+    message: str = ""
+    """What it shows, in a sentence, for who does not see it. Empty: its caption says it."""
 
     def __post_init__(self) -> None:
         """Make what drawing in each format would make again."""

@@ -41,6 +41,8 @@ class Column:
     emphasised: bool = False
     """Bold in the rows that stand out."""
     kind: Literal["text", "state"] = "text"
+    detail: bool = False
+    """Left out on a narrow screen."""
 
     def cell(self, record: Any, *, bold: bool) -> "Cell":
         """Return the cell of a record."""
@@ -50,9 +52,11 @@ class Column:
         return Cell(text=text, value=value, bold=bold and self.emphasised)
 
 
-def number(key: str, title: str, text: Callable[[Any], str] = str, of: Callable[[Any], Any] | None = None) -> Column:
-    """Return a column of numbers."""
-    return Column(key, title, text, of, numeric=True)
+def number(
+    key: str, title: str, text: Callable[[Any], str] = str, of: Callable[[Any], Any] | None = None, **more: Any
+) -> Column:
+    """Return a column of numbers. ``more``: further fields of it."""
+    return Column(key, title, text, of, numeric=True, **more)
 
 
 RUN_COLUMNS = [

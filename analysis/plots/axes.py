@@ -3,12 +3,14 @@
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from numpy.typing import ArrayLike
 
@@ -26,6 +28,9 @@ LOG_FROM = 3.0
 
 TICKS = ((1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8), (1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,))
 """Ticks of a logarithmic axis within a decade, from many to few."""
+
+MINUS = "\N{MINUS SIGN}"
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 FEWEST_TICKS = 3
 """A logarithmic axis with fewer ticks of ``TICKS`` has evenly spaced ones."""
@@ -128,7 +133,7 @@ def fit(
     else:
         space = room * (high - low) or 0.05 * high or 1.0
         low, high = low - space, high + space
-        axis.set_major_locator(MaxNLocator(ticks - 1))
+        axis.set_major_locator(MaxNLocator(ticks - 1, steps=[1, 2, 5, 10]))
     axis.set_major_formatter(FuncFormatter(tick_text))
     axes.set(**{f"{name}lim": (low, high)})
 
@@ -149,14 +154,18 @@ def log_ticks(low: float, high: float, most: int) -> list[float]:
         if len(found) <= most:
             break
     if len(found) < FEWEST_TICKS:
-        even = MaxNLocator(most - 1).tick_values(low, high)
+        even = MaxNLocator(most - 1, steps=[1, 2, 5, 10]).tick_values(low, high)
         found = [float(tick) for tick in even if low <= tick <= high]
     return found[:: math.ceil(len(found) / most) or 1]
 
 
 def tick_text(value: float, _: object = None) -> str:
-    """Return the number at a tick, such as ``1,500`` or ``0.002``."""
-    return f"{value:,.6g}"
+    """Return the number at a tick, such as ``1,500``, ``0.002``, ``2×10⁻⁵`` or ``−0.5``."""
+    if value and not 1e-4 <= abs(value) < 1e6:
+        digits, _, power = f"{value:.3e}".partition("e")
+        head = f"{float(digits):g}".replace("-", MINUS)
+        return f"{'' if head == '1' else f'{head}×'}10{str(int(power)).translate(SUPERSCRIPTS)}"
+    return f"{value:,.6g}".replace("-", MINUS)
 
 
 class Unit(NamedTuple):
@@ -222,6 +231,10 @@ LEADER: dict[str, Any] = {
 """From the left of a number to its point."""
 
 
+PLACED: "WeakKeyDictionary[Axes, tuple[list[Mark], list[Annotation]]]" = WeakKeyDictionary()
+"""The numbers of axes, and what is written of them."""
+
+
 def place_numbers(axes: Axes, marks: Iterable[Mark]) -> None:
     """Write the numbers of the first ``MOST_NUMBERS`` marks right of their points, the best first.
 
@@ -231,11 +244,13 @@ def place_numbers(axes: Axes, marks: Iterable[Mark]) -> None:
     axes.autoscale_view()
     figure = axes.get_figure(root=True)
     assert figure is not None, "axes belong to a figure"
+    marks = list(marks)
+    PLACED[axes] = (marks, [])
     to_points = 72 / figure.dpi
     edge = figure.get_size_inches()[0] * 72
     low, high = axes.bbox.y0 * to_points + MARK_POINTS / 2, axes.bbox.y1 * to_points - MARK_POINTS / 2
     fitting = int(max(high - low, 0) / MARK_POINTS) + 1
-    chosen = list(marks)[: min(MOST_NUMBERS, fitting)]
+    chosen = marks[: min(MOST_NUMBERS, fitting)]
     points, spans = [], []
     for mark in chosen:
         left, height = axes.transData.transform((mark.x, mark.y)) * to_points
@@ -254,15 +269,24 @@ def place_numbers(axes: Axes, marks: Iterable[Mark]) -> None:
             ha="left" if is_right else "right",
             va="center",
             fontsize=7.5,
-            color=mark.colour,
+            color=look.ink_of(mark.colour),
             annotation_clip=False,
             arrowprops=LEADER | {"color": mark.colour, "relpos": (0 if is_right else 1, 0.5)} if is_moved else None,
             zorder=4,
             gid=gid,
         )
         written.set_in_layout(False)
+        PLACED[axes][1].append(written)
         if written.arrow_patch is not None:
             written.arrow_patch.set_gid(gid)
+
+
+def place_again(axes: Axes) -> None:
+    """Write the numbers of axes once more, whose size has changed."""
+    marks, written = PLACED.pop(axes, ([], []))
+    for text in written:
+        text.remove()
+    place_numbers(axes, marks)
 
 
 def spread(points: Sequence[float], spans: Sequence[tuple[float, float]], low: float, high: float) -> list[float]:

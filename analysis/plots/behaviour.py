@@ -21,21 +21,85 @@ from analysis.study.values import Values
 
 @look.applied()
 def loss_chart(runs: Sequence[ExaminedRun]) -> Chart:
-    """Mean validation loss at each step, from a zero state and from a carried one, on a shared vertical axis."""
-    figure, (left, right) = panels_with_legend(3.2, run_handles(runs), 3, panels=2, share=True, title_lines=1)
-    left.set_title("State zero at the start of each window", loc="left")
-    right.set_title("State carried from the window before", loc="left")
+    """Mean validation loss at each step from a zero state, and how far it is from that of one run over the same tokens.
+
+    The second panel is there if two runs have recorded the losses of the same tokens.
+    """
+    paired = same_tokens(runs)
+    count = 2 if len(paired) > 1 else 1
+    figure, (left, *others) = panels_with_legend(3.2, run_handles(runs), 3, panels=count, title_lines=1)
+    left.set_title("State zero at the start; pale: carried on", loc="left")
     draw_losses(left, runs, carried=False)
-    draw_losses(right, runs, carried=True)
     left.set_ylabel("Mean validation loss (nats)")
+    for axes in others:
+        axes.set_title(f"Less that of {paired[0].number}, over the same tokens", loc="left")
+        draw_differences(axes, paired)
     lengths, all_carry = map(str, _training_lengths(runs)), all(run.carries_state for run in runs)
-    text = caption("losses", lengths=[*lengths], all_carry=all_carry)
+    with_bands = any(run.losses.blocks is not None for run in runs)
+    text = caption("losses", lengths=[*lengths], all_carry=all_carry, bands=with_bands, paired=len(paired) > 1)
     title = "Validation loss at each time step of a window"
     return Chart(name="loss-per-step", title=title, caption=text, figure=figure)
 
 
+def same_tokens(runs: Sequence[ExaminedRun]) -> list[ExaminedRun]:
+    """The runs with losses of the same tokens as the one of these with the lowest mean loss, which comes first."""
+    known = [run for run in runs if run.losses.blocks is not None and len(run.losses.blocks) > 1]
+    known.sort(key=lambda run: (float(run.losses.zero_state.mean()), str(run.number)))
+
+    def tokens(run: ExaminedRun) -> Any:
+        assert run.losses.blocks is not None
+        return run.behaviour.corpus, run.behaviour.level, run.losses.tokens, run.losses.blocks.shape
+
+    return [run for run in known if tokens(run) == tokens(known[0])]
+
+
+def reach(blocks: Values) -> Values:
+    """Half the width of the 95 % interval of the mean at each step, from the means of blocks (blocks x steps)."""
+    from scipy.special import stdtrit  # slow to import
+
+    n = len(blocks)
+    found: Values = float(stdtrit(n - 1, 0.975)) * blocks.std(axis=0, ddof=1) / math.sqrt(n)
+    return found
+
+
 def draw_losses(axes: Axes, runs: Sequence[ExaminedRun], *, carried: bool) -> Axes:
-    """Draw a curve of losses (nats) for each run, with the length of a window in training."""
+    """Draw a curve of losses (nats) for each run, with the length of a window in training.
+
+    From a zero state, bands are 95 % intervals, and the losses from a carried state are pale.
+    """
+    _draw_lengths(axes, runs)
+    if carried:
+        return _draw_curves(axes, runs, [run.losses.carried_state for run in runs], "loss (nats)")
+    for run in runs:
+        if run.losses.blocks is not None and len(run.losses.blocks) > 1:
+            _draw_band(axes, run, run.losses.zero_state, reach(run.losses.blocks.astype(np.float64)))
+        if run.carries_state:
+            _plot(axes, run.losses.carried_state, run, ", state carried", linewidth=0.7, alpha=0.25)
+    return _draw_curves(axes, runs, [run.losses.zero_state for run in runs], "loss (nats)")
+
+
+def draw_differences(axes: Axes, runs: Sequence[ExaminedRun]) -> Axes:
+    """Draw the loss of each run less that of the first, with the 95 % interval from the difference in each block."""
+    first = runs[0].losses
+    _draw_lengths(axes, runs)
+    axes.axhline(0.0, color=look.MUTED, linewidth=1.0, zorder=1)
+    for run in runs[1:]:
+        assert run.losses.blocks is not None
+        assert first.blocks is not None
+        blocks = run.losses.blocks.astype(np.float64) - first.blocks.astype(np.float64)
+        _draw_band(axes, run, run.losses.zero_state - first.zero_state, reach(blocks))
+    axes.set_ylabel("Difference of losses (nats)")
+    return _draw_curves(axes, runs[1:], [run.losses.zero_state - first.zero_state for run in runs[1:]], "nats")
+
+
+def _draw_band(axes: Axes, run: ExaminedRun, middle: Values, half: Values) -> None:
+    steps, gid = np.arange(1, len(middle) + 1), run_mark(run.number)
+    colour = _style(run).colour
+    axes.fill_between(steps, middle - half, middle + half, color=colour, alpha=0.18, linewidth=0, gid=gid)
+
+
+def _draw_lengths(axes: Axes, runs: Sequence[ExaminedRun]) -> None:
+    """Mark the lengths of windows in training."""
     for place, length in enumerate(_training_lengths(runs)):
         axes.axvline(length, color=look.MUTED, linestyle=(0, (1, 2)), linewidth=1.2, zorder=1)
         axes.annotate(
@@ -48,8 +112,6 @@ def draw_losses(axes: Axes, runs: Sequence[ExaminedRun], *, carried: bool) -> Ax
             color=look.MUTED,
         )
     axes.margins(y=0.08)
-    curves = [run.losses.carried_state if carried else run.losses.zero_state for run in runs]
-    return _draw_curves(axes, runs, curves, "loss (nats)")
 
 
 def _training_lengths(runs: Sequence[ExaminedRun]) -> list[int]:

@@ -1,6 +1,7 @@
 """The learning curves of a study, as figures with their captions."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import pandas as pd
 from matplotlib.lines import Line2D
 
 from analysis.blocks.figure import Chart
-from analysis.blocks.sentences import caption
+from analysis.blocks.sentences import caption, scope_of
 from analysis.plots import look
 from analysis.plots.axes import Unit, label_grid, panel_grid, panels_with_legend, signs_of, unit_for
 from analysis.plots.curves import (
@@ -18,11 +19,13 @@ from analysis.plots.curves import (
     STANDING_OUT_OF_KIND,
     TRAINING,
     Curve,
+    Progress,
     curves_of,
     draw_curves,
     draw_run,
     legend_entries,
     prominent,
+    seen,
     setting_curves,
 )
 from analysis.plots.steps import steps_chart
@@ -39,7 +42,8 @@ BEST_PANELS = 9
 def curve_charts(study: StudyFiles) -> list[Chart]:
     """Every figure that the study's epochs and steps allow; none while no step has been saved.
 
-    Of more than ``MOST_LINES`` curves, only the first figure has panels over time.
+    Of more than ``MOST_LINES`` curves, only the first figure has panels over time. If all runs have one optimizer, or
+    one architecture, a figure by it would be the first one again.
     """
     curves = curves_of(study)
     validated = [curve for curve in curves if curve.is_validated]
@@ -50,12 +54,13 @@ def curve_charts(study: StudyFiles) -> list[Chart]:
         by = {"optimizer": units.OPTIMIZERS, "arch": units.ARCHITECTURES}
         for key, titles in by.items():
             rows = {title: [c for c in merged if getattr(c, key) == value] for value, title in titles.items()}
-            if rows := {title: row for title, row in rows.items() if row}:  # else no configuration could be read
-                charts.append(rows_chart(study, rows, key))
+            rows = {title: row for title, row in rows.items() if row}
+            charts += [rows_chart(study, rows, key)] if len(rows) > 1 else []
+        known = [curve for curve in merged if np.isfinite(curve.tokens).any()]
+        charts += [compute_chart(study, known)] if known else []
     own = setting_curves(study, curves)
     if own:
-        charts.append(panels_chart(study, own, None))
-        charts += [panels_chart(study, own, _unit(study))] if len(own) <= MOST_LINES else []
+        charts.append(panels_chart(study, own))
     return [*charts, *filter(None, [steps_chart(study, [curve.number for curve in prominent(own, BEST_PANELS)])])]
 
 
@@ -74,7 +79,7 @@ def group_chart(study: StudyFiles, title: str, curves: Sequence[Curve]) -> Chart
 
 def runs_chart(study: StudyFiles, runs: pd.DataFrame, curves: Sequence[Curve], name: str, title: str) -> Chart:
     """The curves of some runs over epochs and over time, with a legend of their names."""
-    chart = _chart({"": curves}, study, name, title, legend_entries(curves), 3)
+    chart = _chart({"": curves}, [None, _unit(study)], name, title, legend_entries(curves), 3)
     done = finished(runs)
     longer = done[done["epochs_done"] > done["compared_epochs"]]
     limits = sorted(set(longer["compared_epochs"].astype(int)))
@@ -99,20 +104,29 @@ def rows_chart(study: StudyFiles, rows: Mapping[str, Sequence[Curve]], key: str)
     curves = [curve for row in rows.values() for curve in row]
     archs, optimizers = {curve.arch for curve in curves}, {curve.optimizer for curve in curves}
     word = "optimizer" if key == "optimizer" else "architecture"
-    return _chart(rows, study, f"by-{word}", f"Validation perplexity by {word}", look.kind_handles(archs, optimizers))
+    along: list[Progress] = [None] if len(curves) > MOST_LINES else [None, _unit(study)]
+    entries = look.kind_handles(archs, optimizers)
+    return _chart(rows, along, f"by-{word}", f"Validation perplexity by {word}", entries)
+
+
+def compute_chart(study: StudyFiles, curves: Sequence[Curve]) -> Chart:
+    """The curves of which steps are recorded, over what training has read, and what it has computed, if known."""
+    title = "Validation perplexity"
+    along: list[Progress] = ["tokens"]
+    along += ["flops"] if any(np.isfinite(curve.parameters) for curve in curves) else []
+    chart = _chart({"": curves}, along, "tokens-and-flops", title, legend_entries(curves), 3)
+    return replace(chart, caption=f"{chart.caption}{scope_of(study.runs, len(study.absent))}")
 
 
 def _chart(
     rows: Mapping[str, Sequence[Curve]],
-    study: StudyFiles,
+    along: Sequence[Progress],
     name: str,
     title: str,
     entries: Sequence[Line2D],
     columns: int | None = None,
 ) -> Chart:
     """Each row of curves under its title, a panel for each progress."""
-    curves = [curve for row in rows.values() for curve in row]
-    along = [None] if len(rows) > 1 and len(curves) > MOST_LINES else [None, _unit(study)]
     figure, axes = panels_with_legend(
         2.8 if len(rows) == 1 else 2.0,
         entries,
@@ -127,13 +141,20 @@ def _chart(
         for unit in along:
             place = next(places)
             draw_curves(place, row, unit, STANDING_OUT if len(rows) == 1 else STANDING_OUT_OF_KIND, [*rows.values()])
-            if unit is None:
+            if unit == along[0]:
                 place.set_title(heading, loc="left")
             else:
                 place.set_ylabel("")
     is_crowded = any(len(row) > MOST_LINES for row in rows.values())
-    text = caption("rows", crowded=is_crowded, coloured=STANDING_OUT_OF_KIND, grey=MOST_GREY, **signs_of(figure))
-    spoken = "epochs and wall-clock time" if len(along) > 1 else "epochs"
+    curves = [curve for row in rows.values() for curve in row]
+    named = {id(curve): curve for row in rows.values() for curve in prominent(row, STANDING_OUT_OF_KIND)}
+    in_view = {id(curve) for curve in seen(curves, [*named.values()])}
+    cut = [curve.reference for key, curve in named.items() if key not in in_view]
+    text = caption(
+        "rows", cut=cut, crowded=is_crowded, coloured=STANDING_OUT_OF_KIND, grey=MOST_GREY, **signs_of(figure)
+    )
+    words = {None: "epochs", "tokens": "tokens", "flops": "FLOPs"}
+    spoken = " and ".join(words.get(unit, "wall-clock time") for unit in along)  # type: ignore[arg-type]
     return Chart(name=name, title=f"{title} over {spoken}", caption=text, figure=figure)
 
 
@@ -144,8 +165,9 @@ def _unit(study: StudyFiles) -> Unit:
 # -- a panel for each run ------------------------------------------------------------------------------------------
 
 
-def panels_chart(study: StudyFiles, curves: Sequence[Curve], unit: Unit | None) -> Chart:
-    """Training and validation perplexity of each curve in its own panel, over time, or for ``None`` over epochs."""
+def panels_chart(study: StudyFiles, curves: Sequence[Curve]) -> Chart:
+    """Training and validation perplexity of each curve in its own panel, over epochs, with the time above."""
+    unit = _unit(study)
     shown = prominent(curves, BEST_PANELS)
     entries = [
         Line2D([], [], color=look.MUTED, label="validation"),
@@ -168,8 +190,8 @@ def panels_chart(study: StudyFiles, curves: Sequence[Curve], unit: Unit | None) 
     one = "setting" if any(curve.of_seeds for curve in curves) else "run"
     what = f"each {one}" if len(shown) == len(curves) else f"the best {one}s"
     return Chart(
-        name="runs-time" if unit else "runs-epochs",
-        title=f"Training and validation perplexity of {what} over {'wall-clock time' if unit else 'epochs'}",
+        name="runs-epochs",
+        title=f"Training and validation perplexity of {what} over epochs and wall-clock time",
         caption=text,
         figure=figure,
     )

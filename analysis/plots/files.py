@@ -53,7 +53,7 @@ def figure_bytes(figure: Figure, file_format: str) -> bytes:
 
 
 SMALL = "Seqlm Sans"
-LETTERS = [*range(0x20, 0x100), *range(0x2010, 0x2040), *range(0x2070, 0x2090), *range(0x2190, 0x2194), 0x2248]
+LETTERS = [*range(0x20, 0x100), *range(0x2010, 0x2040), *range(0x2070, 0x2090), *range(0x2190, 0x2194), 0x2212, 0x2248]
 """Western letters, and the signs of figures. Others come from the font itself."""
 
 

@@ -3,6 +3,7 @@
 Legible for the colour-blind, in grey print and on dark pages.
 """
 
+import functools
 import warnings
 from collections.abc import Hashable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
@@ -42,9 +43,12 @@ OPTIMIZER_STYLES = {
 }
 """Optimizer -> its dashes and marker. No two of the first 64 share both."""
 
-SHADES = ((0.0, 0.15), (-0.35, 0.5), (0.4, -0.15), (-0.6, 0.75), (0.6, -0.35))
+SHADES = ((0.0, 0.25), (-0.3, 0.45), (-0.5, 0.6), (-0.65, 0.72), (-0.78, 0.84))
 """Settings alike in architecture and optimizer differ in shade: towards black below 0, towards white above. The first
 of each pair is for white paper, the second for a dark page."""
+
+CONTRAST = 4.5
+"""Least contrast of text with the paper (WCAG 2.2, level AA)."""
 
 CROWD = ("#c3c9ce", "#49525a")
 """Lines of a crowd from which no single one is to stand out: on white paper, and on a dark page."""
@@ -133,7 +137,28 @@ def line_style(arch: str | None, optimizer: str | None, place: int) -> LineStyle
 def line_colours() -> dict[str, str]:
     """Every colour that a line can have, with the colour that takes its place on a dark page."""
     bases = [*architecture_colours().values(), UNKNOWN_COLOUR]
-    return {CROWD[0]: CROWD[1]} | {shade(base, light): shade(base, dark) for base in bases for light, dark in SHADES}
+    found = {shade(base, light): shade(base, dark) for base in bases for light, dark in SHADES}
+    return {CROWD[0]: CROWD[1]} | {ink_of(colour): dark for colour, dark in found.items()} | found
+
+
+def contrast(one: str, other: str) -> float:
+    """Return the contrast of two colours by WCAG 2.2: 1 to 21."""
+
+    def luminance(colour: str) -> float:
+        parts = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in to_rgb(colour)]
+        return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), parts, strict=True))
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@functools.cache
+def ink_of(colour: str) -> str:
+    """Return the colour for text, as dark as it must be for ``CONTRAST``; of the grey of a crowd the lesser text's."""
+    if colour == CROWD[0]:
+        return MUTED
+    dark = (shade(colour, -step / 20) for step in range(20))
+    return next((found for found in dark if contrast(found, PAPER) >= CONTRAST), INK)
 
 
 def shade(colour: str, amount: float) -> str:

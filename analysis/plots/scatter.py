@@ -28,7 +28,7 @@ from analysis.plots.axes import (
 from analysis.study import units
 from analysis.study.comparison import finished
 from analysis.study.numbering import RunNumber
-from analysis.study.settings import Setting, by_perplexity
+from analysis.study.settings import Setting, best_settings, by_perplexity
 from analysis.study.study import StudyFiles
 
 FEW_POINTS = 40
@@ -37,20 +37,39 @@ FEW_POINTS = 40
 ROOM = 0.08
 """Of the vertical axis at each end, for whole markers."""
 
-FRONT: dict[str, Any] = {"color": look.MUTED, "linewidth": 1.1, "linestyle": (0, (4, 2)), "label": "Pareto front"}
+FRONT: dict[str, Any] = {"color": look.MUTED, "linewidth": 1.1, "linestyle": (0, (4, 2)), "label": "lowest so far"}
 
 
 @look.applied()
-def time_chart(settings: Sequence[Setting], of: str = "") -> Chart:
-    """Best validation perplexity against the time to it. Each has a finite time.
+def costs_chart(study: StudyFiles) -> Chart | None:
+    """The best validation perplexity of each setting against the time to it, and against parameters where they differ.
 
-    ``of``: what the numbers are of (see :func:`analysis.blocks.sentences.scope`).
+    ``None``: fewer than two settings have a time, and all have equally many parameters. ``study`` is on one text, at
+    equal epochs.
     """
-    figure, (axes,) = panels_with_legend(3.8, time_handles(settings))
-    draw_times(axes, settings)
-    text = f"{caption('times', **signs_of(figure))}{of}"
-    title = "Best validation perplexity against the time to it"
-    return Chart(name="time-and-perplexity", title=title, caption=text, figure=figure)
+    sizes = dict(zip(study.runs["number"], study.runs["parameters"], strict=True))
+    timed = [one for one in study.settings if units.is_number(one.seconds_to_best)]
+    sized = [one for one in study.settings if units.is_number(sizes[one.runs[0]])]
+    counts = [float(sizes[one.runs[0]]) for one in sized]
+    parts = [*(["time"] if len(timed) > 1 else []), *(["parameters"] if len(set(counts)) > 1 else [])]
+    if not parts:
+        return None
+    settings = [one for one in study.settings if one in timed or one in sized]
+    front = [Line2D([], [], **FRONT)]
+    figure, panels = panels_with_legend(3.2, [*time_handles(settings), *front], panels=len(parts), share=True)
+    for axes, part in zip(panels, parts, strict=True):
+        if part == "time":
+            draw_times(axes, timed, settings)
+        else:
+            unit, name = (1e6, "millions") if max(counts) >= 1e6 else (1e3, "thousands")
+            axes.set_xlabel(f"Parameters ({name})")
+            _draw_settings(axes, sized, [count / unit for count in counts], settings)
+            name_values(axes, name)
+        axes.set_ylabel("" if axes is not panels[0] else "Best validation perplexity")
+    text = f"{caption('costs', **signs_of(figure))}{scope(study)}"
+    against = {"time": "the time to it", "parameters": "parameters"}
+    title = f"Best validation perplexity against {' and '.join(against[part] for part in parts)}"
+    return Chart(name="time-and-perplexity", title=title, message=lowest(settings), caption=text, figure=figure)
 
 
 def time_handles(settings: Sequence[Setting]) -> list[Line2D]:
@@ -58,23 +77,40 @@ def time_handles(settings: Sequence[Setting]) -> list[Line2D]:
     return look.kind_handles({s.arch for s in settings}, {s.optimizer for s in settings})
 
 
-def draw_times(axes: Axes, settings: Sequence[Setting]) -> Axes:
-    """Draw perplexity against the time to it. Each setting has a finite time."""
+def draw_times(axes: Axes, settings: Sequence[Setting], all_settings: Sequence[Setting] = ()) -> Axes:
+    """Draw perplexity against the time to it. Each setting has a finite time. The axis fits ``all_settings``."""
     seconds, unit = unit_for(max(setting.seconds_to_best for setting in settings))
-    x = [setting.seconds_to_best / seconds for setting in settings]
-    values = [np.array([setting.val_ppl]) for setting in settings]
-    fit(axes, "y", values, cut_at=shared_cut(values), log=True, room=ROOM)
-    fit(axes, "x", x, room=0.09)
     axes.set_xlabel(f"Wall-clock time to the best epoch ({unit})")
     axes.set_ylabel("Best validation perplexity")
-    _draw_settings(axes, settings, x, [])
+    _draw_settings(axes, settings, [one.seconds_to_best / seconds for one in settings], all_settings or settings)
     name_values(axes, unit)
     return axes
 
 
-def _draw_settings(axes: Axes, settings: Sequence[Setting], x: Sequence[float], front: Sequence[Setting]) -> None:
-    """Draw a point for each setting, at its place ``x``; those of the front and the best have numbers."""
-    ranked = [*front, *(one for one in by_perplexity(settings) if one not in front)][:MOST_NUMBERS]
+def lowest(settings: Sequence[Setting]) -> str:
+    """Return a sentence: the lowest perplexity of each architecture."""
+    best = [f"{units.architecture(s.arch)} {units.perplexity(s.val_ppl)}" for s in best_settings(settings)]
+    return f"Lowest validation perplexity: {units.listing(best)}."
+
+
+def _draw_settings(
+    axes: Axes, settings: Sequence[Setting], x: Sequence[float], all_settings: Sequence[Setting]
+) -> None:
+    """Draw a point for each setting at its place ``x``, and a line through those with the lowest perplexity so far.
+
+    Those of the line and the best have numbers.
+    """
+    values = [np.array([one.val_ppl]) for one in all_settings]
+    fit(axes, "y", values, cut_at=shared_cut(values), log=True, room=ROOM)
+    fit(axes, "x", x, room=0.09)
+    front: list[tuple[float, Setting]] = []
+    for place, one in sorted(zip(x, settings, strict=True), key=lambda pair: (pair[0], pair[1].val_ppl)):
+        if not front or one.val_ppl < front[-1][1].val_ppl:
+            front.append((place, one))
+    corners = [*((place, one.val_ppl) for place, one in front), (max(x), front[-1][1].val_ppl)]
+    axes.step(*zip(*corners, strict=True), where="post", zorder=2, **FRONT | {"label": "_"})
+    of_front = [one for _, one in front]
+    ranked = [*of_front, *(one for one in by_perplexity(settings) if one not in of_front)][:MOST_NUMBERS]
     marks: dict[RunNumber, Mark] = {}
     alike: dict[tuple[Any, Any], list[tuple[float, float]]] = defaultdict(list)
     for place, one in zip(x, settings, strict=True):
@@ -88,6 +124,64 @@ def _draw_settings(axes: Axes, settings: Sequence[Setting], x: Sequence[float], 
     for kind, points in sorted(alike.items(), key=lambda item: str(item[0])):
         draw_points(axes, points, *kind, clip_on=False, in_layout=False)
     place_numbers(axes, [marks[one.number] for one in ranked])
+
+
+# -- every run by architecture --------------------------------------------------------------------------------------
+
+
+@look.applied()
+def spread_chart(study: StudyFiles) -> Chart | None:
+    """Every finished run as a dot by its architecture: its perplexity, and the gap of validation and training loss.
+
+    ``None``: fewer than two have finished. ``study`` is one at equal epochs on one text.
+    """
+    done = finished(study.runs)
+    if len(done) < 2:
+        return None
+    archs = units.in_order(units.ARCHITECTURES, done["arch"])
+    kinds = units.in_order(units.OPTIMIZERS, done["optimizer"])
+    step = 0.7 / len(kinds)
+    best: dict[tuple[Any, Any], Setting] = {}
+    for setting in by_perplexity(study.settings):
+        best.setdefault((setting.arch, setting.optimizer), setting)
+    figure, (left, right) = panels_with_legend(2.8, time_handles(study.settings), panels=2)
+    for axes, key, name in ((left, "val_ppl", "Best validation perplexity"), (right, "gap", "Gap to training (nats)")):
+        values = [np.array([value]) for value in done[key]]
+        is_ppl = key == "val_ppl"
+        fit(
+            axes,
+            "y",
+            [*values, [] if is_ppl else [0.0]],
+            cut_at=shared_cut(values) if is_ppl else np.inf,
+            log=is_ppl,
+            room=ROOM,
+        )
+        axes.set(xlim=(-0.5, len(archs) - 0.5), ylabel=name)
+        axes.set_xticks(range(len(archs)), [units.shortened(units.architecture(arch), 14) for arch in archs])
+        axes.grid(visible=False, axis="x")
+        top, others = axes.get_ylim()[1], defaultdict[Any, list[tuple[float, float]]](list)
+        marks = []
+        for number, run_name, arch, optimizer, value in done[["number", "name", "arch", "optimizer", key]].to_numpy():
+            place = archs.index(arch) + step * (kinds.index(optimizer) - (len(kinds) - 1) / 2)
+            if not np.isfinite(value):
+                continue
+            if number not in best[arch, optimizer].runs:
+                others[optimizer].append((place, min(value, top)))
+                continue
+            mark = Mark(place, value, str(number), look.colour_of(arch), number)
+            marks.append(draw_mark(axes, mark, arch, optimizer, label=f"{number} {run_name}", markersize=6))
+        for optimizer, points in others.items():
+            grey = {"color": look.CROWD[0], "markersize": 3.5, "zorder": 2, "clip_on": False}
+            draw_points(axes, points, None, optimizer, **grey)
+        if is_ppl:
+            place_numbers(axes, sorted(marks, key=lambda mark: mark.y))
+        else:
+            axes.axhline(0.0, color=look.MUTED, linewidth=1.0, zorder=1)
+        name_values(axes, "", "perplexity" if is_ppl else "nats")
+    has_grey = len(done) > sum(len(one.runs) for one in best.values())
+    text = f"{caption('spread', grey=has_grey, **signs_of(figure))}{scope(study)}"
+    title = "Every finished run by architecture: perplexity, and gap of validation and training"
+    return Chart(name="seeds", title=title, message=lowest(study.settings), caption=text, figure=figure)
 
 
 # -- the frontier of a search ---------------------------------------------------------------------------------------
@@ -130,38 +224,3 @@ def frontier_chart(study: StudyFiles, epochs: pd.DataFrame, hours: str) -> Chart
     text = caption("frontier", left_out=left_out, points=len(bests), **signs_of(figure))
     title = f"Best validation perplexity against {hours}"
     return Chart(name="search-frontier", title=title, caption=text, figure=figure)
-
-
-@look.applied()
-def parameters_chart(study: StudyFiles) -> Chart | None:
-    """Draw the best validation perplexity of each setting against its parameters, with the lowest of at most as many.
-
-    ``None``: all settings with a finished run have equally many. ``study`` is one at equal epochs.
-    """
-    sizes = dict(zip(study.runs["number"], study.runs["parameters"], strict=True))
-    settings = [one for one in study.settings if units.is_number(sizes[one.runs[0]])]
-    counts = [float(sizes[one.runs[0]]) for one in settings]
-    if len(set(counts)) < 2:
-        return None
-    front: list[tuple[float, Setting]] = []
-    for count, one in sorted(zip(counts, settings, strict=True), key=lambda pair: (pair[0], pair[1].val_ppl)):
-        if not front or one.val_ppl < front[-1][1].val_ppl:
-            front.append((count, one))
-    unit, name = (1e6, "millions") if max(counts) >= 1e6 else (1e3, "thousands")
-    x = [count / unit for count in counts]
-    of_front = [one for _, one in front]
-    front_handle = [Line2D([], [], **FRONT)] if len(front) > 1 else []
-    figure, (axes,) = panels_with_legend(3.8, [*time_handles(settings), *front_handle])
-    values = [np.array([one.val_ppl]) for one in settings]
-    fit(axes, "y", values, cut_at=shared_cut(values), log=True, room=ROOM)
-    fit(axes, "x", x, room=0.09)
-    if len(front) > 1:
-        corners = [(count / unit, one.val_ppl) for count, one in front]
-        axes.step(*zip(*corners, strict=True), where="post", zorder=2, **FRONT | {"label": "_"})
-    axes.set_xlabel(f"Parameters ({name})")
-    axes.set_ylabel("Best validation perplexity")
-    _draw_settings(axes, settings, x, of_front)
-    name_values(axes, name)
-    text = f"{caption('parameters', front=len(front) > 1, **signs_of(figure))}{scope(study)}"
-    title = "Best validation perplexity against parameters"
-    return Chart(name="search-parameters", title=title, caption=text, figure=figure)

@@ -1,4 +1,7 @@
-"""Slices: the best validation perplexity over the values of each hyperparameter, a small panel for each."""
+"""Slices: the best validation perplexity over the values of each hyperparameter, a small panel for each.
+
+Learning rates of different optimizers do not compare, so each optimizer has a panel of its own.
+"""
 
 import math
 from collections import defaultdict
@@ -16,7 +19,6 @@ from analysis.plots.axes import (
     MOST_MARKED,
     Mark,
     draw_mark,
-    draw_points,
     fit,
     label_grid,
     panel_grid,
@@ -25,8 +27,8 @@ from analysis.plots.axes import (
     signs_of,
 )
 from analysis.study import units
-from analysis.study.pairs import CHOICES, chains, is_numeric, printed, sorted_values
-from analysis.study.settings import Setting
+from analysis.study.pairs import CHOICES, chains, is_numeric, printed, sorted_values, tuned_keys
+from analysis.study.settings import Setting, best_of, by_perplexity
 from analysis.study.study import StudyFiles
 from seqlm.config import varying_keys
 
@@ -36,21 +38,35 @@ FEW_VALUES = 8
 
 
 @look.applied()
-def slices_chart(study: StudyFiles) -> Chart | None:
-    """A panel for each key that varies; none where none does."""
+def slices_chart(study: StudyFiles, *, of_search: bool = False) -> Chart | None:
+    """A panel for each key that varies in settings alike in all others, of an optimizer's keys one for each optimizer.
+
+    ``of_search``: also if no two settings are alike, as in a random search. ``None``: there is no such key.
+    """
     settings = study.settings
-    keys = slice_keys(settings)
-    if not keys:
+    panels: list[tuple[str, str, list[Setting]]] = []
+    for key in slice_keys(settings):
+        kinds = units.in_order(units.OPTIMIZERS, (one.optimizer for one in settings)) if key in tuned_keys() else [None]
+        for kind in kinds:
+            members = [one for one in settings if kind is None or one.optimizer == kind]
+            name = f"{key} ({units.optimizer(kind)})" if len(kinds) > 1 else key
+            panels += [(key, name, members)] if chains(members, key) or (of_search and _varies(members, key)) else []
+    shown, left_out = panels[:MOST_SLICES], [name for _, name, _ in panels[MOST_SLICES:]]
+    if not shown:
         return None
-    figure, grid = panel_grid(len(keys[:MOST_SLICES]), 1.35, kind_handles(settings))
-    for axes, key in zip(grid, keys, strict=False):
-        draw_slice(axes, key, settings)
+    figure, grid = panel_grid(len(shown), 1.35, kind_handles(settings))
+    for axes, (key, name, members) in zip(grid, shown, strict=True):
+        draw_slice(axes, key, members, settings).set_xlabel(name, fontsize=8)
     label_grid(grid, "Validation perplexity")
     joined = any(isinstance(found, LineCollection) for axes in grid for found in axes.collections)
-    text = caption("slices", left_out=keys[MOST_SLICES:], of=scope(study), joined=joined, **signs_of(figure))
+    text = caption("slices", joined=joined, left_out=left_out, of=scope(study), **signs_of(figure))
     return Chart(
         name="slices", title="Best validation perplexity over each hyperparameter", caption=text, figure=figure
     )
+
+
+def _varies(settings: Sequence[Setting], key: str) -> bool:
+    return len({one.config[key] for one in settings if key in one.config}) > 1
 
 
 def slice_keys(settings: Sequence[Setting]) -> list[str]:
@@ -63,33 +79,43 @@ def kind_handles(settings: Sequence[Setting]) -> list[Any]:
     return look.kind_handles({setting.arch for setting in settings}, {setting.optimizer for setting in settings})
 
 
-def draw_slice(axes: Axes, key: str, settings: Sequence[Setting]) -> Axes:
-    """Draw one panel, with the range of all settings on the vertical axis, also of those without the key."""
-    values = [np.array([setting.val_ppl]) for setting in settings]
+def draw_slice(axes: Axes, key: str, settings: Sequence[Setting], all_settings: Sequence[Setting] = ()) -> Axes:
+    """Draw one panel: the best setting of each architecture in colour, with those alike in all other keys; others grey.
+
+    The vertical axis has the range of ``all_settings``, those of all panels.
+    """
+    values = [np.array([setting.val_ppl]) for setting in all_settings or settings]
     fit(axes, "y", values, cut_at=shared_cut(values), log=True, room=0.1, ticks=5)
     top = axes.get_ylim()[1]
     axes.set_ylabel("Validation perplexity", fontsize=8)
     there = [setting for setting in settings if key in setting.config]
     place = _places(axes, key, there)
+    of_archs = [best_of(one for one in there if one.arch == arch) for arch in dict.fromkeys(s.arch for s in there)]
+    best = {setting.number for setting in of_archs}
+    lines = chains(there, key)
+    strong = {one.number for chain in lines if best & {one.number for one in chain} for one in chain} | best
     pieces: dict[str, list[list[tuple[float, float]]]] = defaultdict(list)
-    for chain in chains(there, key):
-        pieces[look.colour_of(chain[0].arch)].append([(place(setting), setting.val_ppl) for setting in chain])
-    for colour, lines in pieces.items():
-        width = 0.8 if len(lines) < 100 else 0.3
-        axes.add_collection(LineCollection(lines, colors=colour, linewidths=width, alpha=0.55), autolim=False)
-    groups: dict[tuple[Any, Any], list[tuple[float, float]]] = defaultdict(list)
+    for chain in lines:
+        colour = look.colour_of(chain[0].arch) if chain[0].number in strong else look.CROWD[0]
+        pieces[colour].append([(place(setting), setting.val_ppl) for setting in chain])
+    for colour, found in pieces.items():
+        width, above_grey = (0.5, 1.5) if colour == look.CROWD[0] else (1.3, 2.2)
+        axes.add_collection(LineCollection(found, colors=colour, linewidths=width, zorder=above_grey), autolim=False)
+    grey = [one for one in there if one.number not in strong]
+    if len(settings) > MOST_MARKED and grey:
+        points = [(place(one), min(one.val_ppl, top)) for one in grey]
+        axes.plot(*zip(*points, strict=True), "o", color=look.CROWD[0], markersize=2.5, clip_on=False, zorder=1.6)
+        there = [one for one in there if one.number in strong]
     above: list[Mark] = []
-    for setting in there:
-        if len(settings) > MOST_MARKED:
-            groups[setting.arch, setting.optimizer].append((place(setting), min(setting.val_ppl, top)))
-            continue
-        colour = look.colour_of(setting.arch)
+    for setting in reversed(by_perplexity(there)):
+        is_strong = setting.number in strong
+        colour = look.colour_of(setting.arch) if is_strong else look.CROWD[0]
         mark = Mark(place(setting), setting.val_ppl, str(setting.runs[0]), colour, setting.only_run)
-        label = f"{setting.reference}, {key} {printed(key, setting.config[key])}"
-        drawn = draw_mark(axes, mark, setting.arch, setting.optimizer, label=label)
+        style: dict[str, Any] = {"color": colour, "markersize": 6.5 if setting.number in best else 4.0}
+        style |= {"label": f"{setting.reference}, {key} {printed(key, setting.config[key])}"}
+        style |= {} if is_strong else {"zorder": 1.6}
+        drawn = draw_mark(axes, mark, setting.arch, setting.optimizer, **style)
         above += [drawn] if setting.val_ppl > top else []
-    for (arch, optimizer), points in sorted(groups.items(), key=lambda item: str(item[0])):
-        draw_points(axes, points, arch, optimizer, clip_on=False)
     place_numbers(axes, above)
     name_values(axes, "")
     return axes
@@ -105,7 +131,7 @@ def _places(axes: Axes, key: str, settings: Sequence[Setting]) -> Callable[[Sett
     numeric = all(map(is_numeric, values))
     is_log = numeric and values[0] > 0 and values[-1] > 10 * values[0]
     if numeric and (is_log or len(values) > FEW_VALUES):
-        fit(axes, "x", values, log=is_log, room=0.1, ticks=5)
+        fit(axes, "x", values, log=is_log, room=0.1, ticks=4)
         return lambda setting: float(setting.config[key])
     step = math.ceil(len(values) / FEW_VALUES)
     names = [units.shortened(printed(key, value), 12) for value in values[::step]]

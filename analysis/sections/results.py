@@ -1,5 +1,6 @@
 """The tables of a study: results, of all runs and of each group, and hyperparameters."""
 
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -21,9 +22,9 @@ from analysis.study import units
 from analysis.study.columns import HYPERPARAMETERS, SAME_TEXT
 from analysis.study.comparison import finished, went_further
 from analysis.study.settings import (
-    Setting,
     best_runs,
     best_settings,
+    by_perplexity,
     in_report_order,
     repeats_seeds,
     settings_of,
@@ -43,7 +44,7 @@ ALWAYS_SHOWN = {
 SWITCHED_OFF = [later for later in LATER_KEYS if not isinstance(later[2], str)]
 """Keys of techniques that a study may use, with the values that mean it does not: those are not mentioned."""
 
-BITS = number("val_bits_per_byte", "Bits/byte", units.decimals(".3f"))
+BITS = number("val_bits_per_byte", "Bits/byte", units.decimals(".3f"), detail=True)
 
 
 def results_blocks(study: StudyFiles) -> list[Block]:
@@ -52,10 +53,10 @@ def results_blocks(study: StudyFiles) -> list[Block]:
     return [
         *paragraphs(text_sentences(study, "Each table compares runs on the same text only.")),
         *paragraphs([*only_text(study), *scoring_sentences(study), *scope_sentences(compared)]),
+        *([settings_table(compared)] if repeats_seeds(compared.runs) else []),
         results_table(study),
         *notes_blocks(study),
         *bits_blocks(compared),
-        *([settings_table(compared)] if repeats_seeds(compared.runs) else []),
     ]
 
 
@@ -93,15 +94,23 @@ def results_table(study: StudyFiles, group: str | None = None) -> Table:
     study = study.compared
     texts = list(study.texts.index)
     whole = {"of_all": all_runs["val_ppl"], "at": all_runs["best_epoch"] + 1, "whole_state": all_runs["state"]}
-    runs = in_report_order(study.runs.assign(**whole, test_ppl=all_runs["test_ppl"]))
+    runs = best_first(study.runs.assign(**whole, test_ppl=all_runs["test_ppl"]))
     longer = went_further(runs)
     if group is not None:
         runs = runs[runs["id"].isin(study.groups[group])]
+    ended_worse = bool((runs["final_val_ppl"] != runs["val_ppl"]).any())
     if len(texts) > 1:
         place = {name: number for number, name in enumerate(texts)}
         runs = runs.sort_values("text", key=lambda names: names.map(place), kind="stable")
     best = set(best_runs(runs, study.settings if group is None else settings_of(runs))["id"])
-    of_all = [number("of_all", "Of all", units.perplexity), number("at", "Its epoch", units.whole)]
+    of_all = [
+        number("of_all", "Of all", units.perplexity, detail=True),
+        number("at", "Its epoch", units.whole, detail=True),
+    ]
+    final = [
+        number("final_train_ppl", "Final train", units.perplexity, detail=True),
+        number("final_val_ppl", "Final valid.", units.perplexity, detail=True),
+    ]
     bits = [BITS] if runs["val_bits_per_byte"].map(units.is_number).any() else []
     of, seeds = scope_of(runs, len(absent)), repeats_seeds(study.runs)
     return Table(
@@ -109,23 +118,28 @@ def results_table(study: StudyFiles, group: str | None = None) -> Table:
         title="Perplexity of each run" if group is None else f"{group}: perplexity of each run",
         caption=caption("results", longer=longer, bits=bits, several=len(texts) > 1, of=of, group=group, seeds=seeds),
         columns=[
-            *RUN_COLUMNS,
-            *([Column("text", "Text")] if len(texts) > 1 else []),
-            Column("train_ppl", "Train", units.perplexity, numeric=True, emphasised=True),
-            Column("val_ppl", "Valid.", units.perplexity, numeric=True, emphasised=True),
-            number("epochs_to_best", "Best epoch", units.whole),
-            *(of_all if longer else []),
+            *RUN_COLUMNS[:2],
+            number("val_ppl", "Valid.", units.perplexity, emphasised=True),
             number("test_ppl", "Test", units.perplexity),
+            *(replace(column, detail=True) for column in RUN_COLUMNS[2:]),
+            *([Column("text", "Text", detail=True)] if len(texts) > 1 else []),
+            number("train_ppl", "Train", units.perplexity, emphasised=True, detail=True),
+            number("epochs_to_best", "Best epoch", units.whole, detail=True),
+            *(of_all if longer else []),
             *bits,
-            number("final_train_ppl", "Final train", units.perplexity),
-            number("final_val_ppl", "Final valid.", units.perplexity),
-            Column("epochs_done", "Epochs", shown=epochs_of_run, numeric=True),
-            number("wall_seconds", "Time", units.duration),
+            *(final if ended_worse else []),
+            Column("epochs_done", "Epochs", shown=epochs_of_run, numeric=True, detail=True),
+            number("wall_seconds", "Time", units.duration, detail=True),
             Column("state", "State", of=lambda run: run["whole_state"], kind="state"),
         ],
         records=runs.assign(epochs_to_best=runs["best_epoch"] + 1),
         bold=lambda run: run["id"] in best,
     )
+
+
+def best_first(runs: pd.DataFrame) -> pd.DataFrame:
+    """Runs by validation perplexity, the lowest first; those without one last, by number."""
+    return runs.sort_values(["val_ppl", "number"], na_position="last")
 
 
 def notes_blocks(study: StudyFiles) -> list[Block]:
@@ -159,20 +173,18 @@ def settings_table(study: StudyFiles) -> Table:
         columns=[
             number("number", "No."),
             Column("name", "Setting", emphasised=True),
+            number("val_ppl", "Valid.", units.perplexity, emphasised=True),
+            number("test_ppl", "Test", units.perplexity),
             number("n", "n", of=lambda setting: setting.interval.n),
-            Column("val_ppl", "Valid.", units.perplexity, numeric=True, emphasised=True),
-            number("low", "From", units.perplexity, lambda setting: setting.interval.low),
-            number("high", "To", units.perplexity, lambda setting: setting.interval.high),
-            Column("runs", "Runs", of=lambda setting: " ".join(map(str, setting.runs))),
+            number("low", "From", units.perplexity, lambda setting: setting.interval.low, detail=True),
+            number("high", "To", units.perplexity, lambda setting: setting.interval.high, detail=True),
+            Column("architecture", "Architecture", units.architecture, lambda setting: setting.arch, detail=True),
+            Column("optimizer", "Optimizer", units.optimizer, lambda setting: setting.optimizer, detail=True),
+            Column("runs", "Runs", of=lambda setting: " ".join(map(str, setting.runs)), detail=True),
         ],
-        records=sorted(study.settings, key=_place),
+        records=sorted(by_perplexity(study.settings), key=lambda setting: list(study.texts.index).index(setting.text)),
         bold=lambda setting: setting.number in lowest,
     )
-
-
-def _place(setting: Setting) -> tuple[int, int, Any]:
-    arch, optimizer = units.rank(units.ARCHITECTURES, setting.arch), units.rank(units.OPTIMIZERS, setting.optimizer)
-    return arch, optimizer, setting.number
 
 
 # -- bits per byte: runs on one text with different vocabularies, whose perplexities do not compare ----------------

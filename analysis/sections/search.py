@@ -13,7 +13,7 @@ from analysis.blocks.table import RUN_COLUMNS, Column, Table, number
 from analysis.claims.answer import Answer
 from analysis.claims.claim import Claim
 from analysis.claims.search import METRICS, at_rung, spent_hours
-from analysis.plots.scatter import frontier_chart, parameters_chart
+from analysis.plots.scatter import frontier_chart
 from analysis.plots.slices import slices_chart
 from analysis.sections.results import epochs_of_run
 from analysis.study import units
@@ -35,7 +35,6 @@ def search_section(study: StudyFiles, found: Answer | None) -> Section:
             *([_stopped_table(study, stopped)] if len(stopped) else []),
             *(paragraphs(text_sentences(study, "The figure is about the first text alone.")) if drawn else []),
             *([frontier_chart(one, epochs, hours)] if drawn else []),
-            *filter(None, [parameters_chart(one.compared)]),
             *filter(None, [rung_slices(one, rungs[0].given["epochs"])] if rungs else []),
             *(_importance_table(claim) for claim in found.claims if claim.measure == "importance"),
         ]
@@ -45,7 +44,7 @@ def search_section(study: StudyFiles, found: Answer | None) -> Section:
 def rung_slices(study: StudyFiles, epochs: int) -> Chart | None:
     """Every run that has reached a rung as it was there, over each hyperparameter; none if no hyperparameter varies."""
     there = at_rung(study, epochs)
-    chart = slices_chart(there)
+    chart = slices_chart(there, of_search=True)
     if chart is None:
         return None
     first = "epoch" if epochs == 1 else f"{epochs} epochs"

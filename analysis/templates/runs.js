@@ -40,6 +40,12 @@
     box.addEventListener("change", function () { show(box); summary(); });
     all("key", box.value).forEach(function (entry) {
       entry.addEventListener("click", function () { set([box], !box.checked); });
+      if (!entry.querySelector("text")) { return; }  // a line or a marker of the same entry
+      entry.setAttribute("tabindex", "0");
+      entry.setAttribute("role", "button");
+      entry.addEventListener("keydown", function (event) {
+        if (event.key === "Enter" || event.key === " ") { event.preventDefault(); set([box], !box.checked); }
+      });
     });
     if (!box.checked) { show(box); }  // the browser has kept it from before
   });

@@ -1,4 +1,4 @@
-// Makes the headings of tables buttons that sort their rows. The page is whole without it.
+// Makes the headings of tables buttons that sort their rows, and adds a filter to long tables. The page is whole without it.
 (function () {
   "use strict";
   function compare(a, b) {
@@ -17,6 +17,21 @@
       .forEach(function (body) { table.appendChild(body); });
   }
   document.querySelectorAll("table.sortable").forEach(function (table) {
+    if (table.tBodies.length > 8) {
+      var filter = document.createElement("input");
+      filter.type = "search";
+      filter.className = "filter";
+      filter.placeholder = "Filter rows";
+      filter.setAttribute("aria-label", "Filter the rows of " + table.getAttribute("aria-label"));
+      filter.addEventListener("input", function () {
+        var words = filter.value.toLowerCase().split(/\s+/);
+        Array.from(table.tBodies).forEach(function (body) {
+          var text = body.textContent.toLowerCase();
+          body.hidden = !words.every(function (word) { return text.indexOf(word) >= 0; });
+        });
+      });
+      table.parentNode.before(filter);
+    }
     var headings = Array.from(table.tHead.rows[0].cells);
     headings.forEach(function (heading, column) {
       var button = document.createElement("button");

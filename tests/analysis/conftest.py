@@ -27,3 +27,4 @@ def report(study_dir: Path) -> Path:
 def svg_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw each figure in one format instead of three: for tests that are about other things."""
     monkeypatch.setattr("analysis.report.FORMATS", ("svg",))
+    monkeypatch.setattr("analysis.report.column_files", lambda _: [])

@@ -46,6 +46,8 @@ FLAGS = [
 ]
 
 PRESSABLE = "button, a, summary, label, [role=button]"
+TEXT = "e => (e.innerText ?? e.textContent).trim()"
+"""A part of a drawing has no ``innerText``."""
 SHOWN = "e => e.checkVisibility({opacityProperty: true, visibilityProperty: true}) && e.getClientRects().length > 0"
 
 
@@ -92,7 +94,7 @@ class Page:
 
     def texts(self, css: str) -> list[str]:
         """What is to be seen of every match."""
-        return self.script("return Array.from(document.querySelectorAll(arguments[0]), e => e.innerText.trim())", css)
+        return self.script(f"return Array.from(document.querySelectorAll(arguments[0]), {TEXT})", css)
 
     def attributes(self, css: str, name: str) -> list[str | None]:
         """An attribute of every match, None where it has none."""
@@ -135,7 +137,7 @@ class Page:
     def click(self, text: str, within: str = "body") -> None:
         """Click the first button, link or label within an element that shows exactly this text."""
         source = f"return Array.from(arguments[0].querySelectorAll(arguments[1])).filter({SHOWN})"
-        inside = self.script(f"{source}.map(e => [e, e.innerText.trim()])", self.find(within), PRESSABLE)
+        inside = self.script(f"{source}.map(e => [e, ({TEXT})(e)])", self.find(within), PRESSABLE)
         matches = [element for element, shown in inside if shown == text]
         assert matches, f"nothing to click says {text!r}; there are {[shown for _, shown in inside]}"
         self.script("arguments[0].scrollIntoView({block: 'center', inline: 'center', behavior: 'instant'})", matches[0])
@@ -340,6 +342,21 @@ def test_names_of_runs_are_on_one_line_and_the_table_scrolls(browser: Browser, r
     heights = page.script("return Array.from(document.querySelectorAll(arguments[0]), row => row.offsetHeight)", ROWS)
     assert max(heights) - min(heights) <= 2
     assert page.script("const box = document.querySelector('#results .box'); return box.scrollWidth > box.clientWidth")
+
+
+def test_a_telephone_shows_name_perplexities_and_state_of_a_run(browser: Browser, report: Path) -> None:
+    page = browser.open(report / "index.html", PHONE)
+    heads = "document.querySelectorAll('#results thead th')"
+    shown = page.script(f"return Array.from({heads}).filter(e => e.checkVisibility()).map(e => e.innerText)")
+    assert shown == ["No.", "Run", "Valid.", "Test", "State"]
+
+
+def test_rows_of_a_long_table_are_filtered_by_text(browser: Browser, report: Path) -> None:
+    page = browser.open(report / "index.html")
+    page.find("#results .filter").send_keys("gru adam")
+    names = page.script(f"return Array.from(document.querySelectorAll('#results .name')).filter({SHOWN}).map({TEXT})")
+    assert names
+    assert all("gru" in name and "adam" in name for name in names)
 
 
 def test_the_page_is_whole_without_scripts(browser: Browser, report: Path) -> None:

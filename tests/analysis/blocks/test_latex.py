@@ -196,3 +196,28 @@ def test_lines_break_after_separators_and_never_within_a_number() -> None:
     b = r"\allowbreak{}"
     assert latex_text("lr=0.05-wd=1,000") == f"lr={b}0.05-{b}wd={b}1,000"
     assert latex_text("model.hidden_size two words") == f"model.{b}hidden\\_{b}size two words"
+
+
+TWO_COLUMNS = r"""\documentclass[10pt,twocolumn]{article}
+\usepackage[letterpaper,margin=0.75in]{geometry}\usepackage{graphicx}\setlength{\columnsep}{0.25in}
+\begin{document}
+%s
+\end{document}
+"""
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_panels_fit_a_column_of_a_paper_as_they_are(tmp_path: Path) -> None:
+    require_latex()
+    for order in range(3):
+        make_run(tmp_path / "study", order)
+    page = write_report(tmp_path / "study")
+    panels = sorted((page.parent / "figures" / "column").glob("*.pdf"))
+    assert panels
+    (tmp_path / "figures.tex").write_text("\n\n".join(rf"\noindent\includegraphics{{{path}}}" for path in panels))
+    (tmp_path / "article.tex").write_text(TWO_COLUMNS % r"\input{figures.tex}")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "article.tex"]
+    done = commands.run(command, cwd=tmp_path, stdin=subprocess.DEVNULL, errors="replace")
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert points_too_wide((tmp_path / "article.log").read_text(errors="replace")) == 0.0

@@ -40,11 +40,11 @@ def test_all_runs_are_drawn_over_epochs_and_over_time_by_optimizer_and_by_archit
     charts: dict[str, Chart],
 ) -> None:
     rows = {
-        "validation": ["123456789"],
-        "by-optimizer": ["147", "258", "369"],
-        "by-architecture": ["123", "456", "789"],
+        "validation": ["13456789"],
+        "by-optimizer": ["147", "58", "369"],
+        "by-architecture": ["13", "456", "789"],
+        "tokens-and-flops": ["13456789"],
         "runs-epochs": list("123456789"),
-        "runs-time": list("123456789"),
     }
     assert list(charts) == list(rows)
     for name, expected in rows.items():
@@ -60,7 +60,7 @@ def test_all_runs_are_drawn_over_epochs_and_over_time_by_optimizer_and_by_archit
 @pytest.mark.slow
 def test_lines_hold_the_metrics_with_epochs_counted_from_1(study: StudyFiles, charts: dict[str, Chart]) -> None:
     over_epochs, over_time = ({line.run: line for line in panel.lines} for panel in charts["validation"].panels)
-    for run in study.runs.to_dict("records"):
+    for run in study.runs[study.runs["number"] != 2].to_dict("records"):  # far above the axis
         epochs, number = study.epochs_of(run["id"]), str(run["number"])
         np.testing.assert_array_equal(over_epochs[number].x, epochs["epoch"] + 1)
         np.testing.assert_array_equal(over_epochs[number].y, epochs["val_ppl"].to_numpy())
@@ -89,7 +89,11 @@ def test_each_run_has_a_line_in_each_figure_that_names_it(charts: dict[str, Char
             top = axes.get_ylim()[1]
             runs = {line.run for line in panel.lines}
             seen = {line.run for line in panel.lines if sum(y <= top for y in line.y) > 1}
-            assert runs == seen
+            assert runs == seen or [text.get_text()[:6] for text in axes.texts if "from" in text.get_text()] == [
+                "↑ from"
+            ]
+    assert "2 rnn-sgd" in charts["validation"].caption
+    assert "Above the axis: 2 rnn-sgd." in charts["by-optimizer"].caption
 
 
 def test_no_infinity_and_no_nan_reaches_an_axis(tmp_path: Path) -> None:
@@ -103,7 +107,7 @@ def test_no_infinity_and_no_nan_reaches_an_axis(tmp_path: Path) -> None:
     study = load_study(tmp_path)
     (curve,) = curves_of(study)
     np.testing.assert_equal(curve.val_ppl, [12.5, np.nan, np.nan, np.nan])
-    assert len(curve_charts(study)) == 5
+    assert len(curve_charts(study)) == 2
 
 
 def test_runs_without_an_epoch_are_named_and_not_drawn(tmp_path: Path) -> None:
@@ -141,7 +145,7 @@ def test_seeds_become_their_geometric_mean_with_a_band_from_lowest_to_highest(tm
         run.metrics_file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     fail(make_run(tmp_path, 3, epochs=5, done=False, seed=9, provenance={"order": 3}), "diverged", "NaN")
     study = load_study(tmp_path)
-    chart = curve_charts(study)["by-architecture"]
+    chart = curve_charts(study)["validation"]
     drawn = {line.run: line for line in chart.panels[0].lines}
     assert set(drawn) == {"1", "4"}, "the one that failed is not averaged in"
     seeds = [study.epochs_of(run.id)["val_ppl"].to_numpy() for run in runs]

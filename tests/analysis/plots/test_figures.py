@@ -13,7 +13,10 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from analysis.blocks.figure import Chart
-from analysis.plots.axes import Mark, log_ticks, place_numbers
+from analysis.plots import look
+from analysis.plots.axes import Mark, log_ticks, place_numbers, tick_text
+from analysis.plots.column import column_files
+from analysis.plots.scatter import costs_chart, spread_chart
 from analysis.plots.slices import slices_chart
 from analysis.report import report_page
 from analysis.study.study import StudyFiles, load_study
@@ -25,6 +28,7 @@ from tests.analysis.sections.test_search import make_searched
 from tests.analysis.synthetic import make_study
 
 NO_PERPLEXITIES = ("steps", "loss-per-step", "gradient-norms", "effects-forest")
+"""Figures of losses."""
 
 
 def heights_of(axes: Axes) -> dict[str, float]:
@@ -178,7 +182,91 @@ def test_captions_name_the_signs_that_are_drawn_and_no_others(tmp_path: Path, na
         assert "▲" not in chart.caption
         assert not any("▲" in text.get_text() for axes in chart.figure.axes for text in axes.texts)
         dashed = [line for axes in chart.figure.axes for line in axes.lines if line.get_linestyle() == "--"]
-        assert ("Grey line" in chart.caption) == (bool(dashed) and chart.name == "search-parameters")
+        assert ("Grey line" in chart.caption) == (bool(dashed) and chart.name == "time-and-perplexity")
+
+
+# -- every run by architecture, and settings against what they cost --------------------------------------------------
+
+
+def make_costly(folder: Path) -> StudyFiles:
+    """Three settings of other sizes, the best of two seeds, and one of another learning rate."""
+    for order, (arch, value, seed, rate) in enumerate(
+        [("rnn", 120.0, 1, 0.1), ("gru", 101.0, 1, 0.1), ("gru", 103.0, 2, 0.1), ("gru", 140.0, 1, 1.0)]
+    ):
+        sizes = {"rnn": 1000, "gru": 3000}
+        add_run(
+            folder,
+            order,
+            f"r{order}",
+            arch,
+            "sgd",
+            [2 * value, value],
+            train=[value, value / 2],
+            seed=seed,
+            lr=rate,
+            record={"steps": 10},
+            result={"parameters": sizes[arch]},
+        )
+    return load_study(folder)
+
+
+def test_every_finished_run_is_a_dot_by_its_architecture_and_the_best_settings_are_coloured(tmp_path: Path) -> None:
+    chart = spread_chart(make_costly(tmp_path).compared)
+    assert chart is not None
+    ppl, gap = chart.figure.axes
+    drawn = {line.get_gid(): (float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line in ppl.lines}
+    grey = drawn.pop(None, None) or drawn.pop("", None)
+    assert grey == (1.0, 140.0)
+    assert drawn == {"run-1": (0.0, 120.0), "run-2": (1.0, 101.0), "run-3": (1.0, 103.0)}
+    gaps = [float(line.get_ydata()[0]) for line in gap.lines if (line.get_gid() or "").startswith("run-")]
+    assert gaps == pytest.approx([np.log(2)] * 3)
+    assert "grey: the others" in chart.caption
+    assert [label.get_text() for label in ppl.get_xticklabels()] == ["RNN", "GRU"]
+    assert chart.message.startswith("Lowest validation perplexity: RNN 120.00 and GRU ")
+
+
+def test_settings_stand_against_time_and_parameters_with_a_line_of_the_lowest_so_far(tmp_path: Path) -> None:
+    chart = costs_chart(make_costly(tmp_path).compared)
+    assert chart is not None
+    _, parameters = chart.figure.axes
+    (front,) = [line for line in parameters.lines if line.get_label() == "_"]
+    mean = float(np.sqrt(101.0 * 103.0))
+    assert front.get_xydata().tolist() == [[1.0, 120.0], [3.0, pytest.approx(mean)], [3.0, pytest.approx(mean)]]
+
+
+def test_curves_over_tokens_and_operations_follow_from_steps_and_parameters(tmp_path: Path) -> None:
+    chart = curve_charts(make_costly(tmp_path))["tokens-and-flops"]
+    tokens, operations = ({line.run: line.x for line in panel.lines} for panel in chart.panels)
+    config = next(iter(load_study(tmp_path).runs.to_dict("records")))
+    a_step = config["train.batch_size"] * config["train.seq_len"]
+    assert tokens["1"].tolist() == [10 * a_step, 20 * a_step]
+    assert operations["1"].tolist() == [6 * 1000 * 10 * a_step, 6 * 1000 * 20 * a_step]
+
+
+def test_a_study_of_one_optimizer_and_one_architecture_has_no_second_copy_of_its_curves(tmp_path: Path) -> None:
+    for order in range(3):
+        add_run(tmp_path, order, f"r{order}", "gru", "sgd", [200.0, 100.0 + order], lr=0.1 + order)
+    assert list(curve_charts(load_study(tmp_path))) == ["validation", "runs-epochs"]
+
+
+# -- a column of a paper -------------------------------------------------------------------------------------------
+
+
+def test_each_panel_is_laid_out_for_a_column_with_its_numbers_inside(tmp_path: Path) -> None:
+    made_up.make_study(tmp_path)
+    chart = curve_charts(load_study(tmp_path))["by-optimizer"]
+    assert [name for name, _ in column_files(chart)] == [f"by-optimizer-{place}.pdf" for place in range(1, 7)]
+    axes = chart.figure.axes[-1]
+    assert [other for other in chart.figure.axes if other.get_visible()] == [axes]
+    assert chart.figure.get_size_inches()[0] == pytest.approx(3.3)
+    assert axes.get_ylabel() == "Validation perplexity"
+    sizes = {text.get_fontsize() for text in [*axes.texts, *axes.get_xticklabels(), axes.xaxis.label, axes.yaxis.label]}
+    sizes |= {text.get_fontsize() for legend in chart.figure.legends for text in legend.get_texts()}
+    assert 7 <= min(sizes) <= max(sizes) <= 8
+    chart.figure.draw_without_rendering()
+    for text in [*axes.texts, axes.xaxis.label, axes.yaxis.label, *chart.figure.legends]:
+        box = text.get_window_extent()
+        assert 0 <= box.x0 < box.x1 <= chart.figure.bbox.x1 + 1, text
 
 
 # -- many runs -----------------------------------------------------------------------------------------------------
@@ -217,8 +305,9 @@ def test_perplexity_is_on_a_logarithmic_axis_that_all_panels_of_a_figure_share(t
     for chart in report_page(load_study(tmp_path)).charts:
         if chart.name in NO_PERPLEXITIES:
             continue
-        assert {axes.get_yscale() for axes in chart.figure.axes} == {"log"}, chart.name
-        assert len({axes.get_ylim() for axes in chart.figure.axes}) == 1, chart.name
+        of_perplexity = [axes for axes in chart.figure.axes if "Gap" not in axes.get_ylabel()]
+        assert {axes.get_yscale() for axes in of_perplexity} == {"log"}, chart.name
+        assert len({axes.get_ylim() for axes in of_perplexity}) == 1, chart.name
 
 
 @pytest.mark.parametrize(("low", "high"), [(100.0, 104.0), (58.0, 61.0), (90.0, 130.0), (3.0, 8000.0), (1.0, 2.0)])
@@ -226,3 +315,18 @@ def test_a_logarithmic_axis_has_three_ticks_or_more_also_where_it_is_short(low: 
     ticks = log_ticks(low, high, 6)
     assert 3 <= len(ticks) <= 6
     assert all(low <= tick <= high for tick in ticks)
+
+
+def test_ticks_have_a_minus_sign_and_powers_of_ten() -> None:
+    assert [tick_text(value) for value in (-0.5, 2e-5, 1e-5, 0.002, 1500, 5e11)] == [
+        *("−0.5", "2×10⁻⁵", "10⁻⁵", "0.002", "1,500", "5×10¹¹")
+    ]
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_every_colour_of_a_text_has_enough_contrast_with_its_paper(*, dark: bool) -> None:
+    colours = look.line_colours()
+    for own in [*look.architecture_colours().values(), look.UNKNOWN_COLOUR]:
+        for light, _ in look.SHADES:
+            ink = look.ink_of(look.shade(own, light))
+            assert look.contrast(colours[ink] if dark else ink, "#14181c" if dark else look.PAPER) >= look.CONTRAST

@@ -40,6 +40,7 @@ from seqlm.files import write_json
 from seqlm.records.behaviour import MeasuresPart, SampleLine
 from seqlm.rundir import RunDirectory
 from tests.analysis.behaviour_made_up import (
+    BLOCKS,
     add_behaviour,
     add_behaviour_of_version_3,
     add_samples,
@@ -65,7 +66,7 @@ def behaved(run: RunDirectory) -> list[ExaminedRun]:
 def test_the_panels_hold_the_numbers_of_the_file(run: RunDirectory) -> None:
     add_behaviour(run)
     loss, gradient = loss_chart(behaved(run)), gradient_chart(behaved(run))
-    zero, carried = (panel.lines[0] for panel in loss.panels)
+    carried, zero = loss.panels[0].lines
     assert zero.x.tolist() == [1, 2, 3, 4]
     assert zero.y.tolist() == [6.0, 5.0, 4.5, 4.25]
     assert carried.y.tolist() == [5.0, 4.75, 4.5, 4.25]
@@ -74,6 +75,29 @@ def test_the_panels_hold_the_numbers_of_the_file(run: RunDirectory) -> None:
     np.testing.assert_equal(absolute, [math.nan, 0.25, 1.0])
     assert gradient.panels[1].lines[1].y.tolist() == [0.5, 1.0, 2.0], "the mean of norms beside the norm of the mean"
     assert "Exact zeros" in gradient.caption
+
+
+def test_losses_have_a_band_and_the_difference_to_the_best_run_is_paired_over_the_same_tokens(tmp_path: Path) -> None:
+    chance = np.random.default_rng(0)
+    text = chance.normal(0.0, 1.0, (30, 1))  # what makes a block hard is the same for both
+    runs = [make_run(tmp_path / "study", order, epochs=2) for order in (0, 1)]
+    for run, loss in zip(runs, (5.0, 5.1), strict=True):
+        add_behaviour(run, (loss + text + chance.normal(0.0, 0.01, (30, 4))).tolist())
+    chart = loss_chart(behaved(runs[0]))
+    left, right = chart.figure.axes
+    (line,) = [line for line in right.lines if (line.get_gid() or "").startswith("run-")]
+    assert np.mean(line.get_ydata()) == pytest.approx(0.1, abs=0.02)
+    bands = [found.get_paths()[0].vertices for found in (left.collections[0], right.collections[0])]
+    heights = [max(np.ptp(band[band[:, 0] == step, 1]) for step in (1, 2, 3, 4)) for band in bands]
+    assert heights[1] < heights[0] / 10, "what both runs share cancels"
+    assert "95 %" in chart.caption
+
+
+def test_runs_on_other_tokens_have_no_difference(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / "study", order, epochs=2) for order in (0, 1)]
+    add_behaviour(runs[0])
+    add_behaviour(runs[1], [*BLOCKS, *BLOCKS])
+    assert len(loss_chart(behaved(runs[0])).figure.axes) == 1
 
 
 def test_the_table_says_how_far_back_and_the_means_over_steps(run: RunDirectory) -> None:

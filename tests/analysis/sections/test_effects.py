@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
 
 from analysis.blocks.figure import Chart
 from analysis.blocks.section import Section
 from analysis.blocks.table import Table
+from analysis.plots import look
 from analysis.plots.slices import slices_chart
 from analysis.sections.effects import effects_section
 from analysis.study.study import StudyFiles, load_study
@@ -134,6 +136,24 @@ def test_slices_have_a_point_for_each_setting_and_lines_through_those_alike_in_a
     assert [label.get_text() for label in hidden.get_xticklabels()] == ["64", "128"]
     segments = [line for drawn in rate.collections for line in drawn.get_segments()]
     assert [len(line) for line in segments] == [3] * 6, "of each architecture and width through three rates"
+    colours = {line.get_gid(): to_hex(line.get_color()) for line in rate.lines}
+    for arch, own in look.architecture_colours().items():
+        runs = factorial.runs[factorial.runs["arch"] == arch]
+        best = runs.loc[runs["val_ppl"].astype(float).idxmin()]
+        alike = set(runs[runs["model.hidden_size"] == best["model.hidden_size"]]["number"])
+        for number in runs["number"]:
+            assert colours[f"run-{number}"] == (own if number in alike else look.CROWD[0]), number
+
+
+def test_a_learning_rate_has_a_panel_for_each_optimizer_and_no_panel_is_without_a_pair(tmp_path: Path) -> None:
+    order = 0
+    for optimizer, rates in (("adam", (0.001, 0.01)), ("sgd", (1.0, 10.0)), ("sgd_schedule", (5.0,))):
+        for rate in rates:
+            add_run(tmp_path, order, f"r{order}", "gru", optimizer, [100.0 + order], lr=rate)
+            order += 1
+    chart = slices_chart(load_study(tmp_path))
+    assert chart is not None
+    assert [axes.get_xlabel() for axes in chart.figure.axes] == ["optim.lr (Adam)", "optim.lr (SGD)"]
 
 
 def test_very_many_settings_are_drawn_together(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -143,8 +163,8 @@ def test_very_many_settings_are_drawn_together(monkeypatch: pytest.MonkeyPatch, 
     study = load_study(make_grid(tmp_path, axes, lambda v: 5 + v["optim.lr"] / 100 + v["model.hidden_size"] / 64))
     chart = slices_chart(study)
     assert chart is not None
-    (points,) = chart.figure.axes[0].lines
-    assert (len(points.get_xdata()), points.get_gid()) == (8, None)
+    grey, *strong = chart.figure.axes[0].lines
+    assert (len(grey.get_xdata()), grey.get_gid(), len(strong)) == (6, None, 2)
     assert "Left out: optim.lr." in chart.caption
 
 
@@ -180,3 +200,15 @@ def test_one_diverged_run_flattens_no_effect(tmp_path: Path) -> None:
     assert high < 5
     assert all(low <= point <= high for point in points)
     assert [text.get_text() for text in axes.texts] == ["→", "→"], "0.4 to 0.5, and 0.1 to 0.5"
+
+
+def test_a_bar_that_is_cut_off_has_a_sign_at_that_end(tmp_path: Path) -> None:
+    axes = {"optim.lr": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7], "model.hidden_size": [64, 128]}
+    far = (0.7, 128)
+    study = load_study(
+        make_grid(tmp_path, axes, lambda v: 5 + 9 * ((v["optim.lr"], v["model.hidden_size"]) == far) + v["optim.lr"])
+    )
+    (drawn,) = chart_of(effects_section(study), "effects-forest").figure.axes
+    low, high = drawn.get_xlim()
+    ends = [end for found in drawn.collections for bar in found.get_segments() for end in bar[:, 0]]
+    assert len([end for end in ends if not low <= end <= high]) == len(drawn.texts) > 0

@@ -60,10 +60,11 @@ def bold_names(study: StudyFiles) -> list[str]:
 
 
 def test_the_best_run_of_each_architecture_is_bold_and_no_other(study: StudyFiles) -> None:
-    assert bold_names(study) == ["rnn-adam", "gru-sgd-schedule", "transformer-adam"]
+    assert bold_names(study) == ["gru-sgd-schedule", "transformer-adam", "rnn-adam"], "the best first"
     bold = re.findall(r"\*\*([\d.,]+)\*\*", results_table(study).to_markdown())
-    assert bold == ["120.78", "155.87", "66.40", "102.85", "151.98", "131.30"]
-    assert re.findall(r"\\textbf\{([\d.,]+)\}", latex_table(results_table(study))) == bold
+    assert bold == ["102.85", "66.40", "131.30", "151.98", "155.87", "120.78"]
+    in_latex = re.findall(r"\\textbf\{([\d.,]+)\}", latex_table(results_table(study)))
+    assert sorted(in_latex) == sorted(bold), "in parts that fit the page"
 
 
 @pytest.mark.usefixtures("blank_figures")
