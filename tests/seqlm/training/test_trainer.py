@@ -173,10 +173,10 @@ def test_metrics_result_and_checkpoints_follow_the_contract(tmp_path: Path, corp
 
 @pytest.mark.slow
 def test_the_best_checkpoint_holds_the_parameters_of_the_best_epoch(tmp_path: Path) -> None:
-    """The validation text is the training text backwards: the better a model knows one, the worse it knows the other."""
+    """The validation text is the training text backwards: what a model learns of one makes the other worse."""
     data = tmp_path / "data"
     data.mkdir()
-    words = "one two three four five six seven eight nine ten".split()
+    words = ["one", "two", "three", "four", "five", "six", "seven"]
     for split, order in (("train", words), ("valid", words[::-1]), ("test", words)):
         (data / f"{split}.txt").write_text((" ".join(order) + "\n") * 100, "utf-8")
     config = make_config("gru", optimizer="adam", lr=0.01, epochs=6)
