@@ -390,7 +390,7 @@ def test_a_table_over_several_printed_pages_has_its_headings_on_each(page: Page,
       const table = document.querySelector("#results table");
       for (let number = 0; number < 51; number++) {
         const copy = table.tBodies[0].cloneNode(true);
-        copy.querySelector(".name").textContent = "copied";
+        copy.querySelector(".name").textContent = "copied " + "and rather long ".repeat(5);
         table.appendChild(copy);
       }""")
     done = commands.run(["pdftotext", "-layout", page.pdf(tmp_path / "page.pdf"), "-"], check=True)

@@ -198,7 +198,7 @@ def test_a_secret_in_env_gets_a_line_of_advice_stands_in_no_file_of_the_study_an
     assert files_with(tmp_path / "runs") == []
     assert slurm.environment(1)["HF_TOKEN"] == PASSED["HF_TOKEN"]
     told = JobPlan.read(tmp_path / "runs/small/launches/000001/batch.json")
-    assert told.options.env["NCCL_DEBUG"] == "INFO"
+    assert told.env["NCCL_DEBUG"] == "INFO"
 
 
 @pytest.mark.process
