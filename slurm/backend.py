@@ -86,14 +86,12 @@ class SlurmBackend(ScheduledBackend):
     def _options(self, asked: Asked) -> dict[str, Any]:
         """Return the options of sbatch, in the order in which the script has them. ``None``: left out."""
         settings, array = self.settings, asked.array
-        dependencies = {"afterok": asked.after_well, "afterany": asked.after}
-        dependency = ",".join(f"{when}:{':'.join(ids)}" for when, ids in dependencies.items() if ids) or None
         common = {
             "job-name": asked.name,
             "time": asked.minutes,
             "output": str(asked.output).replace("{index}", "%a"),
             "chdir": asked.folder,
-            "dependency": dependency,
+            "dependency": f"afterany:{':'.join(asked.after)}" if asked.after else None,
             "requeue": asked.can_return or None,
         }
         if array is None:

@@ -209,14 +209,9 @@ class Slurm(Scheduler):
         """Return the waiting jobs of this user that work in the folders of requests."""
         if not folders:
             return []
-        text = ask("squeue", "-h", "-a", "-t", "PD", "-u", str(os.geteuid()), "-o", "%F|%r|%Z")
-        rows = [row for line in text.split("\n") if len(row := line.split("|", 2)) == 3]
-        return [
-            Job(job, one, is_stuck=reason == "DependencyNeverSatisfied")
-            for job, reason, folder in rows
-            for one in folders
-            if works_in(folder, one)
-        ]
+        text = ask("squeue", "-h", "-a", "-t", "PD", "-u", str(os.geteuid()), "-o", "%F|%Z")
+        rows = [row for line in text.split("\n") if len(row := line.split("|", 1)) == 2]
+        return [Job(job, one) for job, folder in rows for one in folders if works_in(folder, one)]
 
     def views(self, claims: Collection[Claim]) -> dict[Claim, View]:
         """Return the state of each job (``12_3``), or of an array (``12``) as a run that waits in it sees it.

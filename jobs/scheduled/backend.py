@@ -47,8 +47,6 @@ from seqlm.requests import Request
 from seqlm.resources import Resources
 from seqlm.rundir import CANARY_FOLDER, RunDirectory
 
-FOLLOWER_MINUTES = 10
-"""Time limit of the job that follows canaries, which takes seconds."""
 LAST_MINUTES = 30
 """Time limit of the job that follows a study, without the behaviour of models."""
 
@@ -180,27 +178,7 @@ class ScheduledBackend(Backend, Submitter):
         if canaries is None:
             return submit(plan, self)
         tried = plan_canaries(canaries, plan, self.settings, study, code)
-        ids = submit(plan, self, tried)
-        self._submit_follower(tried.folder, plan.folder, code)
-        return ids
-
-    def _submit_follower(self, canaries: Path, grid: Path, code: Code) -> None:
-        """Submit the job that looks what has come of the canaries of a launch. A refusal is a line."""
-        batch = Batch.read(canaries) or Batch()
-        words = shlex.join([self.name, str(canaries), str(grid)])
-        command = f"{program_of(code.archive or code.path, 'jobs.scheduled.canary', self.settings)} {words}"
-        asked = Asked(
-            name=f"seqlm-{grid.parents[1].name}-canaries",
-            folder=canaries,
-            output=canaries / "follower.log",
-            minutes=FOLLOWER_MINUTES,
-            after=[array.job for array in batch.arrays if array.job is not None],
-        )
-        try:
-            self.submit_script(canaries / "follower.sh", self._plain_script(asked, command))
-        except BackendError as error:
-            line = f"no job follows the canaries: {error}; if their jobs are ended, `cancel` the runs and `run` again"
-            terminal.tell(f"warning: {line}")
+        return submit(replace(plan, canaries=tried.folder), self, tried)
 
     def _plain_script(self, asked: Asked, *commands: str) -> str:
         """Return the script of a job that trains nothing."""

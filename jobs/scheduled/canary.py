@@ -1,29 +1,27 @@
-"""Canaries on a cluster, with nobody waiting: the arrays of a grid depend on the array of its canaries.
+"""Canaries on a cluster, with nobody waiting: the arrays of a grid start once those of its canaries have ended.
 
-A job that has trained a canary says what comes of it. The scheduler or a person may end it before that. So a small job
-follows the canaries, however they have ended: ``python -m jobs.scheduled.canary SCHEDULER CANARIES GRID``, with the
-folders of the two requests.
+However these have ended, such as by the scheduler or a person: a job of the grid looks what has come of them before it
+does anything. A job whose canary fails for good does not leave that to the grid, which may have to wait for its room.
 
 A launch whose canary has failed is withdrawn, and one that was killed before all its jobs were submitted: a mark says
 that its jobs count no more, and they are cancelled. A job that starts all the same looks for the mark first.
 """
 
-import sys
+import time
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
-from jobs.attempt.attempt import record_unstarted
+from jobs.attempt.attempt import end_left, record_unstarted
 from jobs.launch.canary import Canaries, of_canaries
 from jobs.launch.job import StudySettings
-from jobs.registry import scheduler
-from jobs.scheduled.again import look_again
+from jobs.scheduled import again
+from jobs.scheduled.again import look_again, wait_for_request
 from jobs.scheduled.settings import ScheduledTable
 from jobs.scheduled.submission import JobPlan, plan_jobs
 from jobs.study.kept_code import Code
 from jobs.study.scheduler import Scheduler
-from seqlm.errors import SeqlmError
-from seqlm.reading import confine, exists, listed, timestamp
+from seqlm.reading import exists, listed, timestamp
 from seqlm.records.attempts import Exit, Start
 from seqlm.records.batch import Batch, Submitted, Withdrawn
 from seqlm.rundir import CANARY_FOLDER, RunDirectory
@@ -35,7 +33,7 @@ MINUTES = 30
 def plan_canaries(
     canaries: Canaries, grid: JobPlan, settings: ScheduledTable, study: StudySettings, code: Code
 ) -> JobPlan:
-    """Return what the jobs of canaries do. ``grid``: the plan that depends on them; the rest as in ``plan_jobs``."""
+    """Return what the jobs of canaries do. ``grid``: the plan that waits for them; the rest as in ``plan_jobs``."""
     short = replace(settings, timeout_min=min(settings.timeout_min, MINUTES))
     request = canaries.request.number
     plan = plan_jobs(canaries.items, of_canaries(study), short, code, scheduler=grid.scheduler, request=request)
@@ -65,60 +63,52 @@ def withdraw_stuck(study_dir: Path, place: Scheduler) -> None:
     stuck = {
         job.folder
         for job in place.waiting_in(launches)
-        if job.is_stuck or exists(job.folder / Withdrawn.FILE) or not exists(job.folder / Submitted.FILE)
+        if exists(job.folder / Withdrawn.FILE) or not exists(job.folder / Submitted.FILE)
     }
     if stuck:
         withdraw(stuck, place)
 
 
-def follow(canaries: Path, grid: Path, name: str) -> bool:
-    """Withdraw the request ``grid`` unless all its ``canaries`` have passed; return whether they have.
+def have_passed(canaries: Path, name: str) -> bool:
+    """Return whether all canaries of a request have passed, whose jobs have ended.
 
-    ``name``: that of the scheduler. Of a canary that has recorded nothing it is recorded that its job has ended.
+    ``name``: that of the scheduler. It is recorded that a canary has failed whose job has ended without a word.
 
     Raises:
-        BackendError: the scheduler does not answer. The jobs are marked, and a launch tries again.
         FileError: a file cannot be read or written.
     """
+    wait_for_request(canaries)
+    deadline = time.monotonic() + again.LATE_SECONDS
+    runs = look_again(_wanted, canaries)
+    while True:
+        seen = {run: look_again(run.observe) for run in runs}
+        if all(one.state == "done" for one in seen.values()):
+            return True
+        has_failed = any(one.state in ("failed", "cancelled") and one.is_final for one in seen.values())
+        if has_failed or time.monotonic() > deadline:
+            break
+        time.sleep(again.LATE_LOOK_SECONDS)
+    for run in runs:
+        _record_end(run, int(canaries.name), name)
+    return False
+
+
+def _wanted(canaries: Path) -> list[RunDirectory]:
+    """Return the canaries of a request that no later launch has asked for again."""
     batch = Batch.read(canaries) or Batch()
-    number = int(canaries.name)
-    has_passed = True
-    for run_id in (run_id for array in batch.arrays for run_id in array.runs):
-        run = RunDirectory(canaries.parents[1] / run_id)
-        newest = run.request()
-        if newest is None or newest.number != number:
-            continue  # canaries of a later launch
-        state = run.observe().state
-        has_passed = has_passed and state == "done"
-        if state == "pending":
-            _record_end(run, number, name)
-    if not has_passed:
-        withdraw([grid], scheduler(name))
-    return has_passed
+    runs = [RunDirectory(canaries.parents[1] / run_id) for array in batch.arrays for run_id in array.runs]
+    newest = {run: run.request() for run in runs}
+    return [run for run, request in newest.items() if request is not None and request.number == int(canaries.name)]
 
 
 def _record_end(run: RunDirectory, request: int, name: str) -> None:
-    """Record that a canary has failed, since its job has ended and has recorded nothing of it."""
-    record = Exit(kind="node", message="its job was ended from outside", where="the job that follows the canaries")
+    """Record that a canary has failed, if its job has ended and has recorded nothing of it."""
+    where, message = "the job that waited for the canaries", "its job was ended from outside"
+    end_left(run, where)
     attempt = run.last_attempt()
-    if attempt >= run.first_attempt() and not run.end(attempt).has_ended:
-        run.write_exit(attempt, record)
-    else:
+    if attempt < run.first_attempt():
+        record = Exit(kind="node", message=message, where=where)
         record_unstarted(run, Start(request=request, backend=name), record)
-
-
-def main() -> int:
-    """Look what has come of canaries, and withdraw their grid unless all have passed; return the exit code."""
-    name, canaries, grid = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
-    confine(grid.parents[1])
-    try:
-        has_passed = look_again(follow, canaries, grid, name)
-    except SeqlmError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    print("all canaries have passed" if has_passed else "a canary has not passed; its grid is withdrawn")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    elif not run.end(attempt).has_ended and not exists(run.worker_file(attempt)):
+        start = Start.read(run.attempt_dir(attempt)) or Start()
+        run.write_exit(attempt, Exit(kind="node", message=message, where=where, ended_at=start.started_at))

@@ -35,9 +35,9 @@ from jobs.plan.capacity import Capacity
 from jobs.plan.limits import MORE_MEMORY
 from jobs.plan.planned import PlannedRun
 from jobs.registry import scheduler
-from jobs.scheduled.again import look_again
+from jobs.scheduled.again import look_again, wait_for_request
 from jobs.scheduled.allocation import JobBackend, node_file
-from jobs.scheduled.canary import withdraw
+from jobs.scheduled.canary import have_passed, withdraw
 from jobs.scheduled.share import Share, is_named_by
 from jobs.scheduled.slot import Start
 from jobs.scheduled.submission import JobPlan
@@ -479,7 +479,8 @@ def _run_part(plan: JobPlan, number: int, context: Allocation, signals: Signals,
     """Run the part of a job that is on this node.
 
     Raises:
-        UsageError: the job is not to start: its launch is withdrawn, or the plan is not its own.
+        UsageError: the job is not to start: its launch is withdrawn, a canary of it has not passed, or the plan is not
+            its own.
     """
     if look_again(exists, plan.folder / Withdrawn.FILE):
         raise UsageError("this job does not start: its launch is withdrawn")
@@ -490,6 +491,10 @@ def _run_part(plan: JobPlan, number: int, context: Allocation, signals: Signals,
         serve(plan, number, context, signals, first_host, start)
         return
     with look_again(start.alive):
+        wait_for_request(plan.folder)
+        if plan.canaries is not None and not have_passed(plan.canaries, plan.scheduler):
+            look_again(withdraw, [plan.folder], scheduler(plan.scheduler))
+            raise UsageError("this job does not start: a canary has not passed; its launch is withdrawn")
         run_job(plan, number, context, signals, start)
 
 

@@ -58,8 +58,6 @@ class Asked:
     """Whether the scheduler may start it again, such as after its node has failed."""
     after: Sequence[str] = ()
     """The ids of jobs and arrays that end before it starts, however they end."""
-    after_well: Sequence[str] = ()
-    """Those whose jobs all end with exit code 0 before it starts. It never starts if one does not."""
 
 
 class Submitter(ABC):
@@ -143,6 +141,8 @@ class JobPlan:
     """Its name."""
     grid: Path | None = None
     """The folder of the request whose jobs wait for these, which are canaries. ``None``: they are none."""
+    canaries: Path | None = None
+    """The folder of the request of the canaries that must have passed. ``None``: there are none."""
 
     @property
     def folder(self) -> Path:
@@ -186,6 +186,7 @@ class JobPlan:
             must_have_nodes=self.must_have_nodes,
             scheduler=self.scheduler,
             grid=None if self.grid is None else str(self.grid),
+            canaries=None if self.canaries is None else str(self.canaries),
         )
 
     @classmethod
@@ -220,6 +221,7 @@ class JobPlan:
             must_have_nodes=batch.must_have_nodes,
             scheduler=batch.scheduler,
             grid=None if batch.grid is None else Path(batch.grid),
+            canaries=None if batch.canaries is None else Path(batch.canaries),
         )
 
 
@@ -355,7 +357,7 @@ def fitted(plan: JobPlan, places: int, most_runs: int | None) -> JobPlan:
 
 
 def submit(plan: JobPlan, place: Submitter, canaries: JobPlan | None = None) -> list[str]:
-    """Submit the arrays of a plan, and before them those of canaries, on which they depend; return the ids of the plan.
+    """Submit the arrays of a plan, and before them those of canaries, which they wait for; return the ids of the plan.
 
     The first jobs are held until everything is submitted and recorded. What a launcher leaves that is killed before
     cannot start (:func:`jobs.scheduled.canary.withdraw_stuck`).
@@ -388,7 +390,7 @@ class _NoRoomError(TooManyJobsError):
 
 
 def _submit(plans: Sequence[JobPlan], place: Submitter, *, is_last: bool = False) -> list[str]:
-    """Submit plans, all of which depend on the first, and record them; return the ids of the last.
+    """Submit plans, all of which wait for the end of the first, and record them; return the ids of the last.
 
     With ``is_last``, an array of the last plan of which no job is taken is left to the next launch, unless that plan
     then has none.
@@ -402,12 +404,12 @@ def _submit(plans: Sequence[JobPlan], place: Submitter, *, is_last: bool = False
     try:
         for plan in plans:
             is_held, may_lack = not ids, is_last and plan is plans[-1]
-            after_well = () if is_held else tuple(ids[0])
+            canaries = [] if is_held else ids[0]
             ids.append([])
             takes_turns = take_turns(plan.arrays, most)
             for number in range(len(plan.arrays)):
-                after = ids[-1][-1:] if takes_turns else []
-                array = _submit_array(plan, number, place, after, after_well, is_held=is_held)
+                after = [*canaries, *(ids[-1][-1:] if takes_turns else [])]
+                array = _submit_array(plan, number, place, after, is_held=is_held)
                 if array.job is not None:
                     ids[-1].append(array.job)
                     taken += array.jobs
@@ -432,9 +434,7 @@ def _submit(plans: Sequence[JobPlan], place: Submitter, *, is_last: bool = False
     return ids[-1]
 
 
-def _submit_array(
-    plan: JobPlan, number: int, place: Submitter, after: Sequence[str], after_well: Sequence[str], *, is_held: bool
-) -> ArrayPlan:
+def _submit_array(plan: JobPlan, number: int, place: Submitter, after: Sequence[str], *, is_held: bool) -> ArrayPlan:
     """Submit an array with about as many of its jobs as are taken, and return it. It may have none.
 
     Raises:
@@ -444,7 +444,7 @@ def _submit_array(
     jobs = array.jobs
     while jobs:
         part = replace(array, jobs=jobs)
-        text = script(plan.with_array(number, part), number, place, after=after, after_well=after_well)
+        text = script(plan.with_array(number, part), number, place, after=after)
         try:
             return replace(part, job=place.submit_script(plan.folder / f"array-{number}.sh", text, is_held=is_held))
         except TooManyJobsError as error:
@@ -453,10 +453,8 @@ def _submit_array(
     return replace(array, jobs=0, why=why)
 
 
-def script(
-    plan: JobPlan, number: int, place: Submitter, *, after: Sequence[str] = (), after_well: Sequence[str] = ()
-) -> str:
-    """Return the script of an array. ``after`` and ``after_well``: the jobs that it waits for, as in :class:`Asked`."""
+def script(plan: JobPlan, number: int, place: Submitter, *, after: Sequence[str] = ()) -> str:
+    """Return the script of an array. ``after``: the jobs that it waits for."""
     array, folder, settings = plan.arrays[number], plan.folder, place.settings
     asked = Asked(
         name=f"seqlm-{study_name(plan.study.path).replace('/', '-')}",
@@ -468,7 +466,6 @@ def script(
         signal_before_s=plan.signal_before_s,
         lower_priority=min(max(one.priority for one in plan.arrays) - array.priority, MOST_LOWER),
         after=after,
-        after_well=after_well,
     )
     digest = "DIGEST" if plan.request is None else plan_sha256(plan.to_batch())
     program = f"{plan_program(plan.scheduler, plan.code, folder, digest, settings)} {number}"

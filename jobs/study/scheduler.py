@@ -53,8 +53,6 @@ class Job:
 
     id: str
     folder: Path
-    is_stuck: bool = False
-    """Whether it can never start: a job that it waits for has failed."""
 
 
 @final

@@ -67,6 +67,7 @@ class Batch(Record):
     """``batch.json``: what the jobs of a submission do. The arrays are as the scheduler has taken them."""
 
     FILE: ClassVar[str] = "batch.json"
+    OPTIONAL: ClassVar[frozenset[str]] = frozenset({"canaries"})
 
     options: Mapping[str, Any] = field(default_factory=dict)
     """Settings of the study and the launch (:class:`jobs.scheduled.submission.Options`), as plain data."""
@@ -85,6 +86,8 @@ class Batch(Record):
     """The name of the scheduler."""
     grid: str | None = None
     """The folder of the request whose jobs wait for these, which are canaries. ``None``: they are none."""
+    canaries: str | None = None
+    """The folder of the request of the canaries that must have passed. ``None``: there are none."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)

@@ -16,6 +16,7 @@ from jobs.launch import dispatch
 from jobs.launch.dispatch import Dispatcher
 from jobs.scheduled import allocation, job, share
 from jobs.scheduled.slot import OVER, Start
+from jobs.scheduled.submission import Asked
 from jobs.study.stopping import Stopping
 from seqlm import ends, lease
 from seqlm.ends import End
@@ -174,8 +175,16 @@ def _ranks_on_other_nodes_have_the_time_of_their_job() -> None:
     Start.has_ended = lambda self: False  # type: ignore[method-assign]
 
 
-def _nothing_follows_canaries() -> None:
-    SlurmBackend._submit_follower = lambda self, canaries, grid, code: None  # type: ignore[method-assign]
+def _a_grid_starts_only_if_the_job_of_its_canaries_ends_well() -> None:
+    options = SlurmBackend._options
+
+    def with_afterok(self: SlurmBackend, asked: Asked) -> dict[str, Any]:
+        found = options(self, asked)
+        after = found["dependency"]
+        is_grid = asked.array is not None and after is not None
+        return {**found, "dependency": after.replace("afterany", "afterok") if is_grid else after}
+
+    SlurmBackend._options = with_afterok  # type: ignore[method-assign]
 
 
 def _an_aborted_rank_explains_all_others() -> None:
@@ -361,14 +370,14 @@ KEPT = (
     ),
     Kept(
         name="canary-without-memory",
-        fault="a grid waited for ever: SLURM had ended its canary before that said anything",
+        fault="a grid waited for ever: SLURM had ended the job of its canary, before or just after that passed",
         check="LEFT",
         study=Study(runs=2, jobs=1, epoch_seconds=60.0, minutes=240, has_canaries=True),
         accidents=[
             Accident(at=0.0, kind="slow_start", target=0.0, seconds=400.0),
             Accident(at=30.0, kind="memory_of_job_used_up", target=0.0, seconds=5.0),
         ],
-        undo=_nothing_follows_canaries,
+        undo=_a_grid_starts_only_if_the_job_of_its_canaries_ends_well,
     ),
     Kept(
         name="unseen-scancel",

@@ -107,11 +107,9 @@ RULES = {
 def settled(row: str) -> str:
     """Return a row of squeue with one word for all reasons for which a job waits for room.
 
-    A real scheduler writes a reason at its next look: until then a waiting job has none. A row without a state is of a
-    question about waiting jobs (``-t PD``).
+    A real scheduler writes a reason at its next look: until then a waiting job has none.
     """
-    row = re.sub(r"(PENDING|^\w+)\|None$", r"\1|ROOM", row)
-    return re.sub(r"(?<=\|)(Priority|Resources|Nodes required for job are .*)$", "ROOM", row)
+    return re.sub(r"(?<=PENDING\|)None$|(?<=\|)(Priority|Resources|Nodes required for job are .*)$", "ROOM", row)
 
 
 def statements(text: str) -> list[str]:

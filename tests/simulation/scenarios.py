@@ -54,7 +54,7 @@ NOT_ASKED = {
     "Cluster.lose": "the controller notices a lost node after SlurmdTimeout; in scenarios the administrator is quicker",
     "Cluster.cut_off": "the same",
     "Cluster.cut_off.back": "the same",
-    "Cluster.back": "an end that the controller hears of late: a test cluster has no network that could be cut",
+    "Cluster._hear_again": "an end that the controller hears of late: a test cluster has no network that could be cut",
     "Cluster._without_answer": "the product's own timeout, which is no matter of SLURM",
     "Cluster._start": "too many starts of a job fail the story",
     "Script.attend": "scripts of scenarios and of jobs have their own",
@@ -257,7 +257,7 @@ start 0: change StartTime=now+9 ExcNodeList={n1}; start 0: exit 76; print on $SL
         a = sbatch --array=0-3%2 | until go$SLURM_ARRAY_TASK_ID
         wait a_1 RUNNING
         rows a
-        run squeue -h -a -t PD -j {a} -o %F|%r
+        run squeue -h -a -t PD -j {a} -o %F
         let go0
         let go1
         let go2
@@ -777,14 +777,14 @@ start 0: node 0: exit 76; start 0: sleep 280; sleep 1
         wait a_1 RUNNING
         run squeue -h -a -r -t all -o %i|%T|%r -j {a}
         run squeue -h -r -t PENDING,RUNNING,SUSPENDED -o %i|%T -j {a}
-        run squeue -h -a -t PD -o %F|%r -j {a}
+        run squeue -h -a -t PD -o %F -j {a}
         run squeue -h -j 999999 -o %T
         run squeue -h -a -r -t all -o %i|%T -j {a},999999
         run squeue -h -j {#a_0} -o %T
         run scontrol --json show job 999999
         run scancel --quiet {a_3}
         run squeue -h -a -r -t all -o %i|%T|%r -j {a}
-        run squeue -h -a -t PD -o %F|%r -j {a}
+        run squeue -h -a -t PD -o %F -j {a}
         let go
         wait a_2 COMPLETED
         wait b COMPLETED

@@ -515,7 +515,10 @@ class Cluster:
             self._look_after(job)
 
     def back(self, node: Node) -> None:
-        """Have the controller reach a node again. What a job of before has left there ends."""
+        """Have the controller reach a node again, once it works. What a job of before has left there ends."""
+        self._once_it_works(lambda: self._hear_again(node))
+
+    def _hear_again(self, node: Node) -> None:
         node.is_up, node.is_given_up = True, False
         for tell in node.unheard:
             tell()
@@ -829,7 +832,7 @@ class Script:
 
     def __init__(self, cluster: Cluster, job: Job) -> None:
         self.cluster, self.job, self.kernel = cluster, job, cluster.kernel
-        found = [line for line in job.script.splitlines() if re.search(" jobs[.]scheduled[.](job|canary) ", line)]
+        found = [line for line in job.script.splitlines() if " jobs.scheduled.job " in line]
         self.commands = [shlex.split(line.removesuffix(" || code=$?")) for line in found]
         pauses = [line.split()[1] for line in job.script.splitlines() if line.startswith("sleep ")]
         self.pause = sum(map(float, pauses))
@@ -860,10 +863,7 @@ class Script:
         assert me is not None
         code = 0
         for words in self.commands:
-            (place,) = (
-                place for place, word in enumerate(words) if word in ("jobs.scheduled.job", "jobs.scheduled.canary")
-            )
-            me.process.argv[:] = words[place:]
+            me.process.argv[:] = words[words.index("jobs.scheduled.job") :]
             code = self.cluster.program(me.process.argv) or 0
         return code
 

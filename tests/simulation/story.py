@@ -20,7 +20,6 @@ import launch
 from jobs import terminal
 from jobs.cli import view
 from jobs.launch import dispatch
-from jobs.scheduled import canary as slurm_canary
 from jobs.scheduled import job as slurm_job
 from seqlm import lease, reading
 from seqlm.environment import ATTEMPT, COLLECTIVE_MINUTES
@@ -103,7 +102,7 @@ class Story:
         self.ray = self.world.ray = ray_cluster.Ray(self.world, hosts if self.study.backend == "ray" else [], cpus=4.0)
         dispatch.POLL_SECONDS = POLL_SECONDS if self.study.ranks_per_node is None else POLL_SECONDS_OF_SEVERAL_NODES
         self.cluster = Cluster(self.world, self.nodes, Rules(most_jobs=self.study.most_jobs))
-        self.cluster.program = self.job_program
+        self.cluster.program = lambda words: slurm_job.main()
         self.cluster.new_script = JobScript
         self.cluster.on_end = self.harm.excuse
         self.cluster.on_limit = lambda job: checks.nothing_is_trained_at_the_limit(self, job)
@@ -154,9 +153,6 @@ class Story:
 
     def train(self) -> int:
         return stub_worker.main()
-
-    def job_program(self, words: Sequence[str]) -> int:
-        return slurm_canary.main() if words[0] == "jobs.scheduled.canary" else slurm_job.main()
 
     def user(self, *words: str) -> Process:
         """A user types a command on the login node."""

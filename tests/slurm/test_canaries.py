@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import launch
-from jobs.scheduled import canary, job
+from jobs.scheduled import again, job
 from jobs.scheduled.slot import OVER
 from jobs.scheduled.submission import plan_sha256
 from seqlm.reading import listed
@@ -47,18 +47,17 @@ def canary_attempts(study_dir: Path) -> list[list[int]]:
     return [one.attempts() for one in canaries]
 
 
-def test_the_grid_depends_on_held_canaries_which_are_released_last(fake: FakeSlurm, tmp_path: Path) -> None:
+def test_the_grid_waits_for_the_end_of_held_canaries_which_are_released_last(fake: FakeSlurm, tmp_path: Path) -> None:
     assert run("--canary") == 0
     first, second = fake.jobs()["1_0"], fake.jobs()["2_0"]
     assert first.options["job-name"] == "seqlm-small-canary"
-    assert second.options["dependency"] == "afterok:1"
+    assert second.options["dependency"] == "afterany:1"
     steps = [call[:2] for call in fake.calls("sbatch", "scontrol") if "show" not in call]
-    assert [step[0] for step in steps] == ["sbatch", "sbatch", "scontrol", "sbatch"]
+    assert [step[0] for step in steps] == ["sbatch", "sbatch", "scontrol"]
     assert fake.calls("scontrol")[-1] == ["scontrol", "release", "1"]
-    assert len(fake.jobs()) == 4, "one canary, since both runs are one pair, two runs, and what follows the canary"
-    assert fake.jobs()["3"].options["dependency"] == "afterany:1"
+    assert len(fake.jobs()) == 3, "one canary, since both runs are one pair, and two runs"
     assert run("--canary") == 0
-    assert len(fake.jobs()) == 4, "nothing of it is replaced"
+    assert len(fake.jobs()) == 3, "nothing of it is replaced"
 
 
 def test_a_grid_that_sbatch_refuses_leaves_no_canary(fake: FakeSlurm, tmp_path: Path) -> None:
@@ -69,7 +68,7 @@ def test_a_grid_that_sbatch_refuses_leaves_no_canary(fake: FakeSlurm, tmp_path: 
     with fake.opened() as room:
         room.most_jobs = 100
     assert run("--canary") == 0
-    assert [one.state for one in fake.jobs().values()].count("PENDING") == 4
+    assert [one.state for one in fake.jobs().values()].count("PENDING") == 3
 
 
 def test_a_cancelled_grid_needs_no_canary(fake: FakeSlurm, tmp_path: Path) -> None:
@@ -78,44 +77,6 @@ def test_a_cancelled_grid_needs_no_canary(fake: FakeSlurm, tmp_path: Path) -> No
     assert fake.jobs()["1_0"].state == "PENDING"
     assert launch.main(["cancel", "small", "--all"]) == 0
     assert {one.state for name, one in fake.jobs().items() if "_" in name} == {"CANCELLED"}
-
-
-def follow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Do what the job does that follows the canaries of the first launch; return the folder of its request."""
-    study_dir = tmp_path / "runs" / "small"
-    grid = numbered(study_dir, 1)
-    monkeypatch.setattr("sys.argv", ["canary", "slurm", str(numbered(study_dir / "canary", 1)), str(grid)])
-    assert canary.main() == 0
-    return grid
-
-
-def test_a_grid_is_withdrawn_if_slurm_ends_its_canary_before_that_says_anything(
-    fake: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run("--canary") == 0
-    fake.end("1_0", "OUT_OF_MEMORY")
-    grid = follow(tmp_path, monkeypatch)
-    assert Withdrawn.read(grid) is not None
-    assert {fake.jobs()[f"2_{index}"].state for index in (0, 1)} == {"CANCELLED"}
-    launch.main(["status", "small"])
-    assert "held back" in capsys.readouterr().out
-    assert run("--no-canary") == 0
-    assert fake.jobs()["4_0"].state == "PENDING"
-
-
-def test_a_grid_whose_canaries_have_passed_or_were_launched_again_goes_on(
-    fake: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert run("--canary") == 0
-    study_dir = tmp_path / "runs" / "small"
-    (folder,) = Requests(study_dir / "canary").by_run()
-    tried = RunDirectory.canary(study_dir, folder)
-    tried.attempt_dir(1).mkdir(parents=True)
-    CanaryResult(attempt=1).write(tried.path)
-    assert Withdrawn.read(follow(tmp_path, monkeypatch)) is None
-    launch_again(tried)
-    assert tried.observe().state != "done"
-    assert Withdrawn.read(follow(tmp_path, monkeypatch)) is None, "its canaries are those of a later launch"
 
 
 def start(plan: Path, monkeypatch: pytest.MonkeyPatch, job_id: str) -> str | None:
@@ -129,6 +90,83 @@ def start(plan: Path, monkeypatch: pytest.MonkeyPatch, job_id: str) -> str | Non
     assert job.main() == 0
     over = folder.with_name(OVER)
     return over.read_text().strip() if over.exists() else None
+
+
+def start_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Start the first job of the grid of the first launch; return whether it trains."""
+    begun: list[object] = []
+    monkeypatch.setattr(job, "run_job", lambda *_: begun.append(True))
+    code = start(numbered(tmp_path / "runs" / "small", 1) / "batch.json", monkeypatch, "2")
+    assert code == (None if begun else "2")
+    return bool(begun)
+
+
+@pytest.mark.parametrize("has_passed", [False, True])
+def test_a_grid_is_withdrawn_unless_its_canary_has_passed_however_slurm_has_ended_that(
+    fake: FakeSlurm,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    has_passed: bool,
+) -> None:
+    monkeypatch.setattr(again, "LATE_SECONDS", 0.0)
+    assert run("--canary") == 0
+    if has_passed:
+        pass_canary(tmp_path)
+    fake.end("1_0", "OUT_OF_MEMORY")
+    fake.end("2_0", "RUNNING")
+    assert start_grid(tmp_path, monkeypatch) == has_passed
+    assert (Withdrawn.read(numbered(tmp_path / "runs" / "small", 1)) is None) == has_passed
+    assert fake.jobs()["2_1"].state == ("PENDING" if has_passed else "CANCELLED")
+    if not has_passed:
+        launch.main(["status", "small"])
+        assert "held back" in capsys.readouterr().out
+        assert run("--no-canary") == 0
+        assert fake.jobs()["3_0"].state == "PENDING"
+
+
+def pass_canary(tmp_path: Path) -> RunDirectory:
+    study_dir = tmp_path / "runs" / "small"
+    (folder,) = Requests(study_dir / "canary").by_run()
+    tried = RunDirectory.canary(study_dir, folder)
+    tried.attempt_dir(1).mkdir(parents=True)
+    CanaryResult(attempt=1).write(tried.path)
+    return tried
+
+
+def test_a_canary_that_passes_late_for_another_node_is_waited_for(
+    fake: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("--canary") == 0
+    looks = iter([lambda: None, lambda: pass_canary(tmp_path)])
+    monkeypatch.setattr(again.time, "sleep", lambda _: next(looks)())
+    assert start_grid(tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("is_late", [True, False])
+def test_a_job_waits_until_its_node_sees_the_request_that_has_submitted_it(
+    fake: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_late: bool
+) -> None:
+    """Else the run would be what it was before: cancelled, or done in an earlier launch."""
+    assert run("--no-canary") == 0
+    folder = numbered(tmp_path / "runs" / "small", 1)
+    seen: list[list[Path]] = [[], [folder.with_name("000000")], [folder]] if is_late else [[folder]]
+    monkeypatch.setattr(again, "listed", lambda _: seen.pop(0))
+    monkeypatch.setattr(again.time, "sleep", lambda _: None)
+    begun: list[bool] = []
+    monkeypatch.setattr(job, "run_job", lambda *_: begun.append(not seen))
+    assert start(folder / "batch.json", monkeypatch, "1") is None
+    assert begun == [True]
+
+
+def test_a_grid_whose_canaries_were_launched_again_is_not_withdrawn(
+    fake: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("--canary") == 0
+    tried = pass_canary(tmp_path)
+    launch_again(tried)
+    assert tried.observe().state != "done"
+    assert start_grid(tmp_path, monkeypatch), "its canaries are those of a later launch"
 
 
 def test_a_job_whose_launch_is_withdrawn_starts_nothing(

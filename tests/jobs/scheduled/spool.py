@@ -133,7 +133,7 @@ class Spool(Scheduler):
 
     def waiting_in(self, folders: Collection[Path]) -> list[Job]:
         return [
-            Job(array.name, one, is_stuck=has_failed(options_of(array)))
+            Job(array.name, one)
             for array in folder().iterdir()
             for one in folders
             if works_in(options_of(array)["folder"], one) and "waiting" in map(state_of, jobs_of(array))
@@ -190,27 +190,16 @@ class SpoolBackend(ScheduledBackend):
             "output": asked.output,
             "jobs": asked.array.jobs if asked.array else 1,
         }
-        options |= {"after": ",".join(asked.after), "after_well": ",".join(asked.after_well)}
+        options |= {"after": ",".join(asked.after)}
         return "\n".join(["#!/bin/bash", *(f"#SPOOL {key}={value}" for key, value in options.items()), body, ""])
 
 
 # -- the cluster -----------------------------------------------------------------------------------------------------
 
 
-def all_of(ids: str) -> list[Path]:
-    return [job for array in ids.split(",") if array for job in jobs_of(folder() / array)]
-
-
-def has_failed(options: Mapping[str, str]) -> bool:
-    """Return whether a job has ended badly that was to end well first."""
-    return any(state_of(job) == "ended" and (job / "code").read_text() != "0" for job in all_of(options["after_well"]))
-
-
 def may_start(array: Path) -> bool:
-    options = options_of(array)
-    before = all_of(f"{options['after']},{options['after_well']}")
-    is_over = all(state_of(job) == "ended" for job in before)
-    return is_over and not has_failed(options) and not (array / "held").exists()
+    before = [job for one in options_of(array)["after"].split(",") if one for job in jobs_of(folder() / one)]
+    return all(state_of(job) == "ended" for job in before) and not (array / "held").exists()
 
 
 class Cluster:
