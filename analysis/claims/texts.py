@@ -3,13 +3,24 @@
 import math
 from collections.abc import Mapping, Sequence
 
+from analysis.blocks.sentences import sentences
 from analysis.claims.answer import Answer, cannot
 from analysis.claims.claim import Claim, Kind, written
 from analysis.claims.facts import Facts
 from analysis.claims.models import labels_of
 from analysis.claims.verdict import Verdict
-from analysis.sections.samples import CLEAR, GOODNESS, MEASURES, Text, choose, sample_sentences, standing, texts_of
-from analysis.study.examined import examined_runs
+from analysis.study.examined import ExaminedRun, examined_runs
+from analysis.study.texts import (
+    CLEAR,
+    GOODNESS,
+    MEASURES,
+    Text,
+    choose,
+    least_likely_word,
+    longest_known_stretch,
+    standing,
+    texts_of,
+)
 
 HELD_OUT = "validation text"
 ORDERED = ("Best", "Worst")
@@ -81,3 +92,30 @@ def _order(question: str, group: str, chosen: Sequence[tuple[Text, str]]) -> Cla
         [text.loss for text in texts],
         given={"group": group},
     )
+
+
+def sample_sentences(runs: Sequence[ExaminedRun]) -> list[str]:
+    """Say of each model by fixed rules what its samples do well, what badly, and what is odd, with quotations."""
+    facts = []
+    for run in runs:
+        if not run.samples:
+            continue
+        measures, texts = standing(run), texts_of([run])
+        apart = {name: measures[name]["away"] * sign for name, sign in GOODNESS.items()}
+        ranked = sorted((name for name in apart if not math.isnan(apart[name])), key=lambda name: -apart[name])
+        style = [one for name, one in measures.items() if name not in GOODNESS and abs(one["away"]) >= CLEAR]
+        facts.append(
+            {
+                "reference": run.reference,
+                "has_panel": bool(run.behaviour.panel),
+                "recorded": run.behaviour.panel is not None,
+                "scale": bool(run.behaviour.held_out),
+                "good": [measures[name] for name in ranked if apart[name] >= CLEAR],
+                "level": [measures[name] for name in ranked if abs(apart[name]) < CLEAR],
+                "bad": [measures[name] for name in reversed(ranked) if apart[name] <= -CLEAR],
+                "odd": max(style, key=lambda one: abs(one["away"]), default=None),
+                "stretch": longest_known_stretch(texts),
+                "unlikely": least_likely_word(texts),
+            }
+        )
+    return sentences("samples_of_runs", runs=facts)

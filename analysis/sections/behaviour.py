@@ -13,19 +13,13 @@ from analysis.blocks.section import Block, Section, Subheading, paragraphs
 from analysis.blocks.sentences import sentences
 from analysis.blocks.table import Column, Table, number
 from analysis.plots.behaviour import gradient_chart, loss_chart
-from analysis.sections.samples import (
-    LEAST_DISTINCT,
-    MOST_REPEATED,
-    chosen_samples,
-    sample_sections,
-    samples_table,
-    texts_of,
-)
+from analysis.sections.samples import chosen_samples, sample_sections, samples_table
 from analysis.study import units
 from analysis.study.columns import table_of
 from analysis.study.examined import ExaminedRun, examined_runs
 from analysis.study.settings import best_runs, in_report_order
 from analysis.study.study import StudyFiles
+from analysis.study.texts import LEAST_DISTINCT, MOST_REPEATED, texts_of
 from analysis.study.units import plain_text
 from analysis.study.values import Values, rows_of
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis.blocks.section import Samples, Section
+from analysis.claims.texts import sample_sentences
 from analysis.plots.behaviour import gradient_chart, loss_chart, rescaled
 from analysis.report import report_files
 from analysis.sections.behaviour import (
@@ -19,22 +20,18 @@ from analysis.sections.behaviour import (
     samples_page,
     vanishes_after,
 )
-from analysis.sections.samples import (
-    best_first,
-    choose,
-    chosen_samples,
-    least_likely_word,
-    longest_known_stretch,
-    sample_sections,
-    sample_sentences,
-    samples_table,
-    shade,
-    standing,
-    texts_of,
-)
+from analysis.sections.samples import chosen_samples, sample_sections, samples_table, shade
 from analysis.study.behaviour import Measures, Sample
 from analysis.study.examined import ExaminedRun, examined_runs
 from analysis.study.study import load_study
+from analysis.study.texts import (
+    best_first,
+    choose,
+    least_likely_word,
+    longest_known_stretch,
+    standing,
+    texts_of,
+)
 from analysis.study.units import plain_text
 from seqlm.files import write_json
 from seqlm.records.behaviour import MeasuresPart, SampleLine
