@@ -36,6 +36,16 @@ def look_again(look: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _
     return look(*args, **kwargs)
 
 
+def wait_for_other_nodes(has_come: Callable[[], bool]) -> bool:
+    """Wait until something is seen that another node has written, for :data:`LATE_SECONDS`; return whether it is."""
+    deadline = time.monotonic() + LATE_SECONDS
+    while not has_come():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(LATE_LOOK_SECONDS)
+    return True
+
+
 def wait_for_request(folder: Path) -> None:
     """Wait until the folder of a request is listed among those of its study.
 
@@ -44,8 +54,5 @@ def wait_for_request(folder: Path) -> None:
     Raises:
         FileError: it is not listed after :data:`LATE_SECONDS`, or the list cannot be read.
     """
-    deadline = time.monotonic() + LATE_SECONDS
-    while folder not in look_again(listed, folder.parent):
-        if time.monotonic() > deadline:
-            raise FileError(f"{folder} is not listed in its folder on this node after {LATE_SECONDS:g} s")
-        time.sleep(LATE_LOOK_SECONDS)
+    if not wait_for_other_nodes(lambda: folder in look_again(listed, folder.parent)):
+        raise FileError(f"{folder} is not listed in its folder on this node after {LATE_SECONDS:g} s")

@@ -7,7 +7,6 @@ A launch whose canary has failed is withdrawn, and one that was killed before al
 that its jobs count no more, and they are cancelled. A job that starts all the same looks for the mark first.
 """
 
-import time
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +14,9 @@ from pathlib import Path
 from jobs.attempt.attempt import end_left, record_unstarted
 from jobs.launch.canary import Canaries, of_canaries
 from jobs.launch.job import StudySettings
-from jobs.scheduled import again
-from jobs.scheduled.again import look_again, wait_for_request
+from jobs.scheduled.again import look_again, wait_for_other_nodes, wait_for_request
 from jobs.scheduled.settings import ScheduledTable
+from jobs.scheduled.share import is_over
 from jobs.scheduled.submission import JobPlan, plan_jobs
 from jobs.study.kept_code import Code
 from jobs.study.scheduler import Scheduler
@@ -72,22 +71,22 @@ def withdraw_stuck(study_dir: Path, place: Scheduler) -> None:
 def have_passed(canaries: Path, name: str) -> bool:
     """Return whether all canaries of a request have passed, whose jobs have ended.
 
-    ``name``: that of the scheduler. It is recorded that a canary has failed whose job has ended without a word.
+    ``name``: that of the scheduler. A canary whose job has ended and has recorded nothing is recorded as failed.
 
     Raises:
         FileError: a file cannot be read or written.
     """
     wait_for_request(canaries)
-    deadline = time.monotonic() + again.LATE_SECONDS
     runs = look_again(_wanted, canaries)
-    while True:
-        seen = {run: look_again(run.observe) for run in runs}
-        if all(one.state == "done" for one in seen.values()):
-            return True
-        has_failed = any(one.state in ("failed", "cancelled") and one.is_final for one in seen.values())
-        if has_failed or time.monotonic() > deadline:
-            break
-        time.sleep(again.LATE_LOOK_SECONDS)
+
+    def is_decided() -> bool:
+        seen = [look_again(run.observe) for run in runs]
+        has_failed = any(is_over(one) and one.state != "done" for one in seen)
+        return has_failed or all(one.state == "done" for one in seen)
+
+    wait_for_other_nodes(is_decided)
+    if all(look_again(run.observe).state == "done" for run in runs):
+        return True
     for run in runs:
         _record_end(run, int(canaries.name), name)
     return False

@@ -397,7 +397,7 @@ def test_a_table_over_several_printed_pages_has_its_headings_on_each(page: Page,
     sheets = [sheet.split() for sheet in done.stdout.split("\f") if "copied" in sheet.split()]
     assert len(sheets) > 1
     for words in sheets:
-        assert {"Run", "Valid.", "Test"} <= set(words)
+        assert {"Architecture", "Optimizer", "Valid."} <= set(words)
 
 
 def drawn(page: Page, run: int) -> list[bool]:

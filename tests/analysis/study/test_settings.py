@@ -48,7 +48,9 @@ def test_seeds_of_one_configuration_are_one_setting_and_a_failed_one_is_not_aver
     assert first.val_ppl == pytest.approx((110.0 * 112.0 * 111.0) ** (1 / 3))
 
 
-@pytest.mark.parametrize(("gru_sgd", "best"), [([113.0, 113.2, 112.9], "4"), ([102.0], "1")])
+@pytest.mark.parametrize(
+    ("gru_sgd", "best"), [([113.0, 113.2, 112.9], "4"), ([103.3, 103.0, 103.2], "4"), ([102.0], "1")]
+)
 def test_the_lowest_setting_comes_first_and_alone_is_bold(tmp_path: Path, gru_sgd: list[float], best: str) -> None:
     study = make_seeds(tmp_path, {4: gru_sgd, 5: [103.1, 102.8, 103.3]})
     rows = settings_table(study).rows
