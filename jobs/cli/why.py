@@ -52,8 +52,8 @@ class WhyResult(Result):
         for run in self.runs:
             details = (f"  {key:7} {text}" for key, text in run["details"].items())
             alike.setdefault((run["headline"], *details), []).append(run["name"])
-        for (headline, *details), names in alike.items():
-            terminal.say(f"{', '.join(names)}  {headline}", *details)
+        for (headline, *lines), names in alike.items():
+            terminal.say(f"{', '.join(names)}  {headline}", *lines)
         if not self.runs:
             terminal.say("every run is running or done, none of them slower than others like it")
 

@@ -34,6 +34,7 @@ from jobs.study.folder import (
 from jobs.study.kept_code import Code, keep_code, live_code
 from jobs.study.launched import TASK_SETTINGS
 from jobs.study.record import COMMANDING, commanding
+from jobs.study.stopping import Stopping
 from seqlm.architectures import CustomConfig
 from seqlm.config import RunConfig
 from seqlm.data.corpus import CorpusFacts, cached_facts, load_corpus, resolve_data
@@ -41,7 +42,7 @@ from seqlm.data.layout import require_windows
 from seqlm.environment import DATA
 from seqlm.errors import BackendError, DamagedFileError, DataError, FileError, ModelError, UnfitFileError, UsageError
 from seqlm.files import make_directory
-from seqlm.lease import last_beat
+from seqlm.lease import last_beat, stale_seconds
 from seqlm.model_files import ModelFiles, keep_tokenizer, read_model_files
 from seqlm.reading import exists, listed, timestamp
 from seqlm.records.attempts import Exit, Start
@@ -52,6 +53,9 @@ from seqlm.requests import Request, file_request
 from seqlm.rounding import threads_of_checkpoint
 from seqlm.rundir import FINGERPRINT_DIGITS, SAME_DIGITS, Observation, RunDirectory, require_format
 from seqlm.trust import distrusted, of_run, table_digest
+
+STALE_MARGIN_SECONDS = 10.0
+"""How much longer than the term of a lease to wait for workers whose launcher is gone: clocks of hosts differ."""
 
 
 def find_data(flag: Path | None, manifest: Path | None) -> Path | None:
@@ -283,6 +287,9 @@ def preparing(study: StudySettings, order: Order, place: Backend) -> Iterator[tu
         place.tidy(study.path)
         is_empty = listed(study.path) == [launcher_dir(study.path)]
         now = unchecked if unchecked is not None and is_empty else _planned(study, order, place)
+        if orphans := orphaned(now):
+            Stopping(orphans).wait(stale_seconds() + STALE_MARGIN_SECONDS, "whose launcher is gone to end")
+            now = _planned(study, order, place)
         if now != unchecked:
             planned = _checked(now, study, place)
         if to_do(planned):
@@ -291,6 +298,18 @@ def preparing(study: StudySettings, order: Order, place: Backend) -> Iterator[tu
         if order.record is not None:
             write_record(study.path, order.record, to_do(planned), terminal.tell)
         yield planned, _work(planned, study, order, place) if to_do(planned) else None
+
+
+def orphaned(planned: Iterable[PlannedRun]) -> list[RunDirectory]:
+    """Return the runs that a launcher of this study has started and that seem to run, although no launcher lives.
+
+    The caller has the study's lease. Such a worker ends together with its launcher. If it was killed on another node,
+    its lease seems alive for some minutes more; a launch that left the run alone would end without training it.
+    """
+    running = [item.run for item in planned if item.observation.state == "running"]
+    starts = {run.path: Start.read(run.attempt_dir(run.last_attempt())) or Start() for run in running}
+    me = this_launcher()
+    return [run for run in running if (start := starts[run.path]).launcher not in (None, me) and start.job_id is None]
 
 
 def _planned(study: StudySettings, order: Order, place: Backend) -> list[PlannedRun]:

@@ -44,8 +44,11 @@ class Stopping:
         self._beats: dict[Path, tuple[float | None, float]] = {}
         """Folder of a run -> the last heartbeat, and when that was first seen, on the monotonic clock."""
 
-    def wait(self, seconds: float) -> dict[Path, str]:
-        """Wait until none lives, at most ``seconds``. Return the folder of each run that is trained on, and by whom."""
+    def wait(self, seconds: float, for_what: str = "to stop at a checkpoint") -> dict[Path, str]:
+        """Wait until none lives, at most ``seconds``. Return the folder of each run that is trained on, and by whom.
+
+        ``for_what``: what is told of the runs if it takes long.
+        """
         began = time.monotonic()
         is_told = False
         while True:
@@ -58,7 +61,7 @@ class Stopping:
             if waited >= TELL_SECONDS and not is_told:
                 is_told = True
                 number = f"{len(living)} run{'s' if len(living) > 1 else ''}"
-                terminal.tell(f"waiting for {number} to stop at a checkpoint, at most {seconds:g} s")
+                terminal.tell(f"waiting for {number} {for_what}, at most {seconds:g} s")
             time.sleep(max(LOOK_SECONDS, time.monotonic() - looked_at))
         return living
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from jobs.attempt import attempt, supervisor
 from jobs.cli import studying
-from jobs.launch import dispatch
+from jobs.launch import dispatch, prepare
 from jobs.launch.dispatch import Dispatcher
 from jobs.scheduled import allocation, job, share
 from jobs.scheduled.slot import OVER, Start
@@ -43,6 +43,10 @@ class Kept:
     """Brings the fault back."""
     orders: Sequence[int] = (0, 1, 2)
     """Seeds of the orders in which it is played. With the fault brought back, one of them finds it."""
+
+
+def _orphans_are_left_alone() -> None:
+    prepare.orphaned = lambda planned: []
 
 
 def _any_request_is_the_newest() -> None:
@@ -404,6 +408,15 @@ KEPT = (
         study=Study(runs=2, jobs=1, epoch_seconds=600.0, minutes=240, nodes=2),
         accidents=[Accident(at=300.0, kind="cut_off_node", target=0.0, seconds=1000.0)],
         undo=_workers_that_find_another_one_have_failed,
+        orders=(0, 1),
+    ),
+    Kept(
+        name="launcher-gone",
+        fault="a launch left runs alone whose launcher had just been killed, since their leases still seemed alive",
+        check="END",
+        study=Study(runs=3, jobs=2, epoch_seconds=300.0, minutes=240, nodes=3, backend="ray"),
+        accidents=[Accident(at=700.0, kind="kill_launcher", target=0.0, seconds=5.0)],
+        undo=_orphans_are_left_alone,
         orders=(0, 1),
     ),
 )
