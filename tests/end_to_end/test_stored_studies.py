@@ -277,7 +277,7 @@ def test_what_is_done_stays_done_and_what_was_interrupted_resumes(stored: Path, 
         RunDirectory(next(study.glob(f"{name}-*"))) for name in ("transformer-interrupted", "rnn-adam")
     )
     result, first_epochs = done.result_file.read_bytes(), interrupted.metrics_file.read_bytes()
-    only = ["--only", "name=rnn-adam", "--only", "name=transformer-interrupted"]
+    only = ["--only", "name=rnn-adam,transformer-interrupted"]
     env = {**os.environ, "SEQLM_DEVICE": "cpu"}
     launch = [sys.executable, str(ROOT / "launch.py")]
     words = ["run", "stored.toml", "--set", "train.epochs=5", "--live-code", "--json", *only]
