@@ -165,8 +165,7 @@ def _chosen(arguments: Arguments) -> dict[Path, list[ObservedRun]]:
     for word in arguments.words:
         if study_dir is not None:
             runs = every[study_dir]
-            found = [run for run in runs if run.name == word] or _other_names(runs, word, study_dir)
-            if found:
+            if found := _named(runs, word, study_dir):
                 named[study_dir] += found
                 continue
         try:
@@ -186,8 +185,8 @@ def _chosen(arguments: Arguments) -> dict[Path, list[ObservedRun]]:
     return chosen
 
 
-def _other_names(runs: Sequence[ObservedRun], word: str, study_dir: Path) -> list[ObservedRun]:
-    """Return the run that a word names by its number or id; none if there is no such run."""
+def _named(runs: Sequence[ObservedRun], word: str, study_dir: Path) -> list[ObservedRun]:
+    """Return the runs that a word names; none if there is no such run."""
     try:
         return named_runs(runs, word, study_dir)
     except UsageError:
