@@ -119,7 +119,7 @@ class Arguments(PlanArguments, Launching):
     dry_run: bool = option("show what would be done, and do nothing", "-n")
     # What one command takes:
     machine: bool = option("show who uses the GPUs of this machine, and who waits for one")
-    watch: bool = option("show changes, or export them, until every run is over")
+    watch: bool = option("show changes, draw or export them, until every run is over")
     follow: bool = option("print new lines until the run is over", "-f")
     lines: int = option("last lines of each log (default: 20)", "-n", default=20)
     all: bool = option("stop every run, without a question")

@@ -100,7 +100,7 @@ def open_report(arguments: Arguments) -> OpenResult:
     if why_not is None:
         import webbrowser
 
-        if not webbrowser.open(page.as_uri()):
+        if not webbrowser.open_new_tab(page.as_uri()):
             why_not = "found no browser"
     return OpenResult(report=str(page), opened=why_not is None, why_not=why_not)
 

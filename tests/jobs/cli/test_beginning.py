@@ -30,7 +30,7 @@ def test_a_report_is_opened_unless_no_browser_would_be_seen(
     environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[str] = []
-    monkeypatch.setattr("webbrowser.open", lambda address: not opened.append(address))
+    monkeypatch.setattr("webbrowser.open_new_tab", lambda address: not opened.append(address))
     monkeypatch.setattr("sys.platform", "linux")
     add(tmp_path / "s", "one")
     words = ["open", "s", "--runs-dir", str(tmp_path)]
