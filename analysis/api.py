@@ -22,7 +22,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
 from analysis.plots import behaviour as behaviour_figures
-from analysis.plots import look, scatter, slices
+from analysis.plots import look, palette, scatter, slices
 from analysis.plots.axes import unit_for
 from analysis.plots.curves import curves_of, draw_curves, legend_entries, setting_curves
 from analysis.plots.steps import draw_steps
@@ -311,7 +311,7 @@ class Study(files.StudyFiles):
         epochs = table["epoch"].to_numpy(float) + (table["step"].to_numpy(float) + 1) / (table["step"].max() + 1)
 
         def draw(axes: Axes) -> None:
-            draw_steps(axes, epochs, values, color=look.PALETTE[0])
+            draw_steps(axes, epochs, values, color=palette.PALETTE[0])
             axes.set_ylabel(f"{meaning.text}{f' ({meaning.unit})' if meaning.unit else ''}")
 
         return self._drawn(ax, draw, [*table.index], lambda _: (), "The run has no trace of its steps")

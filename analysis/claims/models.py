@@ -26,7 +26,7 @@ def steps(facts: Facts) -> Answer:
     name, title = "steps", "How does the loss go along a window?"
     runs = [run for run in examined_runs(facts.study) if run.is_shown and run.losses.blocks is not None]
     if not runs:
-        command = f"launch.py behaviour {next(iter(facts.study.directories))}"
+        command = f"seqlm behaviour {next(iter(facts.study.directories))}"
         return cannot(name, title, f"no loss by context is recorded ({command} computes it)")
     claims: list[Claim] = []
     points: list[str] = []

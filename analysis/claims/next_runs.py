@@ -67,7 +67,7 @@ def next_runs(study: StudyFiles, settings: Sequence[Setting], rival: str | None)
         points.append(f"More epochs: {nothing}.")
     left = left_over(study)
     claims += [left] if left.members else []
-    command = f"launch.py retry {next(iter(study.directories))}"
+    command = f"seqlm retry {next(iter(study.directories))}"
     points += [_left(what, names, command) for what, names in zip(left.members, left.given["runs"], strict=True)]
     return Answer(name=NAME, title="What to run next?", points=points, claims=claims)
 

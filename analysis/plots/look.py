@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis.blocks.figure import key_mark
+from analysis.plots.palette import PALETTE, SHADES, UNKNOWN_COLOUR, shade
 from analysis.study import units
 from analysis.study.numbering import RunNumber
 
@@ -26,11 +27,6 @@ WIDTH_INCHES = 7.6
 
 INK, MUTED, GRID, PAPER = "#1c2126", "#5c6670", "#dfe3e7", "#fefefe"
 """Text, lesser text, grid and background; the page replaces these four by its own in the light and the dark."""
-
-PALETTE = ("#0072b2", "#d55e00", "#009e73", "#e69f00", "#56b4e9", "#cc79a7", "#f0e442")
-"""Okabe and Ito's palette, which people with red-green or blue-yellow blindness can tell apart."""
-
-UNKNOWN_COLOUR = "#7a7f85"
 
 DASHES: tuple[Any, ...] = (
     *("-", (0, (5, 2)), (0, (1.2, 1.4)), "-.", (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)), (0, (2, 2)), (0, (6, 1, 2, 1))),
@@ -42,10 +38,6 @@ OPTIMIZER_STYLES = {
     name: (DASHES[place % 8], MARKERS[(place + place // 8) % 8]) for place, name in enumerate(units.OPTIMIZERS)
 }
 """Optimizer -> its dashes and marker. No two of the first 64 share both."""
-
-SHADES = ((0.0, 0.25), (-0.3, 0.45), (-0.5, 0.6), (-0.65, 0.72), (-0.78, 0.84))
-"""Settings alike in architecture and optimizer differ in shade: towards black below 0, towards white above. The first
-of each pair is for white paper, the second for a dark page."""
 
 CONTRAST = 4.5
 """Least contrast of text with the paper (WCAG 2.2, level AA)."""
@@ -157,15 +149,8 @@ def ink_of(colour: str) -> str:
     """Return the colour for text, as dark as it must be for ``CONTRAST``; of the grey of a crowd the lesser text's."""
     if colour == CROWD[0]:
         return MUTED
-    dark = (shade(colour, -step / 20) for step in range(20))
+    dark = (shade(to_hex(colour), -step / 20) for step in range(20))
     return next((found for found in dark if contrast(found, PAPER) >= CONTRAST), INK)
-
-
-def shade(colour: str, amount: float) -> str:
-    """A colour moved towards black (negative) or white (positive) by a share of the way."""
-    target = 1.0 if amount > 0 else 0.0
-    red, green, blue = (part + (target - part) * abs(amount) for part in to_rgb(colour))
-    return to_hex((red, green, blue))
 
 
 # -- legend --------------------------------------------------------------------------------------------------------

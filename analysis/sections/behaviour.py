@@ -41,7 +41,7 @@ def behaviour_section(study: StudyFiles) -> Section:
     absent = [run for run in study.absent if run.digits in study.behaviour_of]
     absence = sentences(
         "behaviour_absence",
-        command=f"launch.py behaviour {next(iter(study.directories))}",
+        command=f"seqlm behaviour {next(iter(study.directories))}",
         runs=runs,
         shown=shown,
         missing=[run for run in without if run.state == "done"],

@@ -102,11 +102,13 @@ class Arguments(PlanArguments, Launching):
     study: str = positional(STUDY)
     any_study: str = positional(STUDY, nargs="?", metavar="study")
     studies: tuple[str, ...] = positional(STUDY, nargs="+", metavar="study")
+    words: tuple[str, ...] = positional(f"{STUDY}; then runs of it, and further studies", nargs="+", metavar="study")
     run: str = positional(RUN)
     one_run: str = positional(RUN, nargs="?", metavar="run")
     a: str = positional("the first study, or a run as STUDY/RUN")
     b: str = positional("the second study or run")
     beginning: str = positional("how the text begins, one word or several", metavar="prompt")
+    name: str = positional("the name of the study, and of its file NAME.toml")
     source: str = positional("the class, as in model.source", metavar="FILE.py:CLASS")
     corpus: str = positional("ptb: Penn Treebank", choices=("ptb",))
     kind: tuple[str, ...] = option(
@@ -117,7 +119,7 @@ class Arguments(PlanArguments, Launching):
     dry_run: bool = option("show what would be done, and do nothing", "-n")
     # What one command takes:
     machine: bool = option("show who uses the GPUs of this machine, and who waits for one")
-    watch: bool = option("show changes, or export them, until every run is over")
+    watch: bool = option("show changes, draw or export them, until every run is over")
     follow: bool = option("print new lines until the run is over", "-f")
     lines: int = option("last lines of each log (default: 20)", "-n", default=20)
     all: bool = option("stop every run, without a question")
@@ -129,6 +131,9 @@ class Arguments(PlanArguments, Launching):
         default="val_ppl",
     )
     top: int | None = option("the first N of each text (export: the N with the lowest validation perplexity)")
+    key: str = option(
+        "what to draw: a number that each epoch has (default: val_ppl)", metavar="NAME", default="val_ppl"
+    )
     csv: bool = option("print comma-separated values with all columns")
     patch: bool = option("print how the files of the code differ")
     tokens: int = option("tokens to write (default: 50)", default=50)
@@ -145,6 +150,7 @@ class Arguments(PlanArguments, Launching):
         "what --only tag=... finds, in place of earlier tags; repeat --tag for more; --tag none leaves none",
         metavar="TAG",
     )
+    add: bool = option("keep earlier tags, and add those of --tag")
     text: str | None = option("what is to be said about the runs, in place of what was said before", metavar="TEXT")
     force: bool = option("compute it again, even if nothing has changed")
     output: Path | None = option(
@@ -174,6 +180,9 @@ PLACEMENT = ("data", "backend", "ray_address", "max_parallel")
 LAUNCH = (*PLACEMENT, *FILTERS, "max_stalled_retries", "no_wait", "live_code")
 TRAIN = (*LAUNCH, "canary", "behaviour", "then_report", "report")
 COMMANDS = {
+    "init": Command(
+        "launch", "beginning.init", "first", "write a short manifest that runs, with comments", ("name",)
+    ),
     "plan": Command(
         "launch", "planning.plan", "first.toml", "show what run would do, and its costs",
         ("manifest", *PLACEMENT, *FILTERS, "changes"),
@@ -185,6 +194,11 @@ COMMANDS = {
     "status": Command(
         "follow a study", "studying.status", "first --watch", "show the state of each run",
         ("any_study", *FILTERS, "watch", "machine"),
+    ),
+    "curves": Command(
+        "follow a study", "curves.curves", "first --only arch=gru --watch",
+        "draw curves of runs in the terminal, also while they train",
+        ("words", *FILTERS, "key", "watch"),
     ),
     "list": Command("follow a study", "studies.show_studies", "--json", "show the studies in the runs folder", ()),
     "logs": Command(
@@ -226,7 +240,7 @@ COMMANDS = {
     "note": Command(
         "results", "results.note", "first --only lr=0.01 --tag good --text 'rerun with more seeds'",
         "write tags and a text about runs, or show them",
-        ("study", *FILTERS, "tag", "text"),
+        ("study", *FILTERS, "tag", "add", "text"),
     ),
     "diff": Command(
         "results", "results.diff", "first/gru-adam-lr0.01 first/gru-adam-lr0.001",
@@ -245,6 +259,10 @@ COMMANDS = {
     "report": Command(
         "results", "launching.report", "first second", "write the report of one study, or of several together",
         ("studies", "behaviour", "trust", "output"),
+    ),
+    "open": Command(
+        "results", "beginning.open_report", "first", "show a study's report in the browser; over ssh, say where it is",
+        ("study",),
     ),
     "export": Command(
         "results", "studying.export", "first --to tensorboard --output events",

@@ -3,9 +3,10 @@
 import functools
 import itertools
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from jobs import terminal
@@ -188,17 +189,32 @@ def note(arguments: Arguments) -> NoteResult:
     for tag in arguments.tag:
         if not TAG.fullmatch(tag):
             raise UsageError(f"--tag: expected a word without any of , = < > ! * ? [ ], got {quoted(tag)}")
+    if arguments.add and (not arguments.tag or "none" in arguments.tag):
+        raise UsageError("--add keeps earlier tags and adds those of --tag; expected --tag TAG with it")
     study_dir = find_trained(arguments)
     runs = chosen_runs(arguments, study_dir)
     if runs and (arguments.tag or arguments.text is not None):
-        tags = [tag for tag in dict.fromkeys(arguments.tag) if tag != "none"] if arguments.tag else None
-        write_note(study_dir, [run.run.id for run in runs], tags, arguments.text)
+        for tags, ids in _tags_of(study_dir, [run.run.id for run in runs], arguments).items():
+            write_note(study_dir, ids, tags, arguments.text)
     notes = read_notes(study_dir)
     records = []
     for run in runs:
         noted = notes.get(run.run.id, Noted())
         records.append({"name": run.name, "id": run.run.id, "tags": list(noted.tags), "text": noted.text})
     return NoteResult(study=study_dir.name, runs=records)
+
+
+def _tags_of(study_dir: Path, ids: Sequence[str], arguments: Arguments) -> dict[tuple[str, ...] | None, list[str]]:
+    """Return the new tags of runs, with the ids of the runs that get them. ``None``: their tags stay as they are."""
+    if not arguments.tag:
+        return {None: [*ids]}
+    given = [tag for tag in arguments.tag if tag != "none"]
+    notes = read_notes(study_dir) if arguments.add else {}
+    groups = defaultdict[tuple[str, ...] | None, list[str]](list)
+    for run_id in ids:
+        earlier = notes.get(run_id, Noted()).tags
+        groups[tuple(dict.fromkeys([*earlier, *given]))].append(run_id)
+    return groups
 
 
 # -- diff ----------------------------------------------------------------------------------------------------------

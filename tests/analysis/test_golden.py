@@ -88,6 +88,21 @@ def report_of(name: str, folder: Path) -> dict[str, str]:
     return {"md": render_markdown(page), "csv": rounded}
 
 
+@pytest.mark.parametrize("name", STUDIES)
+def test_no_space_stands_before_a_mark(name: str) -> None:
+    """Quotations are what a model has written, so they may have any."""
+    text = re.sub("“[^”]*”|`[^`]*`", "“”", (GOLDEN / f"{name}.md").read_text(encoding="utf-8"))
+    prose = [line for line in text.splitlines() if not line.startswith("|")]
+    assert [line for line in prose if re.search(r"\s[;,.:](\s|$)", line)] == []
+
+
+def test_no_template_breaks_a_line_before_a_mark() -> None:
+    """The line break after a value becomes a space."""
+    broken = re.compile(r"\}\}\s*\n\s*(\{%[^-][^\n]*?[^-]%\}\s*)*[;,.:]")
+    folder = Path(__file__).parents[2] / "analysis" / "templates" / "sentences"
+    assert [path.name for path in sorted(folder.glob("*.j2")) if broken.search(path.read_text())] == []
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("blank_figures")
 @pytest.mark.parametrize("name", STUDIES)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from analysis import open_study
-from analysis.plots import look
+from analysis.plots import look, palette
 from tests.commands import Ask
 from tests.seqlm.check_model.faulty import write_model
 from tests.seqlm.training.studies import runs_in, write_text
@@ -76,7 +76,7 @@ def test_the_examples_train_and_stand_in_the_report(folder: Path, ask: Ask) -> N
     assert study.runs["model.hidden_size"].tolist() == [8, 8, 8]
     assert study.runs["model.arguments"].tolist()[1] == "width = 3"
     colours = {look.colour_of(arch) for arch in study.runs["arch"]}
-    assert len(colours - {look.UNKNOWN_COLOUR}) == 3
+    assert len(colours - {palette.UNKNOWN_COLOUR}) == 3
     assert set(study.behaviour["number"]) == {1, 2, 3}
     text = (folder / "runs" / "own" / "report" / "report.md").read_text("utf-8")
     assert "| LSTM | " in text

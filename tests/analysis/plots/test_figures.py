@@ -13,7 +13,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from analysis.blocks.figure import Chart
-from analysis.plots import look
+from analysis.plots import look, palette
 from analysis.plots.axes import Mark, log_ticks, place_numbers, tick_text
 from analysis.plots.column import column_files
 from analysis.plots.scatter import costs_chart, spread_chart
@@ -326,7 +326,7 @@ def test_ticks_have_a_minus_sign_and_powers_of_ten() -> None:
 @pytest.mark.parametrize("dark", [False, True])
 def test_every_colour_of_a_text_has_enough_contrast_with_its_paper(*, dark: bool) -> None:
     colours = look.line_colours()
-    for own in [*look.architecture_colours().values(), look.UNKNOWN_COLOUR]:
-        for light, _ in look.SHADES:
-            ink = look.ink_of(look.shade(own, light))
+    for own in [*look.architecture_colours().values(), palette.UNKNOWN_COLOUR]:
+        for light, _ in palette.SHADES:
+            ink = look.ink_of(palette.shade(own, light))
             assert look.contrast(colours[ink] if dark else ink, "#14181c" if dark else look.PAPER) >= look.CONTRAST

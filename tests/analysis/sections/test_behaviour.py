@@ -392,13 +392,13 @@ def test_an_earlier_checkpoint_is_told(run: RunDirectory) -> None:
 
 def test_runs_without_behaviour_are_named_with_the_command(run: RunDirectory) -> None:
     study = load_study(run.path.parent)
-    assert "launch.py behaviour optimizers" in said(behaviour_section(study).blocks)
+    assert "seqlm behaviour optimizers" in said(behaviour_section(study).blocks)
     assert samples_page(study) == []
     make_run(run.path.parent, 3, epochs=2)
     add_behaviour(run)
     first = said(behaviour_section(load_study(run.path.parent)).blocks[:1])
     assert "4 gru-adam. " in first
-    assert "launch.py behaviour optimizers --only name=gru-adam" in first
+    assert "seqlm behaviour optimizers --only name=gru-adam" in first
 
 
 def test_the_runs_that_the_manifest_asks_about_are_named_and_not_the_best_ones(run: RunDirectory) -> None:
@@ -410,5 +410,5 @@ def test_the_runs_that_the_manifest_asks_about_are_named_and_not_the_best_ones(r
     write_json(folder / "study.json", {"planned": [planned], "behaviour": names})
     text = said(behaviour_section(load_study(folder)).blocks)
     assert "4 gru-adam and 5 gru-sgd" in text
-    assert "launch.py behaviour optimizers --only name=rnn-adam”" in text
+    assert "seqlm behaviour optimizers --only name=rnn-adam”" in text
     assert "transformer" not in text

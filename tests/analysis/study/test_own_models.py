@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import pytest
 
 from analysis import open_study
-from analysis.plots import look
+from analysis.plots import look, palette
 from analysis.sections.behaviour import behaviour_section, behaviour_table
 from analysis.study import units
 from analysis.study.columns import as_columns, forget_single_digests
@@ -91,7 +91,7 @@ def test_each_own_model_has_a_colour_until_the_palette_ends(tmp_path: Path) -> N
     study = load_study(tmp_path / "study")
     assert study.runs["arch"].map(units.architecture).tolist() == ["M0", "M1", "M2", "M3", "M4"]
     colours = [look.colour_of(arch) for arch in study.runs["arch"]]
-    assert colours == [*look.PALETTE[3:], look.UNKNOWN_COLOUR]
+    assert colours == [*palette.PALETTE[3:], palette.UNKNOWN_COLOUR]
     assert set(study.runs["model.hidden_size"]) == {8}
 
 
@@ -102,7 +102,7 @@ def test_each_study_of_a_notebook_has_its_own_names_and_colours(tmp_path: Path) 
     one, two = open_study(tmp_path / "one"), open_study(tmp_path / "two")
     for study, label in ((one, "One"), (two, "Two"), (one, "One")):
         (line,) = study.plot_curves().get_lines()
-        assert line.get_color() == look.PALETTE[3]
+        assert line.get_color() == palette.PALETTE[3]
         axes = study.plot_times()
         assert label in [text.get_text() for text in axes.get_legend().get_texts()]
         plt.close("all")

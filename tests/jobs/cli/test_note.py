@@ -73,3 +73,14 @@ def test_a_tag_that_no_filter_could_name_is_refused(folder: Path, capsys: pytest
         words = ["note", "optimizers", "--tag", tag, "--runs-dir", str(folder / "runs")]
         assert launch.main(words) == 2
         assert "--tag" in capsys.readouterr().err
+
+
+def test_added_tags_come_to_those_that_each_run_has(folder: Path) -> None:
+    ask(folder, "note", "optimizers", "--only", "name=gru-adam,rnn-adam", "--tag", "late", "--tag", "good", "--add")
+    tags = {run["name"]: run["tags"] for run in ask(folder, "note", "optimizers")["runs"]}
+    assert tags["gru-adam"] == ["good", "wide", "late"]
+    assert tags["rnn-adam"] == ["late", "good"]
+    assert tags["gru-sgd"] == ["good", "wide"]
+    for words in (["--add"], ["--add", "--tag", "none"]):
+        with pytest.raises(AssertionError, match="--tag"):
+            ask(folder, "note", "optimizers", *words)
