@@ -31,8 +31,10 @@ def _epoch(record: Mapping[str, Any]) -> str:
     return "-" if record["best_epoch"] is None else f"{record['best_epoch'] + 1} of {record['epochs_done']}"
 
 
-def _bits(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+def _bits(record: Mapping[str, Any]) -> str:
+    """Bits per byte. They compare only if the tokens determine the text: a run that predicts <unk> has it easier."""
+    value = record["val_bits_per_byte"]
+    return "-" if value is None or record["lossless"] is False else f"{value:.3f}"
 
 
 NUMBER, STUDY_NAME, NAME = Column("#", "number", right=True), Column("study"), Column("run", "name")
@@ -44,7 +46,7 @@ TABLE = (
     Column("", lambda one: None if one["state"] == "done" else one["state"], colors=terminal.STATE_COLORS),
 )
 """The columns of the table after what differs."""
-VALID_BITS = Column("bits/byte", "val_bits_per_byte", _bits, right=True)
+VALID_BITS = Column("bits/byte", _bits, right=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +90,7 @@ class RunsResult(Result):
         bits = [VALID_BITS] if several else []
         if len(groups) > 1:
             terminal.say("Perplexities on different texts or vocabularies do not compare, so each has its own table;")
-            terminal.say("--sort val_bits_per_byte orders the runs of one text by what compares.")
+            terminal.say("--sort val_bits_per_byte orders runs of one text, but those in which words became <unk>.")
         for text, runs in groups.items():
             if several and self.by_text:
                 terminal.say("", f"{printable(text)}:")
@@ -112,6 +114,7 @@ def results(arguments: Arguments) -> RunsResult:
     orders = [_sort_key(text, keys) for text in arguments.sort.split(",")]
     by_text = orders[0][0] not in BITS
     places = {repr(text): place for place, text in reversed([*enumerate(text for text, _ in every)])}
+    _label_texts(every)
     every.sort(key=lambda one: places[repr(one[0])] if by_text else 0)
     records = []
     for _, group in itertools.groupby(every, key=lambda one: repr(one[0]) if by_text else None):
@@ -121,6 +124,18 @@ def results(arguments: Arguments) -> RunsResult:
         records += ordered[: arguments.top]
     names = [study_dir.name for study_dir in study_dirs]
     return RunsResult(studies=names, runs=records, keys=keys, csv=arguments.csv, by_text=by_text)
+
+
+def _label_texts(every: Sequence[tuple[object, dict[str, Any]]]) -> None:
+    """Give all runs on a text the same words for it, and runs on others other words, also over several studies."""
+    labels: dict[str, str] = {}
+    for text, record in every:
+        known = labels.get(repr(text), "")
+        labels[repr(text)] = max(known, record["text"], key=len)
+    taken = Counter(labels.values())
+    for text, record in every:
+        label = labels[repr(text)]
+        record["text"] = f"{label} (study {record['study']})" if taken[label] > 1 else label
 
 
 def _sort_key(text: str, keys: Sequence[str]) -> tuple[str, bool]:
@@ -141,6 +156,8 @@ def _number(text: str) -> tuple[int, str]:
 def _order(record: Mapping[str, Any], *, key: str, is_descending: bool) -> tuple[int, float, Any]:
     """Order numbers by size, then texts, then what is missing."""
     value = {**record, **record["differs"]}.get(key)
+    if key in BITS and record["lossless"] is False:
+        value = None
     sign = -1 if is_descending else 1
     if key == "number":
         place, letters = _number(str(value))
