@@ -50,13 +50,15 @@ class End:
     progress: Progress | None = None
     """What was saved at that time. ``None``: unknown."""
     micro_batches: int = 1
+    before_batch: bool = False
+    """Whether memory ran out before the first batch, so that smaller micro-batches change nothing."""
     node: str | None = None
     """The node that failed. ``None``: not recorded, or one of several."""
     memory_mb: int | None = None
     """Memory of each node of its job, if the system killed a run on a GPU for it: smaller micro-batches spare none of
     that. ``None``: it did not, or the memory is not known."""
     stands: bool = False
-    """Whether its launcher or job has given the run up."""
+    """Whether nothing tries it again: its launcher or job has given the run up, or its weights do not fit."""
 
 
 def end_of(attempt: int, ranks: Iterable[RankEnd], exits: Iterable[Exit]) -> End:
@@ -86,8 +88,10 @@ def end_of(attempt: int, ranks: Iterable[RankEnd], exits: Iterable[Exit]) -> End
         at=_cut(cause.ended_at),
         progress=cause.progress,
         micro_batches=cause.micro_batches or 1,
+        before_batch=cause.before_batch is True,
         node=_cut(cause.node),
-        stands=isinstance(cause, Exit) and cause.stands is True,
+        # After a kill the weights may fit the next time: other programs may have had the memory.
+        stands=cause.stands is True if isinstance(cause, Exit) else cause.before_batch is True,
     )
 
 
@@ -149,8 +153,14 @@ def verdict(policy: Mapping[str, Any], failures: Sequence[End], *, most_micro_ba
         if one.progress is not None and one.progress > best:
             in_a_row, best = 0, one.progress
     if used[kind] >= of_kind:
-        return _after(round(of_kind), "with ever smaller micro-batches" if kind == "oom" else "of this kind", kind)
-    if kind == "oom" and failed.memory_mb is None and 2 * failed.micro_batches > most_micro_batches:
+        is_smaller = kind == "oom" and not failed.before_batch
+        return _after(round(of_kind), "with ever smaller micro-batches" if is_smaller else "of this kind", kind)
+    if (
+        kind == "oom"
+        and not failed.before_batch
+        and failed.memory_mb is None
+        and 2 * failed.micro_batches > most_micro_batches
+    ):
         parts = f"{failed.micro_batches} micro-batch{'' if failed.micro_batches == 1 else 'es'}"
         return Verdict(why=f", with {parts} a step; its ranks have too few columns for smaller ones")
     if in_a_row >= in_a_row_most:

@@ -15,7 +15,8 @@ from jobs.backends.base import Backend
 from jobs.launch import canary
 from jobs.launch.job import Order, StudySettings
 from jobs.launch.own_models import check_models
-from jobs.plan.estimate import Throughput, earlier_throughput, estimate
+from jobs.plan.capacity import with_noun
+from jobs.plan.estimate import Throughput, earlier_throughput, estimate, memory_bytes
 from jobs.plan.own_models import model_sizes
 from jobs.plan.planned import PlannedRun, plan
 from jobs.plan.record import write_record
@@ -38,6 +39,7 @@ from seqlm.architectures import CustomConfig
 from seqlm.config import RunConfig
 from seqlm.data.corpus import CorpusFacts, cached_facts, load_corpus, resolve_data
 from seqlm.data.layout import require_windows
+from seqlm.ends import most_micro_batches
 from seqlm.environment import DATA
 from seqlm.errors import BackendError, DamagedFileError, DataError, FileError, ModelError, UnfitFileError, UsageError
 from seqlm.files import make_directory
@@ -52,6 +54,9 @@ from seqlm.requests import Request, file_request
 from seqlm.rounding import threads_of_checkpoint
 from seqlm.rundir import FINGERPRINT_DIGITS, SAME_DIGITS, Observation, RunDirectory, require_format
 from seqlm.trust import distrusted, of_run, table_digest
+
+LEAST_MEMORY = 2**30
+"""Bytes that every machine and every GPU has for a rank."""
 
 
 def find_data(flag: Path | None, manifest: Path | None) -> Path | None:
@@ -213,6 +218,52 @@ def resolve_resources(planned: Sequence[PlannedRun], target: Backend, max_parall
     return [item if item.action == "skip" else resolved(item) for item in planned]
 
 
+def require_memory(planned: Sequence[PlannedRun], target: Backend) -> None:
+    """Refuse runs that never fit in the memory of ``target``, as far as that is known.
+
+    Such a run needs more than a rank can have even with one column of its batch at a time: its parameters, their
+    gradients and the optimizer alone are too many.
+
+    Raises:
+        BackendError: there is such a run.
+    """
+    parts = {
+        item.run.id: most_micro_batches(item.spec.config.train.batch_size, item.spec.resources.ranks)
+        for item in planned
+    }
+    if (line := _beyond_memory(planned, target, parts)) is not None:
+        raise BackendError(f"never fits: {line}, even with one column of its batch at a time; --force starts it anyway")
+
+
+def memory_warning(planned: Sequence[PlannedRun], target: Backend) -> str | None:
+    """Return a line about runs that need more memory than ``target`` has for a rank. ``None``: there are none."""
+    return _beyond_memory(planned, target, {})
+
+
+def _beyond_memory(planned: Sequence[PlannedRun], target: Backend, micro_batches: Mapping[str, int]) -> str | None:
+    """Return a line about the runs that need more memory than there is, and the one that needs most.
+
+    ``micro_batches``: run id -> parts in which a rank takes its columns, if these are several.
+    """
+    needs = []
+    for item in to_do(planned):
+        config, ranks = item.spec.config, item.spec.resources.ranks
+        if item.facts is None:
+            continue
+        need = memory_bytes(config, item.facts.vocab_size, ranks, micro_batches.get(item.run.id, 1)) or 0
+        # Only then: to ask for the memory of a GPU may take seconds.
+        room = target.room(item.spec.resources) if need > LEAST_MEMORY else None
+        if room is not None and need > room.bytes:
+            needs.append((need, item.spec, room))
+    if not needs:
+        return None
+    need, spec, room = max(needs, key=lambda found: found[0])
+    for_each = f" for each of {spec.resources.ranks} ranks" if spec.resources.ranks > 1 else ""
+    others = f" (and {with_noun(len(needs) - 1, 'further run')} more than there is)" if len(needs) > 1 else ""
+    has = f"{room.where} has {terminal.memory(room.bytes)}"
+    return f"{spec.name} needs more than {terminal.memory(need)} of memory{for_each}, {has}{others}"
+
+
 def estimated(
     planned: Sequence[PlannedRun],
     throughput: Throughput,
@@ -278,13 +329,13 @@ def preparing(study: StudySettings, order: Order, place: Backend) -> Iterator[tu
     planned: list[PlannedRun] = []
     if not exists(study.path):  # a launch that is refused leaves no folder of a new study
         unchecked = _planned(study, order, place)
-        planned = _checked(unchecked, study, place)
+        planned = _checked(unchecked, study, order, place)
     with launching(study.path):
         place.tidy(study.path)
         is_empty = listed(study.path) == [launcher_dir(study.path)]
         now = unchecked if unchecked is not None and is_empty else _planned(study, order, place)
         if now != unchecked:
-            planned = _checked(now, study, place)
+            planned = _checked(now, study, order, place)
         if to_do(planned):
             planned = estimated(planned, earlier_throughput(study.path.parent))
         _record_launch(study, order)
@@ -299,10 +350,15 @@ def _planned(study: StudySettings, order: Order, place: Backend) -> list[Planned
     return without_followers(planned) if place.is_scheduled else planned
 
 
-def _checked(planned: Sequence[PlannedRun], study: StudySettings, place: Backend) -> list[PlannedRun]:
+def _checked(planned: Sequence[PlannedRun], study: StudySettings, order: Order, place: Backend) -> list[PlannedRun]:
     """Return the runs with the facts of their corpora and their resources, if they can all be carried out."""
     checked = resolve_resources(check_data(planned), place, place.settings.max_parallel)
     check_models(checked)
+    if not order.tasks:  # jobs that do not train need less
+        if not order.oversized:
+            require_memory(checked, place)
+        if line := memory_warning(checked, place):
+            terminal.tell(f"warning: {line}")
     for line in changes(checked, study.path):
         terminal.tell(f"warning: {line}")
     return checked

@@ -135,10 +135,10 @@ def flops_per_token(config: RunConfig, vocab_size: int) -> int | None:
     return 6 * (model.multiply_adds(config.train.seq_len) + model.hidden_size * vocab_size)
 
 
-def memory_bytes(config: RunConfig, vocab_size: int, ranks: int = 1) -> int | None:
+def memory_bytes(config: RunConfig, vocab_size: int, ranks: int = 1, micro_batches: int = 1) -> int | None:
     """Estimate the bytes of one rank in training. Allocator rounding and library workspaces are not included.
 
-    Counts float32 values for the I = T ceil(B / ranks) tokens of the rank's share of a window::
+    Counts float32 values for the I = T ceil(ceil(B / ranks) / micro_batches) tokens that the rank takes at once::
 
         parameters, gradients       2 P
         optimizer                   its moments, P each; and P for the buckets of several ranks
@@ -148,7 +148,7 @@ def memory_bytes(config: RunConfig, vocab_size: int, ranks: int = 1) -> int | No
     Of a user's own model, logits and activations are what autograd keeps, as measured, and I V for the gradient of the
     logits. ``None``: it has not been measured here.
     """
-    columns = math.ceil(config.train.batch_size / ranks)
+    columns = math.ceil(math.ceil(config.train.batch_size / ranks) / micro_batches)
     tokens = config.train.seq_len * columns
     if isinstance(config.model, CustomConfig):
         sizes = model_sizes(config, vocab_size)

@@ -53,7 +53,7 @@ class RankEnd(Record):
 
     FILE: ClassVar[str] = "end.json"
     OPTIONAL: ClassVar[frozenset[str]] = frozenset(
-        {"progress", "kind", "message", "where", "peer_lost", "node", "micro_batches"}
+        {"progress", "kind", "message", "where", "peer_lost", "node", "micro_batches", "before_batch"}
     )
 
     rank: NotNegative = 0
@@ -72,6 +72,8 @@ class RankEnd(Record):
     node: str | None = None
     """The node that failed. ``None``: unknown."""
     micro_batches: Count | None = None
+    before_batch: bool | None = None
+    """Whether an allocation failed before the first batch: the model and its optimizer alone do not fit."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -80,7 +82,7 @@ class Exit(Record):
 
     FILE: ClassVar[str] = "exit.json"
     OPTIONAL: ClassVar[frozenset[str]] = frozenset(
-        {"progress", "where", "micro_batches", "exit_code", "node", "stands"}
+        {"progress", "where", "micro_batches", "before_batch", "exit_code", "node", "stands"}
     )
 
     ended_at: str | None = None
@@ -92,6 +94,8 @@ class Exit(Record):
     where: str | None = None
     """Who found that it had ended."""
     micro_batches: Count | None = None
+    before_batch: bool | None = None
+    """Whether the system killed a rank for its memory before the first batch."""
     exit_code: int | None = None
     """Exit code of the rank that explains the others. Negative: the signal that killed it."""
     node: str | None = None

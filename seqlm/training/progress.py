@@ -25,8 +25,8 @@ LINES_PER_EPOCH = 10
 class Progress:
     """Shows what has happened. Silent unless the rank is the first.
 
-    The file is written at intervals. It is not flushed to disk, and no run fails because of it. The attempt's guard is
-    called before, so a worker that has lost its run soon finds out.
+    The file is written before the first step, and then at intervals. It is not flushed to disk, and no run fails
+    because of it. The attempt's guard is called before, so a worker that has lost its run soon finds out.
     """
 
     def __init__(self, trainer: Trainer, attempt: Attempt) -> None:
@@ -36,6 +36,8 @@ class Progress:
         self._written = -math.inf
         self._bar: tqdm[Any] | None = None
         self._update(math.nan)
+        self._write("train")
+        self._written = -math.inf  # the first step is shown at once
 
     def say(self, text: str) -> None:
         """Print a line."""

@@ -44,8 +44,8 @@ def train(trainer: Trainer, attempt: Attempt, search: Search | None = None) -> R
     files = CheckpointFiles(
         attempt=attempt, fingerprint=trainer.config.fingerprint(), corpus_sha256=trainer.corpus.sha256
     )
-    saving = Saving(trainer, files)
     progress = Progress(trainer, attempt)
+    saving = Saving(trainer, files)
     if trainer.rank.matmul:
         fault = onednn_fault(torch.bfloat16 if trainer.config.train.precision == "bf16" else torch.float32)
         without = f" (without oneDNN: {fault})" if fault else ""

@@ -40,6 +40,14 @@ def test_a_run_keeps_its_number_and_doubles_it_where_memory_was_short(tmp_path: 
     assert micro_batches(run, 8, 1) == 4
 
 
+def test_a_run_that_was_killed_before_its_first_batch_keeps_its_number(tmp_path: Path) -> None:
+    """Other programs may have had the memory, and its parts had none of it."""
+    run = make_run(tmp_path / "run", make_config())
+    run.write_exit(1, Exit(kind="oom", message="x", micro_batches=2, before_batch=True))
+    assert micro_batches(run, 8, 1) == 2
+    assert run.verdict({"oom": 3, "max_stalled_retries": 9}, run.failures()).delay is not None
+
+
 def test_a_canary_has_the_number_of_the_run_that_it_stands_for(tmp_path: Path) -> None:
     """So that `retry --kind oom` of many runs is not stopped by a canary that fails as they did."""
     run, canary = make_run(tmp_path / "run", make_config()), make_run(tmp_path / "canary" / "run", make_config())

@@ -5,7 +5,7 @@ import pytest
 from jobs.attempt.attempt import Attempt
 from jobs.attempt.supervisor import Ended, ended
 from jobs.spec import Submission
-from seqlm.records.attempts import Worker
+from seqlm.records.attempts import ProgressFile, Worker
 from seqlm.resources import Resources
 from seqlm.rundir import RunDirectory
 from seqlm.state import FailureKind
@@ -91,3 +91,14 @@ def test_a_kill_for_memory_goes_before_the_word_of_another_rank(tmp_path: Path) 
     fail(run, {"kind": "node", "message": "lost rank 1"})
     record(run, Ended(exit_code=-9, message="ended", out_of_memory=True))
     assert run.end(1).kind == "oom"
+
+
+@pytest.mark.parametrize("has_step", [True, False])
+def test_a_kill_for_memory_says_whether_a_batch_had_begun(tmp_path: Path, has_step: bool) -> None:
+    run = make_run(tmp_path / "run", make_config())
+    run.attempt_dir(1).mkdir(parents=True)
+    Worker(rank=0).write_file(run.worker_file(1))
+    if has_step:
+        ProgressFile(epoch=0, step=0).write(run.attempt_dir(1))
+    record(run, Ended(exit_code=-9, message="killed", out_of_memory=True))
+    assert (run.end(1).kind, run.end(1).before_batch) == ("oom", not has_step)

@@ -40,7 +40,7 @@ def test_the_file_is_written_at_intervals_however_many_steps_go_by(
             seen.add((read_json(path) or {})["step"])
         if clock.now == 5:
             break
-    assert len(seen) == written
+    assert len(seen - {0}) == written, "besides the one before the first step"
     assert [entry.name for entry in path.parent.iterdir()] == ["progress.json"]
 
 
