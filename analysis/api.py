@@ -36,7 +36,8 @@ from analysis.study.examined import examined_runs
 from analysis.study.settings import geometric_mean, on_one_machine
 from analysis.study.values import steps_of
 from seqlm.environment import RUNS
-from seqlm.errors import UsageError, nearest
+from seqlm.errors import UsageError
+from seqlm.naming import BEST, best_of, ids_named
 from seqlm.reading import exists
 from seqlm.trace import read_trace
 
@@ -179,8 +180,8 @@ class Study(files.StudyFiles):
         rows = {name: (meaning.unit, meaning.text) for name, meaning in columns.TABLES[table].items()}
         return pd.DataFrame.from_dict(rows, orient="index", columns=["unit", "meaning"])
 
-    def run(self, which: str | int) -> Run:
-        """Return a run by its name, id or number.
+    def run(self, which: str) -> Run:
+        """Return a run by its name, its id or the beginning of that; ``"best"``: the lowest validation perplexity.
 
         >>> study.run("gru-sgd").state
         'failed'
@@ -188,23 +189,37 @@ class Study(files.StudyFiles):
         Raises:
             UsageError: no run is called so, or several are.
         """
-        runs = self.runs
-        matches = (runs[runs[key].astype(str) == str(which)] for key in ("id", "number", "name"))
-        found = next((rows for rows in matches if len(rows)), None)
-        if found is None:
-            hint = nearest(str(which), [*runs["name"], *runs["id"]])
-            raise UsageError(f"run: expected the name, id or number of a run of {self.name}, got {which!r}{hint}")
-        if len(found) > 1:
-            raise UsageError(f"run: {which!r} is the name of several runs; use an id: {', '.join(found['id'])}")
-        row = found.iloc[0]
+        ids = self._ids_of([which])
+        if len(ids) > 1:
+            raise UsageError(f"run: {which!r} names several runs; use an id: {', '.join(ids)}")
+        row = self.runs[self.runs["id"] == ids[0]].iloc[0]
         return Run(
             **{key: row[key] for key in ("number", "id", "name", "state")},
             directory=self.directory_of(row["id"]).path,
             metrics=self.epochs_of(row["id"]).drop(columns=["id", "number"]).reset_index(drop=True),
         )
 
-    def diff(self, a: str | int, b: str | int) -> pd.DataFrame:
-        """Return everything in which two runs, given by name, id or number, differ: a row for each difference.
+    def _ids_of(self, names: Iterable[str]) -> list[str]:
+        """Return the ids of the runs that are named, also by patterns such as ``gru*``.
+
+        Raises:
+            UsageError: a name is that of no run.
+        """
+        known = dict(zip(self.runs["id"], self.runs["name"], strict=True))
+        found: list[str] = []
+        for which in names:
+            if which == BEST and BEST not in known.values():
+                values = zip(self.runs["id"], self.runs["val_ppl"], self.runs["text"], strict=True)
+                by_id = {run_id: (ppl if units.is_number(ppl) else None, text) for run_id, ppl, text in values}
+                found.append(best_of(by_id, self.name))
+            elif not isinstance(which, str):
+                raise UsageError(f"run: expected the name or id of a run of {self.name}, got {which!r}")
+            else:
+                found += ids_named(which, known, self.name)
+        return list(dict.fromkeys(found))
+
+    def diff(self, a: str, b: str) -> pd.DataFrame:
+        """Return everything in which two runs, given by name or id, differ: a row for each difference.
 
         The last row has the ``epoch`` and ``step`` from which on their losses differ, both from 0, if they do.
 
@@ -219,7 +234,7 @@ class Study(files.StudyFiles):
         table = pd.DataFrame(found, columns=list(Difference._fields), dtype=object)
         return table.astype({"epoch": "Int64", "step": "Int64"})
 
-    def steps(self, which: str | int) -> pd.DataFrame:
+    def steps(self, which: str) -> pd.DataFrame:
         """One row for each training step of a run; none if it has no trace (``steps.f32``).
 
         >>> list(study.steps("gru-adam"))
@@ -244,7 +259,7 @@ class Study(files.StudyFiles):
         self,
         ax: Axes | None = None,
         *,
-        runs: Iterable[str | int] | None = None,
+        runs: Iterable[str] | None = None,
         progress: Literal["epochs", "time"] = "epochs",
         mean_of_seeds: bool = False,
     ) -> Axes:
@@ -254,18 +269,19 @@ class Study(files.StudyFiles):
 
         Args:
             ax: where to draw; ``None``: a new figure. The same holds for the other figures.
-            runs: names, ids or numbers; ``None``: all runs with a finished epoch.
+            runs: names, also patterns such as ``gru*``, or ids; ``None``: all runs with a finished epoch.
             progress: ``"epochs"``, or ``"time"`` for wall-clock time.
             mean_of_seeds: draw the finished seeds of a setting as their mean, with a band from lowest to highest.
 
-        >>> axes = study.plot_curves(runs=["rnn-adam", 4, 5], mean_of_seeds=True)
+        >>> axes = study.plot_curves(runs=["rnn-adam", "gru*"], mean_of_seeds=True)
         >>> axes.get_ylabel()
         'Validation perplexity'
 
         Raises:
             UsageError: no run is called so, or several are.
         """
-        kept = None if runs is None else {self.run(which).number for which in runs}
+        chosen = None if runs is None else self._ids_of(runs)
+        kept = None if chosen is None else set(self.runs["number"][self.runs["id"].isin(chosen)])
         curves = [curve for curve in curves_of(self) if curve.is_validated]
         curves = [curve for curve in curves if kept is None or curve.number in kept]
         curves = setting_curves(self, curves) if mean_of_seeds else curves
@@ -279,7 +295,7 @@ class Study(files.StudyFiles):
 
         return self._drawn(ax, draw, curves, legend_entries, "No epoch has been finished")
 
-    def plot_steps(self, which: str | int, ax: Axes | None = None, *, value: str = "loss") -> Axes:
+    def plot_steps(self, which: str, ax: Axes | None = None, *, value: str = "loss") -> Axes:
         """Draw a column of :meth:`steps` of one run over its epochs: the mean and the range of each 100th of the steps.
 
         >>> axes = study.plot_steps("gru-adam", value="grad_norm")
@@ -317,7 +333,7 @@ class Study(files.StudyFiles):
         Lines join settings that agree in every other key.
 
         Args:
-            key: a key of the configuration that varies in the study.
+            key: a key of the configuration that varies in the study, or its last word, such as ``lr``.
             ax: where to draw; ``None``: a new figure.
 
         >>> axes = study.plot_effects("model.hidden_size")
@@ -328,10 +344,12 @@ class Study(files.StudyFiles):
             UsageError: the key does not vary between finished runs.
         """
         settings = self.compared.settings
-        if key not in (found := slices.slice_keys(settings)):
+        found = slices.slice_keys(settings)
+        meant = [one for one in found if key in (one, one.rpartition(".")[2])]
+        if len(meant) != 1:
             varying = ", ".join(found) or "here none does"
             raise UsageError(f"key: expected one that varies between finished runs ({varying}), got {key!r}")
-        draw = partial(slices.draw_slice, key=key, settings=settings)
+        draw = partial(slices.draw_slice, key=meant[0], settings=settings)
         return self._drawn(ax, draw, settings, slices.kind_handles)
 
     def plot_step_losses(self, ax: Axes | None = None, *, carried: bool = True) -> Axes:

@@ -21,7 +21,7 @@ EXIT_RUN_FAILED = 1
 EXIT_UNFINISHED = 4
 """Exit code of ``wait`` if runs go on."""
 STUDY = "a study's folder, its manifest, or its name"
-RUN = "one run: its name, its number in the report, its id, or a unique beginning of its id"
+RUN = "a run: its name, its id, a unique beginning of its id, or best (lowest validation perplexity)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class Filters:
     """Which runs a command is about."""
 
     only: tuple[str, ...] = option(
-        "runs that meet all conditions: 'arch=gru lr>1'; repeat --only for runs that meet these or those",
+        "runs that meet all conditions: 'arch=gru lr>1 val_ppl<100'; of several --only all must be met",
         metavar="CONDITIONS",
         empty=(),
     )
@@ -132,7 +132,12 @@ class Arguments(PlanArguments, Launching):
     all: bool = option("stop every run, without a question")
     runs: bool = option("delete the runs that --only chooses, with their results")
     yes: bool = option("delete without asking")
-    sort: str = option("a column of --csv, lowest first (default: val_ppl)", metavar="KEY", default="val_ppl")
+    sort: str = option(
+        "columns of --csv, lowest first: lr,-val_ppl; -KEY: highest first (default: val_ppl)",
+        metavar="KEYS",
+        default="val_ppl",
+    )
+    top: int | None = option("the first N of each text (export: the N with the lowest validation perplexity)")
     csv: bool = option("print comma-separated values with all columns")
     patch: bool = option("print how the files of the code differ")
     tokens: int = option("tokens to write (default: 50)", default=50)
@@ -207,7 +212,7 @@ COMMANDS = {
     ),
     "cancel": Command(
         "follow a study", "studying.cancel", "first --only 'arch=gru lr>0.001'", "stop runs that are not over",
-        ("study", *FILTERS, "all"),
+        ("study", *FILTERS, "all", "dry_run"),
     ),
     "limit": Command(
         "follow a study", "sharing.limit", "first --max-parallel 2",
@@ -216,7 +221,7 @@ COMMANDS = {
     ),
     "retry": Command(
         "launch", "launching.retry", "first --kind oom", "launch failed and cancelled runs again",
-        ("study", *TRAIN, "kind", "trust"),
+        ("study", *TRAIN, "kind", "trust", "dry_run"),
     ),
     "clean": Command(
         "follow a study", "studies.clean_study", "first --dry-run",
@@ -230,7 +235,7 @@ COMMANDS = {
     "results": Command(
         "results", "results.results", "first --sort test_ppl",
         "show what came of the runs, each at its best epoch of all, and what differs. The report compares equal epochs",
-        ("study", *FILTERS, "sort", "csv"),
+        ("studies", *FILTERS, "sort", "top", "csv"),
     ),
     "note": Command(
         "results", "results.note", "first --only lr=0.01 --tag good --text 'rerun with more seeds'",
@@ -243,7 +248,7 @@ COMMANDS = {
         ("a", "b", *FILTERS, "patch"),
     ),
     "generate": Command(
-        "results", "results.generate", "first gru-adam-lr0.01 'the first' --temperature 0.8",
+        "results", "results.generate", "first best 'the first' --temperature 0.8",
         "print text that a trained model writes after a prompt",
         ("study", "run", "beginning", "tokens", "temperature", "seed", "trust"),
     ),
@@ -258,7 +263,7 @@ COMMANDS = {
     "export": Command(
         "results", "studying.export", "first --to tensorboard --output events",
         "export steps, epochs and results to files of another tracker, as far as checkpoints cover them",
-        ("study", *FILTERS, "target", "output", "watch"),
+        ("study", *FILTERS, "top", "target", "output", "watch"),
     ),
     "propose": Command(
         "results", "proposing.propose_runs", "first --count 9", "propose settings for the next runs of a study",

@@ -7,6 +7,7 @@ from typing import Any
 
 from jobs.cli.arguments import Arguments
 from seqlm.errors import UsageError, nearest
+from seqlm.reading import read_bytes
 
 TABLES = Path(__file__).with_name("documents.md")
 ENVELOPE = "Document"
@@ -30,7 +31,7 @@ Fields = Mapping[str, tuple[str, str]]
 
 def tables() -> dict[str, Fields]:
     """Return the table of each document, by the name of its command."""
-    sections = re.split(r"^#+ ", TABLES.read_text("utf-8"), flags=re.MULTILINE)
+    sections = re.split(r"^#+ ", read_bytes(TABLES).decode(), flags=re.MULTILINE)
     found: dict[str, Fields] = {}
     for section in sections:
         title, _, text = section.partition("\n")

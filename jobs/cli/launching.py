@@ -98,6 +98,10 @@ def retry(arguments: Arguments) -> tuple[Any, int]:
         hint = "; --kind stopped lets runs go on that a search stopped" if stopped else ""
         terminal.say(f"nothing to retry: no run that was chosen {what}{hint}")
         return {"study": study_dir.name, "runs": [one.to_dict() for one in runs]}, 0
+    if arguments.dry_run:
+        for one in chosen:
+            terminal.say(f"would retry {one.name}: {one.observation.state}: {one.observation.reason}")
+        return {"study": study_dir.name, "runs": [one.to_dict() for one in chosen]}, 0
     specs = [one.to_spec() for one in chosen]
     record = KeptManifests(study_dir, terminal.tell)
     for line in edited_models(specs, record.manifest):

@@ -1,16 +1,16 @@
-"""Which runs of a study a command is about: those that pass its filters, and one by its name, id or number."""
+"""Which runs of a study a command is about: those that pass its filters, and one by its name or id."""
 
 import math
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jobs import terminal
 from jobs.cli.arguments import Arguments, Filters
-from jobs.manifests.filters import select, whole_id
+from jobs.manifests.filters import select
 from jobs.study.folder import ObservedRun, find_study, is_behaviour_study, observe_study
-from seqlm.errors import UsageError, nearest
+from seqlm.errors import UsageError
+from seqlm.naming import BEST, best_of, ids_named, listing
 
 
 def find_trained(arguments: Arguments) -> Path:
@@ -37,37 +37,40 @@ def chosen_runs(arguments: Filters, study_dir: Path, every: Sequence[ObservedRun
 
 
 def named_runs(runs: Sequence[ObservedRun], text: str, study_dir: Path) -> list[ObservedRun]:
-    """Return the runs of this name, else the one with this number in the report, this id or beginning of an id.
+    """Return the runs that a text names (:mod:`seqlm.naming`).
 
     Raises:
-        UsageError: there is no such run, or several ids begin so.
+        UsageError: there is no such run, several ids begin so, or the best of runs on different texts is asked for.
     """
-    named = [run for run in runs if run.name == text]
-    if named:
-        return named
-    number = re.fullmatch(r"\d+[a-z]*", text) and {row["number"]: run_id for run_id, row in reported(study_dir).items()}
-    run_id = (number or {}).get(text) or whole_id(text, [run.run.id for run in runs])
-    found = [run for run in runs if run.run.id == run_id]
-    if not found:
-        hint = nearest(text, [run.name for run in runs])
-        raise UsageError(f'{study_dir.name} has no run "{text}"{hint}; `status` lists them')
-    return found
+    names = {run.run.id: run.name for run in runs}
+    if text == BEST and text not in names.values():
+        ids = [best_of({run.run.id: (run.observation.best_val_ppl, text_of(run)) for run in runs}, study_dir.name)]
+    else:
+        ids = ids_named(text, names, study_dir.name)
+    return [run for run in runs if run.run.id in ids]
+
+
+def text_of(run: ObservedRun) -> object:
+    """Return what tells the text and the vocabulary of a run from others."""
+    return None if run.config is None else run.config.data
 
 
 def one_run(runs: Sequence[ObservedRun], text: str, study_dir: Path) -> ObservedRun:
     """Return the only run that a text names.
 
     Raises:
-        UsageError: as :func:`named_runs`, or several runs have this name.
+        UsageError: as :func:`named_runs`, or it names several runs.
     """
     named = named_runs(runs, text, study_dir)
     if len(named) > 1:
-        ids = ", ".join(run.run.id for run in named)
-        raise UsageError(f'"{text}" is the name of several runs; use an id: {ids}')
+        raise UsageError(f'"{text}" names several runs; use an id: {listing([run.run.id for run in named])}')
     return named[0]
 
 
-REPORTED = ("number", "name", "id", "val_ppl", "best_epoch", "epochs_done", "test_ppl", "wall_seconds")
+REPORTED = (
+    *("number", "name", "id", "text", "val_ppl", "best_epoch", "epochs_done", "test_ppl", "wall_seconds"),
+    *("val_bits_per_byte", "test_bits_per_byte", "lossless"),
+)
 
 
 def reported(study_dir: Path) -> dict[str, dict[str, Any]]:

@@ -1,5 +1,7 @@
 """``results``, ``note``, ``diff`` and ``generate``: what became of runs, notes about them, and text from a model."""
 
+import functools
+import itertools
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -8,7 +10,7 @@ from typing import Any
 
 from jobs import terminal
 from jobs.cli.arguments import Arguments
-from jobs.cli.naming import REPORTED, chosen_runs, find_trained, one_run, reported
+from jobs.cli.naming import REPORTED, chosen_runs, find_trained, one_run, reported, text_of
 from jobs.cli.view import what_differs
 from jobs.study.folder import ObservedRun, find_study, observe_study
 from jobs.study.launched import trust_study
@@ -17,48 +19,57 @@ from seqlm.errors import UsageError, nearest_key, printable
 from seqlm.notes import TAG, Noted, read_notes, write_note
 from seqlm.schema import show as quoted
 
-COLUMNS = (*REPORTED[:3], "state", *REPORTED[3:], "reason")
+COLUMNS = ("study", *REPORTED[:3], "state", *REPORTED[3:], "reason")
 """What ``results`` has of each run besides what differs, with the names of the report's columns."""
+LEADING = 5
+"""So many of them come before what differs."""
+BITS = ("val_bits_per_byte", "test_bits_per_byte")
 
 
 def _epoch(record: Mapping[str, Any]) -> str:
     return "-" if record["best_epoch"] is None else f"{record['best_epoch'] + 1} of {record['epochs_done']}"
 
 
+def _bits(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+NUMBER, STUDY_NAME, NAME = Column("#", "number", right=True), Column("study"), Column("run", "name")
 TABLE = (
-    Column("#", "number", right=True),
-    Column("run", "name"),
     Column("val ppl", "val_ppl", terminal.perplexity, right=True),
     Column("epoch", _epoch, right=True),
     Column("test ppl", "test_ppl", terminal.perplexity, right=True),
     Column("time", "wall_seconds", terminal.duration, right=True),
     Column("", lambda one: None if one["state"] == "done" else one["state"], colors=terminal.STATE_COLORS),
 )
-"""The columns of the table; what differs comes after the second."""
+"""The columns of the table after what differs."""
+VALID_BITS = Column("bits/byte", "val_bits_per_byte", _bits, right=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunsResult(Result):
-    """What came of the runs of a study, the best first."""
+    """What came of the runs of studies, on each text the best first."""
 
-    HIDDEN = frozenset({"keys", "csv"})
+    HIDDEN = frozenset({"keys", "csv", "by_text"})
 
-    study: str
+    studies: Sequence[str]
     runs: Sequence[Mapping[str, Any]]
     keys: Sequence[str]
     """Those in which the runs differ."""
     csv: bool
+    by_text: bool
+    """Whether the runs of each text stand together."""
 
     def render(self) -> None:
         if self.csv:
             self._print_csv()
         else:
-            _say_table(self.runs, self.keys)
+            self._say_tables()
 
     def _print_csv(self) -> None:
         from analysis.blocks.table import csv_text  # here, since it imports pandas
 
-        header = [*COLUMNS[:4], *self.keys, *COLUMNS[4:]]
+        header = [*COLUMNS[:LEADING], *self.keys, *COLUMNS[LEADING:]]
         table = []
         for run in self.runs:
             row = {**run, **run["differs"]}
@@ -66,51 +77,92 @@ class RunsResult(Result):
             table.append([printable(cell) if isinstance(cell, str) else cell for cell in cells])
         sys.stdout.write(csv_text(header, table))
 
+    def _say_tables(self) -> None:
+        """Print a table for each text. A narrow terminal shows the first keys only."""
+        groups: dict[str, list[Mapping[str, Any]]] = {}
+        for run in self.runs:
+            groups.setdefault(run["text"] if self.by_text else "", []).append(run)
+        columns = [STUDY_NAME, NAME] if len(self.studies) > 1 else [NUMBER, NAME]
+        several = len(groups) > 1 or (not self.by_text and len({run["text"] for run in self.runs}) > 1)
+        bits = [VALID_BITS] if several else []
+        if len(groups) > 1:
+            terminal.say("Perplexities on different texts or vocabularies do not compare, so each has its own table;")
+            terminal.say("--sort val_bits_per_byte orders the runs of one text by what compares.")
+        for text, runs in groups.items():
+            if several and self.by_text:
+                terminal.say("", f"{printable(text)}:")
+            _say_table(runs, self.keys, columns, [*TABLE[:1], *bits, *TABLE[1:]])
+
 
 def results(arguments: Arguments) -> RunsResult:
-    """Return the runs of a study, the best first: what differs between them, and what came of each."""
+    """Return the runs of studies, the best of each text first: what differs between them, and what came of each."""
     if arguments.csv and arguments.json:
         raise UsageError("--csv prints a table, --json one document; use one of them")
-    study_dir = find_study(arguments.study, arguments.runs_dir)
-    seen = {
-        run.run.id: {"state": run.observation.state, "reason": run.observation.reason, "differs": differs}
-        for runs in [chosen_runs(arguments, study_dir)]
-        for run, differs in zip(runs, what_differs(runs), strict=True)
-    }
-    rows = reported(study_dir) if seen else {}
-    records = [{**row, **seen[run_id]} for run_id, row in rows.items() if run_id in seen]
-    keys = list(dict.fromkeys(key for record in records for key in record["differs"]))
-    sort = _sort_key(arguments.sort, keys)
-    if sort != "number":  # they are in this order, and those of equal value stay in it
-        records.sort(key=lambda record: _order({**record, **record["differs"]}.get(sort)))
-    return RunsResult(study=study_dir.name, runs=records, keys=keys, csv=arguments.csv)
+    study_dirs = list(dict.fromkeys(find_study(study, arguments.runs_dir) for study in arguments.studies))
+    chosen = [(study_dir, run) for study_dir in study_dirs for run in chosen_runs(arguments, study_dir)]
+    tables = {study_dir: reported(study_dir) for study_dir in dict.fromkeys(study_dir for study_dir, _ in chosen)}
+    every: list[tuple[object, dict[str, Any]]] = []
+    for (study_dir, run), differs in zip(chosen, what_differs([run for _, run in chosen]), strict=True):
+        row = tables[study_dir].get(run.run.id)
+        seen = {"state": run.observation.state, "reason": run.observation.reason, "differs": differs}
+        if row is not None:
+            every.append((text_of(run), {"study": study_dir.name, **row, **seen}))
+    keys = list(dict.fromkeys(key for _, record in every for key in record["differs"]))
+    orders = [_sort_key(text, keys) for text in arguments.sort.split(",")]
+    by_text = orders[0][0] not in BITS
+    places = {repr(text): place for place, text in reversed([*enumerate(text for text, _ in every)])}
+    every.sort(key=lambda one: places[repr(one[0])] if by_text else 0)
+    records = []
+    for _, group in itertools.groupby(every, key=lambda one: repr(one[0]) if by_text else None):
+        ordered = sorted((record for _, record in group), key=lambda record: _number(record["number"]))
+        for key, is_descending in reversed(orders):
+            ordered.sort(key=functools.partial(_order, key=key, is_descending=is_descending))
+        records += ordered[: arguments.top]
+    names = [study_dir.name for study_dir in study_dirs]
+    return RunsResult(studies=names, runs=records, keys=keys, csv=arguments.csv, by_text=by_text)
 
 
-def _sort_key(text: str, keys: Sequence[str]) -> str:
-    """Return the column or key that ``--sort`` names, a key also by its last word."""
-    valid = [*COLUMNS, *keys]
-    found = next((key for key in valid if text in (key, key.rpartition(".")[2])), None)
+def _sort_key(text: str, keys: Sequence[str]) -> tuple[str, bool]:
+    """Return the column or key that a word of ``--sort`` names, and whether the highest comes first (``-KEY``)."""
+    word, valid = text.strip().removeprefix("-"), [*COLUMNS, *keys]
+    found = next((key for key in valid if word in (key, key.rpartition(".")[2])), None)
     if found is None:
-        raise UsageError(f'--sort: expected one of {", ".join(valid)}, got "{text}"{nearest_key(text, valid)}')
-    return found
+        raise UsageError(f'--sort: expected one of {", ".join(valid)}, got "{word}"{nearest_key(word, valid)}')
+    return found, text.strip().startswith("-")
 
 
-def _order(value: Any) -> tuple[int, float, str]:
+def _number(text: str) -> tuple[int, str]:
+    """Order the numbers of the report, such as ``2``, ``3b`` and ``10``."""
+    digits = text.rstrip("abcdefghijklmnopqrstuvwxyz")
+    return int(digits or 0), text
+
+
+def _order(record: Mapping[str, Any], *, key: str, is_descending: bool) -> tuple[int, float, Any]:
     """Order numbers by size, then texts, then what is missing."""
+    value = {**record, **record["differs"]}.get(key)
+    sign = -1 if is_descending else 1
+    if key == "number":
+        place, letters = _number(str(value))
+        return 0, sign * place, letters
     if value is None:
-        return 2, 0.0, ""
-    return (0, value, "") if isinstance(value, int | float) else (1, 0.0, str(value))
+        return 2, 0.0, ()
+    if isinstance(value, int | float):
+        return 0, sign * value, ()
+    return 1, 0.0, tuple(sign * ord(letter) for letter in str(value))
 
 
-def _say_table(records: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> None:
-    """Print a table. A narrow terminal shows the first keys only."""
-    keys = [key for key in keys if not key.endswith("sha256")]  # the name of a run says which text or file it has
+def _say_table(
+    records: Sequence[Mapping[str, Any]], keys: Sequence[str], first: Sequence[Column], last: Sequence[Column]
+) -> None:
+    """Print a table of runs with what differs between them."""
     rows = [{**record["differs"], **record} for record in records]
+    keys = [key for key in keys if not key.endswith("sha256")]  # the name of a run says which text or file it has
+    keys = [key for key in keys if len({repr(row.get(key)) for row in rows}) > 1 or len(rows) == 1]
     columns = []
     for place, key in enumerate(keys, start=1):
         are_numbers = all(_shown(row.setdefault(key, None))[:1] in "-0123456789" for row in rows)
         columns.append(Column(key.rpartition(".")[2], key, _shown, right=are_numbers, spare=place))
-    show([*TABLE[:2], *columns, *TABLE[2:]], rows)
+    show([*first, *columns, *last], rows)
 
 
 def _shown(value: Any) -> str:

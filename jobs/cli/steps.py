@@ -18,14 +18,14 @@ from jobs.cli.arguments import Arguments
 from jobs.study.folder import find_any_study, observe_study
 from jobs.study.record import KeptManifests
 from seqlm.errors import RunBusyError, SeqlmError
-from seqlm.reading import is_file, status
+from seqlm.reading import is_file, read_bytes, status
 from seqlm.rundir import RunDirectory
 from seqlm.state import KINDS
 from seqlm.trust import distrusted, of_run
 
 WAIT_SECONDS = 300
 """How long the next command waits if runs go on."""
-LOOKS = ("status", "why", "logs", "results", "wait", "run", "retry", "behaviour", "upgrade")
+LOOKS = ("status", "why", "logs", "wait", "run", "retry", "behaviour", "upgrade")
 """Commands after which the runs of their study say what is next."""
 _PLAIN = re.compile(r"[\w.-]+")
 """What has no meaning for a shell or for sed."""
@@ -37,25 +37,31 @@ def steps_after(words: Sequence[str], arguments: Arguments | None, data: Any, er
     """Return what to do after a command, the most advisable first.
 
     ``words`` are those of its command line. ``arguments`` is ``None`` if they cannot be read, ``data`` if it failed.
+    A name with control characters is in no command.
     """
-    if error is not None:
-        return list(_after_error(_without_form(words), arguments, error))
-    if arguments is None or not isinstance(data, Mapping):
+    try:
+        found = list(_steps_after(words, arguments, data, error))
+    except SeqlmError:  # a file cannot be read; the answer itself is complete
         return []
+    return [step for step in found if step.command.isprintable()]
+
+
+def _steps_after(
+    words: Sequence[str], arguments: Arguments | None, data: Any, error: SeqlmError | None
+) -> Iterable[Step]:
+    if error is not None:
+        return _after_error(_without_form(words), arguments, error)
+    if arguments is None or not isinstance(data, Mapping):
+        return ()
     if arguments.command == "plan" or arguments.dry_run:
-        return list(_after_plan(words, data)) if arguments.command in ("plan", "run") else []
+        return _after_plan(words, data) if arguments.command in ("plan", "run") else ()
     if arguments.command == "list":
         return [
             _seqlm("status", one["study"], *_place(arguments), why=f"{one['study']}: {one['runs']} runs")
             for one in data["studies"]
             if one["runs"] and one["states"].keys() != {"done"}
         ]
-    if arguments.command in LOOKS and "study" in data:
-        try:
-            return list(_about_study(arguments, data))
-        except SeqlmError:  # the answer itself is complete
-            return []
-    return []
+    return _about_study(arguments, data) if arguments.command in LOOKS and "study" in data else ()
 
 
 def _seqlm(*words: str, why: str) -> Step:
@@ -89,7 +95,7 @@ def _after_error(words: Sequence[str], arguments: Arguments | None, error: Seqlm
     lines = message.split("\n")
     corrected, edits = list(words), list[str]()
     problems = list(map(problem_of, lines))
-    meant = {found["suggestion"] for found in problems}
+    meant = {found["suggestion"] for found in problems} - {None}
     for found in problems:
         wrong, right = found["got"], found["suggestion"]
         if found["key"] in meant:  # missing, since it is misspelt
@@ -139,12 +145,12 @@ def _replaced(word: str, wrong: str, right: str) -> str:
 def _edit(arguments: Arguments | None, wrong: str, right: str) -> str | None:
     """Return the command that corrects a key or value of the manifest. ``None``: it is not clear where it stands."""
     path = Path(arguments.manifest) if arguments is not None and arguments.manifest else None
-    if path is None or not path.is_file():
+    if path is None or not is_file(path):
         return None
     old, new = wrong, right
     if not (_PLAIN.fullmatch(old) and _PLAIN.fullmatch(new)):
         return None
-    lines = path.read_text("utf-8", errors="replace").split("\n")
+    lines = read_bytes(path).decode("utf-8", errors="replace").split("\n")
     while True:  # `optim.lrate`, or `lrate` in a table [defaults.optim]
         word = re.compile(rf"(?<![\w.-]){re.escape(old)}(?![\w.-])")
         places = [number for number, line in enumerate(lines, start=1) if word.search(line.partition("#")[0])]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from jobs.cli.arguments import Arguments, Common
-from jobs.cli.naming import chosen_runs, find_trained
+from jobs.cli.naming import chosen_runs, find_trained, text_of
 from jobs.cli.view import STATES, STATUS, records_of
 from jobs.study.folder import Observer, find_any_study, launching, observe_study, open_jobs, study_name
 from jobs.study.record import KeptManifests
@@ -77,7 +77,7 @@ def summary(study_dir: Path, views: Views) -> dict[str, Any]:
     A run of the manifest that has no folder yet is pending.
     """
     record: dict[str, Any] = {"study": study_dir.name, "path": str(study_dir), "runs": 0, "states": {}}
-    record |= {"changed_at": None, "best_val_ppl": None, "problem": None}
+    record |= {"changed_at": None, "best_val_ppl": None, "texts": 0, "problem": None}
     states: Counter[State] = Counter()
     try:
         require_format(study_dir)
@@ -86,8 +86,10 @@ def summary(study_dir: Path, views: Views) -> dict[str, Any]:
             return {**record, "problem": "holds no runs"}
         there = [one.run.path for one in runs if exists(one.run.path)] or [file if is_file(file) else study_dir]
         changed_at = datetime.fromtimestamp(max(status(path).st_mtime for path in there), UTC)
-        best = [one.observation.best_val_ppl for one in runs if one.observation.best_val_ppl is not None]
-        record |= {"changed_at": changed_at.isoformat(timespec="seconds"), "best_val_ppl": min(best, default=None)}
+        known = [(ppl, text_of(one)) for one in runs if (ppl := one.observation.best_val_ppl) is not None]
+        texts = len({repr(text) for _, text in known})
+        best = min((ppl for ppl, _ in known), default=None) if texts == 1 else None
+        record |= {"changed_at": changed_at.isoformat(timespec="seconds"), "best_val_ppl": best, "texts": texts}
         states.update(one.observation.state for one in runs)
         problems: list[str] = []
         states["pending"] += len(KeptManifests(study_dir, problems.append).absent(one.run.id for one in runs))
@@ -111,11 +113,16 @@ def _local_time(changed_at: str | None) -> str:
     return datetime.fromisoformat(changed_at).astimezone().strftime("%Y-%m-%d %H:%M") if changed_at else "-"
 
 
+def _best(record: Mapping[str, Any]) -> str:
+    """The lowest validation perplexity. Those of several texts or vocabularies do not compare."""
+    return f"({record['texts']} texts)" if record["texts"] > 1 else perplexity(record["best_val_ppl"])
+
+
 COLUMNS = (
     Column("study"),
     Column("state", _state),
     Column("changed", "changed_at", _local_time),
-    Column("best val ppl", "best_val_ppl", perplexity, right=True),
+    Column("best val ppl", _best, right=True),
 )
 
 

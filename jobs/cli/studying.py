@@ -17,7 +17,7 @@ from typing import Any, TextIO
 
 from jobs import terminal
 from jobs.cli.arguments import EXIT_RUN_FAILED, EXIT_UNFINISHED, Arguments
-from jobs.cli.naming import chosen_runs, find_trained, named_runs
+from jobs.cli.naming import chosen_runs, find_trained, named_runs, text_of
 from jobs.cli.view import STATES, StatusResult, Watcher, changes, status_of, watch
 from jobs.registry import BACKENDS, backend_class
 from jobs.study.folder import (
@@ -232,7 +232,7 @@ def export(arguments: Arguments) -> tuple[Any, int]:
     watcher, points, problems = Watcher(study_dir), Counter[str](), dict[str, None]()
     while True:
         is_over = not arguments.watch or watcher.look().is_over
-        for run in chosen_runs(arguments, study_dir):
+        for run in _top(chosen_runs(arguments, study_dir), arguments.top):
             if run.config is None:
                 terminal.tell(f"warning: {run.name} is left out: {run.observation.reason}")
                 continue
@@ -252,6 +252,26 @@ def export(arguments: Arguments) -> tuple[Any, int]:
         time.sleep(max(EXPORT_SECONDS, watcher.pause_seconds))
 
 
+def _top(runs: Sequence[ObservedRun], number: int | None) -> Sequence[ObservedRun]:
+    """Return so many runs, those with the lowest validation perplexity of each text.
+
+    ``None``: all.
+    """
+    if number is None:
+        return runs
+    ranked = sorted(
+        (run for run in runs if run.observation.best_val_ppl is not None),
+        key=lambda run: run.observation.best_val_ppl or 0.0,
+    )
+    places = Counter[str]()
+    found = []
+    for run in ranked:
+        places[repr(text_of(run))] += 1
+        if places[repr(text_of(run))] <= number:
+            found.append(run)
+    return found
+
+
 # -- cancel --------------------------------------------------------------------------------------------------------
 
 
@@ -261,8 +281,8 @@ def cancel(arguments: Arguments) -> tuple[Any, int]:
     runs = chosen_runs(arguments, study_dir)
     if arguments.all and arguments.only:
         raise UsageError("--all cancels every run, --only some of them; use one of them")
-    number = sum(run.observation.state in ("pending", "queued", "running") for run in runs)
-    if number and not arguments.all and not arguments.only:
+    number = len(not_over(runs))
+    if number and not arguments.all and not arguments.only and not arguments.dry_run:
         what = f"all {number} runs" if number > 1 else "the one run"
         what = f"{what} of {printable(study_name(study_dir))} that {'are' if number > 1 else 'is'} not over"
         terminal.confirm(
@@ -270,6 +290,8 @@ def cancel(arguments: Arguments) -> tuple[Any, int]:
             without_terminal=f"cancel would stop {what}; add --all, or choose some with --only",
             refused="nothing is cancelled; choose runs with --only, or answer y",
         )
+    if arguments.dry_run:
+        return _would_cancel(runs, study_dir), 0
     marked = mark(runs)
     problems: dict[Path, str] = {}
     requests = Requests(study_dir).newest_first() if marked else ()
@@ -298,6 +320,21 @@ def cancel(arguments: Arguments) -> tuple[Any, int]:
     return {"study": study_dir.name, "runs": records}, EXIT_RUN_FAILED if problems else 0
 
 
+def not_over(runs: Iterable[ObservedRun]) -> list[ObservedRun]:
+    """Return the runs that `cancel` stops."""
+    return [run for run in runs if run.observation.state in ("pending", "queued", "running")]
+
+
+def _would_cancel(runs: Iterable[ObservedRun], study_dir: Path) -> dict[str, Any]:
+    """Say which runs `cancel` would stop."""
+    found = not_over(runs)
+    for run in found:
+        terminal.say(f"would cancel {run.name}: {run.observation.state}")
+    if not found:
+        terminal.say("nothing to cancel: every run that was chosen is over")
+    return {"study": study_dir.name, "runs": [run.to_dict() for run in found]}
+
+
 def mark(runs: Iterable[ObservedRun]) -> list[ObservedRun]:
     """Mark every run that has not ended as cancelled, and return these runs in the order of ``runs``.
 
@@ -307,7 +344,7 @@ def mark(runs: Iterable[ObservedRun]) -> list[ObservedRun]:
     Raises:
         FileError: the request cannot be written; nothing is cancelled.
     """
-    found = [run for run in runs if run.observation.state in ("pending", "queued", "running")]
+    found = not_over(runs)
     if found:
         wanted = {one.run.id: Wanted() for one in found}
         record = RequestFile(kind="cancel", at=timestamp(), launcher=this_launcher(), runs=wanted)

@@ -48,9 +48,12 @@ class WhyResult(Result):
     runs: Sequence[Mapping[str, Any]]
 
     def render(self) -> None:
+        alike: dict[tuple[str, ...], list[str]] = {}
         for run in self.runs:
             details = (f"  {key:7} {text}" for key, text in run["details"].items())
-            terminal.say(f"{run['name']}  {run['headline']}", *details)
+            alike.setdefault((run["headline"], *details), []).append(run["name"])
+        for (headline, *lines), names in alike.items():
+            terminal.say(f"{', '.join(names)}  {headline}", *lines)
         if not self.runs:
             terminal.say("every run is running or done, none of them slower than others like it")
 

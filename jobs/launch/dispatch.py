@@ -225,6 +225,8 @@ class Dispatcher:
                 self._queue.put_back(item, not_before=time.monotonic() + LOOK_SECONDS)
                 return
             begun = attempt.number
+            if self._is_taken_over(item, attempt):
+                return
             job_id = self._executor.submit(submission)
         except FileError as error:
             self._have_trouble(item, error, begun)
@@ -246,6 +248,21 @@ class Dispatcher:
             job_start=self._host.job_start,
             launcher=this_launcher(),
         )
+
+    def _is_taken_over(self, item: PlannedRun, attempt: Attempt) -> bool:
+        """Return whether a later request was filed before the start of an attempt was recorded, and end the attempt.
+
+        `cancel` files its request, then looks for attempts that have started. This process records the start, then
+        looks for requests. So at least one of the two sees the other.
+
+        Raises:
+            FileError: a request cannot be read, or the end cannot be written.
+        """
+        with file_errors("read or write", item.run.path, within=True):
+            if self._is_ours(item):
+                return False
+            attempt.record(None, "not started: a later request names the run")
+            return True
 
     def _give_way(self, item: PlannedRun, attempt: Attempt | None, why: str) -> None:
         """Queue a run again whose place somebody else has taken. Its attempt has not failed: no rank has started."""

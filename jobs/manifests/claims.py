@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_args
 
-from jobs.manifests.filters import facts_of_spec, meets, parse
+from jobs.manifests.filters import arguments_in, facts_of_spec, meets, parse
 from jobs.manifests.reader import Problems
 from jobs.spec import RunSpec
 from seqlm.errors import UsageError, nearest
@@ -121,13 +121,14 @@ def expectations(
     """
     found = []
     facts = [facts_of_spec(spec) for spec in specs] if claims else []
+    own = arguments_in(facts)
     for number, claim in claims.items():
         where = f"{file}: expect {number}"
         sides: dict[str, list[str]] = {}
         for side, text in (("lower", claim.lower), ("higher", claim.higher)):
             try:
                 conditions = parse(text)
-                sides[side] = [known["name"] for known in facts if meets(known, conditions)]
+                sides[side] = [known["name"] for known in facts if meets(known, conditions, own)]
             except UsageError as error:
                 problems.add(where, f"{side}: {error}")
         wrong = [f"{side}: no run matches {show(getattr(claim, side))}" for side in sides if not sides[side]]

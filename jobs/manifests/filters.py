@@ -21,6 +21,7 @@ from typing import Any, Literal, TypeAlias, TypeVar, get_args
 from jobs.spec import RunSpec
 from seqlm.config import OPEN_TABLES, RunConfig, base_key, choices_of, valid_keys
 from seqlm.errors import UsageError, nearest, nearest_key
+from seqlm.naming import listing
 from seqlm.notes import Noted, read_notes
 from seqlm.resources import Resources
 from seqlm.rundir import RunDirectory
@@ -58,8 +59,6 @@ result is the lowest so far; the others are then ``None``."""
 OBSERVED = ("state", "kind", "origin", "epochs_done", *RESULTS)
 """Keys of what the folder of a run says, not its entry in the manifest."""
 NO_SINGLE_RUN = "each condition fits some run, but no run meets all of them"
-MOST_LISTED = 8
-"""Most values that a message lists."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,13 +72,13 @@ class Condition:
     values: tuple[str, ...]
     """Alternatives: ``=`` needs one to be equal, ``!=`` none."""
 
-    def holds(self, facts: Mapping[str, Any]) -> bool:
-        """Whether a run meets the condition.
+    def holds(self, facts: Mapping[str, Any], own: Collection[str] = ()) -> bool:
+        """Whether a run meets the condition. ``own``: the keys of arguments that own models of the study have.
 
         Raises:
             UsageError: unknown key, or a comparison that does not fit the kind of value.
         """
-        key = self._full_key(facts)
+        key = self._full_key(facts, own)
         if self.operator in _ORDER:
             return self._compares(key, facts.get(key))
         for value in self.values if key in _CHOICES else ():
@@ -91,12 +90,13 @@ class Condition:
         equal = any(self._equals(key, fact, value) for fact in _values(facts[key]) for value in self.values)
         return equal == (self.operator == "=")
 
-    def why_none(self, runs: Sequence[Mapping[str, Any]]) -> str | None:
+    def why_none(self, runs: Sequence[Mapping[str, Any]], own: Collection[str]) -> str | None:
         """Return which values the runs have, if no run meets the condition. ``None``: a run meets it."""
-        if any(self.holds(facts) for facts in runs):
+        if any(self.holds(facts, own) for facts in runs):
             return None
-        key = self._full_key(runs[0])
-        values = (value for facts in runs if key in facts for value in _values(facts[key]))
+        keys = [self._full_key(facts, own) for facts in runs]
+        key = keys[0]
+        values = (value for facts, one in zip(runs, keys, strict=True) if one in facts for value in _values(facts[one]))
         found = list(dict.fromkeys("none" if value is None else str(value) for value in values))
         if not found:
             return f"no run has {key}"
@@ -106,16 +106,22 @@ class Condition:
     def _mistake(self, what: str) -> UsageError:
         return UsageError(f'filter "{self.text}": {what}' if self.text else what)
 
-    def _full_key(self, facts: Mapping[str, Any]) -> str:
+    def _full_key(self, facts: Mapping[str, Any], own: Collection[str]) -> str:
+        """Return the key of a run that is meant, also by its last word.
+
+        An argument of an own model may be called like a key of the models of seqlm. A table has one column for both.
+        """
         if base_key(self.key) in OPEN_TABLES:
             return self.key
         known = [key for key in dict.fromkeys([*_KEYS, *facts]) if base_key(key) not in OPEN_TABLES]
         candidates = [key for key in known if self.key in (key, key.rpartition(".")[2])]
+        arguments = [key for key in own if self.key == key.rpartition(".")[2]]
         if len(candidates) > 1:
             raise self._mistake(f'"{self.key}" could be {" or ".join(candidates)}; write it in full')
-        if not candidates:
+        if not candidates and not arguments:
             raise self._mistake(f'unknown key "{self.key}"{nearest_key(self.key, known)} (valid: {", ".join(known)})')
-        return candidates[0]
+        found = [*candidates, *arguments]
+        return next((key for key in found if key in facts), found[0])
 
     def _compares(self, key: str, fact: Any) -> bool:
         try:
@@ -166,14 +172,19 @@ def parse(text: str) -> list[Condition]:
     return conditions
 
 
-def meets(facts: Mapping[str, Any], conditions: Iterable[Condition]) -> bool:
-    """Whether a run meets every condition. All are evaluated, so that every mistake is found.
+def meets(facts: Mapping[str, Any], conditions: Iterable[Condition], own: Collection[str] = ()) -> bool:
+    """Whether a run meets every condition. All are evaluated, so that every mistake is found. ``own``: as ``holds``.
 
     Raises:
         UsageError: as :meth:`Condition.holds`.
     """
-    met = [condition.holds(facts) for condition in conditions]
+    met = [condition.holds(facts, own) for condition in conditions]
     return all(met)
+
+
+def arguments_in(facts: Iterable[Mapping[str, Any]]) -> Collection[str]:
+    """Return the keys of arguments that own models of these runs have, such as ``model.arguments.depth``."""
+    return dict.fromkeys(key for one in facts for key in one if base_key(key) in OPEN_TABLES)
 
 
 def facts_of(
@@ -204,7 +215,7 @@ def select(
     facts: Callable[[_Item], Mapping[str, Any]],
     study_dir: Path | None = None,
 ) -> tuple[list[_Item], str | None]:
-    """Return the runs that pass, in their order: some ``only`` matches, if there are any, and no ``exclude`` does.
+    """Return the runs that pass, in their order: they meet every ``only``, and no ``exclude``.
 
     ``facts`` returns what filters use of a run besides its tags, which are noted in ``study_dir``. The second value is
     one line that says why none of the runs passes.
@@ -218,38 +229,20 @@ def select(
         return list(runs), None  # computing the facts of a thousand runs (fingerprints) takes longer than all the rest
     notes = read_notes(study_dir) if study_dir else {}
     known = [{**(one := facts(run)), "tag": notes.get(str(one.get("id")), Noted()).tags} for run in runs]
-    wanted, unwanted = ([parse(text) for text in texts] for texts in (only, exclude))
-    met = [[meets(one, conditions) for conditions in wanted] for one in known]
-    missed = [[meets(one, conditions) for conditions in unwanted] for one in known]
-    passes = [(any(hits) or not only) and not any(cuts) for hits, cuts in zip(met, missed, strict=True)]
+    wanted = [condition for text in only for condition in parse(text)]
+    unwanted = [parse(text) for text in exclude]
+    own = arguments_in(known)
+    is_chosen = [meets(one, wanted, own) for one in known]
+    is_left_out = [[meets(one, conditions, own) for conditions in unwanted] for one in known]
+    passes = [chosen and not any(cuts) for chosen, cuts in zip(is_chosen, is_left_out, strict=True)]
     if not runs or any(passes):
         return list(itertools.compress(runs, passes)), None
     given = [f'--only "{text}"' for text in only] + [f'--exclude "{text}"' for text in exclude]
-    if any(map(any, met)) or not only:
+    if any(is_chosen):
         why = "--exclude drops every run" + (" that --only chooses" if only else "")
     else:
-        reasons = [[found for one in conditions if (found := one.why_none(known))] for conditions in wanted]
-        why = "; ".join(dict.fromkeys("; ".join(found) or NO_SINGLE_RUN for found in reasons))
+        why = "; ".join(found for one in wanted if (found := one.why_none(known, own))) or NO_SINGLE_RUN
     return [], f"no run passes {' '.join(given)}: {why}"
-
-
-def whole_id(text: str, ids: Collection[str]) -> str | None:
-    """Return the id that equals or begins with ``text``. ``None``: there is no such id.
-
-    Raises:
-        UsageError: several ids begin with ``text``, and none equals it.
-    """
-    if text in ids:
-        return text
-    found = [run_id for run_id in ids if run_id.startswith(text)]
-    if len(found) > 1:
-        raise UsageError(f'"{text}" begins {len(found)} ids; write more of one of them: {listing(found)}')
-    return found[0] if found else None
-
-
-def listing(values: Sequence[str]) -> str:
-    """Return the first values with commas between them."""
-    return ", ".join(values[:MOST_LISTED]) + (", ..." if len(values) > MOST_LISTED else "")
 
 
 def asks_for_results(filters: Sequence[str]) -> bool:

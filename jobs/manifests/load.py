@@ -25,7 +25,7 @@ from jobs.manifests.expand import (
     run_name,
     text_of,
 )
-from jobs.manifests.filters import NO_SINGLE_RUN, meets
+from jobs.manifests.filters import NO_SINGLE_RUN, arguments_in, meets
 from jobs.manifests.policy import Notify, Policy
 from jobs.manifests.reader import key_of, read_toml_file
 from jobs.spec import RunSpec
@@ -169,12 +169,13 @@ def _exclude(runs: list[_Run], file: ManifestFile) -> tuple[list[_Run], list[dic
     Conditions apply to the manifest as written, before ``--set``, so a shorter trial drops the same runs.
     """
     facts = [_facts(run, file) for run in runs] if file.excludes else []
-    hits: set[int] = set()
+    own, hits = arguments_in(facts), set[int]()
     for number, cut in file.excludes.items():
         where = f"{file.name}: exclude {number}"
         try:
-            found = {place for place, known in enumerate(facts) if meets(known, cut)}
-            reasons = [why for condition in cut if (why := condition.why_none(facts))] if facts and not found else []
+            found = {place for place, known in enumerate(facts) if meets(known, cut, own)}
+            is_missed = bool(facts) and not found
+            reasons = [why for condition in cut if (why := condition.why_none(facts, own))] if is_missed else []
         except UsageError as error:
             file.problems.add(where, str(error))
             continue

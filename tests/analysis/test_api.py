@@ -146,9 +146,9 @@ def test_no_folder_or_an_empty_one_is_refused(tmp_path: Path) -> None:
 # -- runs --------------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_is_found_by_name_number_and_id(study: Study) -> None:
+def test_a_run_is_found_by_name_and_id_and_as_the_best(study: Study) -> None:
     run = study.run("gru-adam")
-    assert run.number == study.run(4).number == study.run(run.id).number == 4
+    assert run.number == study.run("best").number == study.run(run.id).number == study.run(run.id[:-3]).number == 4
     assert run.config.model.arch == "gru"
     assert run.metrics["val_ppl"].to_list() == [220.0, 130.0, 110.0]
     assert run.checkpoint == run.directory / "checkpoints" / "best.pt"
@@ -164,10 +164,12 @@ def test_a_run_without_epochs_has_empty_metrics_and_no_checkpoint(tmp_path: Path
 
 
 def test_an_unknown_run_is_refused_with_the_nearest_name(study: Study) -> None:
-    with pytest.raises(UsageError, match="got 'gru-adma'; did you mean \"gru-adam\""):
+    with pytest.raises(UsageError, match='has no run "gru-adma"; did you mean "gru-adam"'):
         study.run("gru-adma")
-    with pytest.raises(UsageError, match="got 99"):
-        study.run(99)
+    with pytest.raises(UsageError, match="names and ids"):
+        study.run("4")
+    with pytest.raises(UsageError, match="names several runs"):
+        study.run("gru*")
 
 
 def test_a_name_of_several_runs_is_refused_with_their_ids(runs_dir: Path, tmp_path: Path) -> None:
@@ -219,7 +221,7 @@ def test_curves_of_chosen_runs_and_of_the_mean_over_seeds(study: Study) -> None:
         assert legend is not None
         return [text.get_text() for text in legend.get_texts()]
 
-    assert labels(study.plot_curves(runs=["gru-adam", 1])) == ["1  rnn-adam", "4  gru-adam"]
+    assert labels(study.plot_curves(runs=["gru-adam", "rnn-ad*m"])) == ["1  rnn-adam", "4  gru-adam"]
     assert "5/6  transformer" in labels(study.plot_curves(mean_of_seeds=True))
     assert study.plot_curves(progress="time").get_xlabel() == "Wall-clock time (seconds)"
 

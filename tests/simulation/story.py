@@ -31,7 +31,7 @@ from tests.simulation import checks, ray_cluster, seam
 from tests.simulation.accidents import ACTS, Accident, Harm, draw_accidents, name_of, rank_of, ranks_of, run_of
 from tests.simulation.checks import HOURS_AFTER, STUDY
 from tests.simulation.files import Files, Output, fault
-from tests.simulation.kernel import START, Kernel, Process, ViolationError
+from tests.simulation.kernel import START, Host, Kernel, Process, ViolationError
 from tests.simulation.script import JobScript
 from tests.simulation.seam import World
 from tests.simulation.slurm import Cluster, Job, Node, Rules
@@ -149,7 +149,15 @@ class Story:
             delay=self.kernel.dice.uniform(0.5, 8.0 if self.harm.slow_start_until < self.kernel.now else 400.0),
         )
         process.dies_with_parent = dies_with_parent
+        broken = [host for host, until in self.harm.broken.items() if until > self.kernel.now]
+        if broken and any(host in broken for host in self._hosts_beside(parent)):
+            self.harm.hit(process)
         return process
+
+    def _hosts_beside(self, parent: Process) -> list[Host]:
+        """Return the hosts of the job that starts a worker. A node whose writes do not arrive says nothing there."""
+        jobs = [job for job in self.study_jobs if job.is_live and parent in self.cluster.members(job)]
+        return [parent.host, *(node.host for job in jobs for node in job.nodes)]
 
     def train(self) -> int:
         return stub_worker.main()

@@ -161,7 +161,8 @@ def test_every_mistake_in_a_manifest_has_its_key_and_what_is_expected_and_found(
 def test_a_mistake_in_one_place_of_a_manifest_is_corrected_by_the_command_that_follows(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], written: str, key: str
 ) -> None:
-    text = f'[study]\nname = "s"\n{written}\n[[run]]\nmodel = { arch = "rnn", hidden_size = 8 }\noptim.optimizer = "adam"\n'
+    run_of_it = '[[run]]\nmodel.arch = "rnn"\nmodel.hidden_size = 8\noptim.optimizer = "adam"'
+    text = f'[study]\nname = "s"\n{written}\n{run_of_it}\n'
     (tmp_path / "s.toml").write_text(text)
     _, document = answer(capsys, "plan", "s.toml")
     edit, _, again = document["next"][0]["command"].partition(" && ")

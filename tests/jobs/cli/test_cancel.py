@@ -84,6 +84,21 @@ def test_of_finished_runs_there_is_nothing_to_cancel(
     assert capsys.readouterr().out == f"nothing to cancel: every {which} is over\n"
 
 
+@pytest.mark.parametrize("command", ["cancel", "retry"])
+def test_a_dry_run_names_what_would_be_hit_and_hits_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    _, failed, done = make_study(tmp_path / "s", 1, 2, 3)
+    fail(failed, {})
+    write_json(done.result_file, {})
+    before = observe_study(tmp_path / "s")
+    assert launch.main([command, str(tmp_path / "s"), "--dry-run"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert {"cancel": "run1", "retry": "run2"}[command] in line
+    after = observe_study(tmp_path / "s")
+    assert [one.observation for one in after] == [one.observation for one in before]
+
+
 def test_every_run_is_marked_before_any_is_waited_for_and_all_are_waited_for_together(
     tmp_path: Path, clock: Clock
 ) -> None:

@@ -1,4 +1,4 @@
-"""``results`` and ``generate``, and a run named by its number in the report."""
+"""``results`` and ``generate``, and how a run is named."""
 
 import csv
 import io
@@ -11,8 +11,11 @@ from typing import Any
 import pytest
 
 import launch
+from analysis import open_study
+from seqlm.errors import UsageError
 from seqlm.files import write_json, write_json_lines
-from tests.analysis.example_study import make_examples
+from tests.analysis.example_study import make_examples, make_widths
+from tests.analysis.hand_made import add_run
 from tests.commands import ask
 from tests.jobs.cli.test_watch import add
 
@@ -58,6 +61,10 @@ def test_the_best_run_comes_first_and_what_is_missing_last(seqlm: Any) -> None:
     assert numbers == sorted(numbers)
     rates = [run["differs"]["optim.lr"] for run in asked(seqlm, "results", "optimizers", "--sort", "lr")["runs"]]
     assert rates == sorted(rates)
+    two_keys = asked(seqlm, "results", "optimizers", "--sort", "lr,-number")["runs"]
+    order = [(run["differs"]["optim.lr"], -int(run["number"])) for run in two_keys]
+    assert order == sorted(order)
+    assert asked(seqlm, "results", "optimizers", "--top", "2")["runs"] == runs[:2]
     (one,) = asked(seqlm, "results", "optimizers", "--only", "name=gru-adam")["runs"]
     assert one == {**best, "differs": {}}
 
@@ -69,6 +76,34 @@ def test_numbers_are_in_the_order_of_the_report_and_an_infinite_one_is_missing(t
     for sort in ("number", "val_ppl"):
         found = ask([*words, sort], folder=tmp_path, env={})["runs"]
         assert [(run["number"], run["val_ppl"]) for run in found] == [(f"{place}", None) for place in range(1, 12)]
+
+
+def test_runs_on_unlike_texts_are_ranked_apart_unless_by_bits_per_byte(tmp_path: Path) -> None:
+    study = tmp_path / "s"
+    made = [("char", 3.0, 2.0), ("word", 90.0, 1.5), ("char", 2.5, 1.6), ("word", 80.0, 1.4)]
+    for order, (level, ppl, bits) in enumerate(made):
+        data = {"corpus": "pydoc", "level": level}
+        more: Any = {"record": {"val_bits_per_byte": bits}, "done": False, "epochs": 3}
+        add_run(study, order, f"{level}{order}", "rnn", "adam", [ppl], data=data, seed=order + 1, **more)
+    words = ["results", "s", "--runs-dir", "."]
+
+    def names(*more: str) -> list[str]:
+        return [one["name"] for one in ask([*words, *more], folder=tmp_path, env={})["runs"]]
+
+    assert names() == ["char2", "char0", "word3", "word1"]
+    assert names("--top", "1") == ["char2", "word3"]
+    assert names("--sort", "val_bits_per_byte") == ["word3", "word1", "char2", "char0"]
+    with pytest.raises(UsageError, match="do not compare"):
+        open_study(study).run("best")
+
+
+def test_runs_of_several_studies_are_ranked_together(seqlm: Any, runs_dir: Path) -> None:
+    make_widths(runs_dir)
+    one, other = (asked(seqlm, "results", study)["runs"] for study in ("optimizers", "widths"))
+    both = asked(seqlm, "results", "optimizers", "widths")["runs"]
+    assert sorted((run["study"], run["id"]) for run in both) == sorted((run["study"], run["id"]) for run in one + other)
+    known = [run["val_ppl"] for run in both if run["val_ppl"] is not None]
+    assert known == sorted(known)
 
 
 def test_csv_has_a_column_for_each_key_that_differs(seqlm: Any) -> None:
@@ -106,23 +141,29 @@ def test_a_key_by_which_nothing_can_be_sorted_is_one_line(seqlm: Any) -> None:
     assert 'did you mean "val_ppl"' in line
 
 
-# -- a run by its number -------------------------------------------------------------------------------------------
+# -- names of runs --------------------------------------------------------------------------------------------------
 
 
-def test_a_report_s_number_names_a_run(seqlm: Any) -> None:
-    (found,) = asked(seqlm, "logs", "optimizers", "4")["runs"]
+def test_the_best_run_has_that_name_and_a_number_names_none(seqlm: Any) -> None:
+    (found,) = asked(seqlm, "logs", "optimizers", "best")["runs"]
     assert found["name"] == "gru-adam"
-    (line,) = seqlm("logs", "optimizers", "99", code=2).err.splitlines()
-    assert 'no run "99"' in line
+    (line,) = seqlm("logs", "optimizers", "4", code=2).err.splitlines()
+    assert 'no run "4"' in line
+
+
+def test_a_pattern_names_several_runs_where_several_can_be_meant(seqlm: Any) -> None:
+    found = asked(seqlm, "logs", "optimizers", "gru-*")["runs"]
+    assert {run["name"] for run in found} == {"gru-adam", "gru-sgd", "gru-schedule"}
+    assert len(seqlm("generate", "optimizers", "gru-*", "the", code=2).err.splitlines()) == 1
 
 
 # -- diff -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_is_named_by_its_study_and_its_name_number_id_or_folder(seqlm: Any, runs_dir: Path) -> None:
+def test_a_run_is_named_by_its_study_and_its_name_id_or_folder(seqlm: Any, runs_dir: Path) -> None:
     (folder,) = (path for path in (runs_dir / "optimizers").iterdir() if path.name.startswith("gru-adam-"))
     other = "optimizers/rnn-adam"
-    names = [f"optimizers/{name}" for name in ("gru-adam", "4", folder.name)] + [str(folder), f"{folder}/"]
+    names = [f"optimizers/{name}" for name in ("gru-adam", "best", folder.name)] + [str(folder), f"{folder}/"]
     found = [asked(seqlm, "diff", other, name)["differences"] for name in names]
     assert found[0]
     assert all(one == found[0] for one in found)
@@ -152,7 +193,7 @@ def test_what_cannot_be_compared_is_one_line(seqlm: Any, pair: tuple[str, str]) 
 
 
 def test_a_model_continues_a_prompt_of_several_words(seqlm: Any) -> None:
-    words = ["generate", "optimizers", "4", "the cat", "--tokens", "6"]
+    words = ["generate", "optimizers", "best", "the cat", "--tokens", "6"]
     found = asked(seqlm, *words)
     assert (found["name"], found["prompt"], found["unknown"]) == ("gru-adam", "the cat", [])
     assert found == asked(seqlm, *words)

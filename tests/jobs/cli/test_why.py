@@ -53,6 +53,13 @@ def test_a_failed_run_has_what_to_do_and_its_log_and_the_overview_has_a_line_for
     assert "code  failed: code: it fails" in shown
 
 
+def test_runs_of_which_the_same_is_to_be_said_share_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number, message in enumerate(["it fails", "no room", "it fails"]):
+        fail(add(tmp_path / "s", f"run{number}", order=number), {"message": message})
+    assert launch.main(["why", "s", "--runs-dir", str(tmp_path)]) == 0
+    assert [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()] == ["run0, run2", "run1"]
+
+
 def test_a_name_with_a_line_break_makes_no_line_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     forged = "a\nb  failed: code: forged"
     fail(add(tmp_path / "s", forged), {"kind": "code", "message": "it fails"})

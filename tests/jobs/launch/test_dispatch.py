@@ -155,6 +155,30 @@ def test_of_an_attempt_that_another_process_starts_at_the_same_moment_no_failure
     assert all((item.run.start_file(number)).exists() for number in item.run.attempts())
 
 
+def test_a_run_that_is_cancelled_before_its_start_is_recorded_is_not_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`cancel` has seen no attempt then, and has said that nobody trains the run."""
+    item, other = items = todo(tmp_path, 2)
+    record_start = Attempt.record_start
+
+    def late(attempt: Attempt, start: Start) -> bool:
+        if attempt.run.path == item.run.path:
+            cancel(item.run)
+        return record_start(attempt, start)
+
+    monkeypatch.setattr(Attempt, "record_start", late)
+    launch_again(item.run, {})
+    launch_again(other.run, {})
+    backend = FakeBackend(finish)
+    newest = other.run.request()
+    assert newest is not None
+    run_all(backend, items[:1], is_requested=True, request=newest.number - 1)
+    run_all(backend, items[1:], is_requested=True, request=newest.number)
+    assert [one.run_dir for one in backend.submissions] == [other.run.path]
+    assert [one.run.observe().state for one in items] == ["cancelled", "done"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("obeys", [True, False])
 def test_a_signal_asks_the_workers_to_stop_and_ends_those_that_do_not(

@@ -68,7 +68,8 @@ def test_set_and_filters_reach_arguments(tmp_path: Path) -> None:
         return [run.name for run in select(manifest.runs, [text], [], facts_of_spec)[0]]
 
     assert passing("model.arguments.leak<0.5 model.arguments.hidden_size=8") == ["Model-adam-hidden8"]
-    assert passing("hidden_size=8") == ["rnn-sgd"]
+    assert passing("hidden_size=8") == ["Model-adam-hidden8", "rnn-sgd"], "a table has one column for both"
+    assert passing("hidden_size>2 leak<0.5") == passing("leak<0.5") == ["Model-adam-hidden4", "Model-adam-hidden8"]
     assert passing("model.arguments.depth=2 arch=custom") == ["Model-adam-hidden4", "Model-adam-hidden8"]
 
 
