@@ -112,9 +112,15 @@ def test_a_text_has_one_heading_over_several_studies(tmp_path: Path) -> None:
         for order, size in enumerate(sizes):
             data = {"corpus": "pydoc", "level": "word", "vocab_size": size}
             add_run(tmp_path / study, order, f"{study}{size}", "rnn", "adam", [9.0], data=data, seed=size)
-    found = ask(["results", "one", "three", "two", "--runs-dir", "."], folder=tmp_path, env={})["runs"]
-    texts = {run["name"]: run["text"] for run in found}
-    assert texts["one300"] == texts["two300"] != texts["two1000"] == texts["three1000"]
+
+    def texts(*studies: str) -> dict[str, str]:
+        found = ask(["results", *studies, "--runs-dir", "."], folder=tmp_path, env={})["runs"]
+        return {run["name"]: run["text"] for run in found}
+
+    every = texts("one", "three", "two")
+    assert every["one300"] == every["two300"] != every["two1000"] == every["three1000"]
+    alone = texts("one", "three")
+    assert alone["one300"] != alone["three1000"], "each study has one text, and says nothing of its vocabulary"
 
 
 def test_runs_of_several_studies_are_ranked_together(seqlm: Any, runs_dir: Path) -> None:
