@@ -69,6 +69,7 @@ class PlanArguments(Common, Filters, Where):
 
     manifest: str = positional("the study: a TOML file; quickstart, search, ablation, strong and paper come with seqlm")
     changes: tuple[str, ...] = option("such as train.epochs=2", "--set", metavar="KEY=VALUE", empty=())
+    oversized: bool = option("also start runs that need more memory than there is", "--force")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +179,7 @@ COMMON = ("json", "verbose", "runs_dir")
 FILTERS = ("only", "exclude")
 PLACEMENT = ("data", "backend", "ray_address", "max_parallel")
 LAUNCH = (*PLACEMENT, *FILTERS, "max_stalled_retries", "no_wait", "live_code")
-TRAIN = (*LAUNCH, "canary", "behaviour", "then_report", "report")
+TRAIN = (*LAUNCH, "oversized", "canary", "behaviour", "then_report", "report")
 COMMANDS = {
     "init": Command(
         "launch", "beginning.init", "first", "write a short manifest that runs, with comments", ("name",)

@@ -14,7 +14,7 @@ from typing import Any
 from jobs import terminal
 from jobs.backends.base import Backend
 from jobs.backends.local import LocalBackend
-from jobs.cli.arguments import EXIT_RUN_FAILED, Arguments, Launching
+from jobs.cli.arguments import EXIT_RUN_FAILED, Arguments
 from jobs.cli.naming import chosen_runs, find_trained
 from jobs.cli.planning import choose, choose_again, open_manifest, plan
 from jobs.cli.view import Watcher, following, status_of, tell_skipped, watch
@@ -69,10 +69,11 @@ def run_manifest(arguments: Arguments) -> tuple[Any, int]:
     return train(arguments, study, _ordered(arguments, specs, record=record), backend)
 
 
-def _ordered(arguments: Launching, specs: Sequence[RunSpec], **more: Any) -> Order:
+def _ordered(arguments: Arguments, specs: Sequence[RunSpec], **more: Any) -> Order:
     """Return what a launch of runs that train is asked to do."""
     return Order(
         specs=specs,
+        oversized=arguments.oversized,
         canary=arguments.canary,
         live_code=arguments.live_code,
         then_report=arguments.then_report,
