@@ -586,14 +586,11 @@ def _lines(files: ModelFiles) -> list[str]:
 
 
 def edited_models(specs: Iterable[RunSpec], manifest: Path) -> list[str]:
-    """Return a line for each of your own models of runs to retry whose files beside ``manifest`` are not theirs."""
+    """Return the names of your own models of runs to retry whose files next to ``manifest`` have changed since."""
     models = dict.fromkeys(model for spec in specs if isinstance(model := spec.config.model, CustomConfig))
-    found = []
+    edited = []
     for model in models:
         with contextlib.suppress(FileError, ModelError):  # the manifest was moved, or its files were
             if read_model_files(replace(model, sha256=None), manifest.parent).sha256 != model.sha256:
-                found.append(
-                    f"{model.source} has changed; `retry` trains the copy that the run began with; `run {manifest}` "
-                    "starts the changed one"
-                )
-    return list(dict.fromkeys(found))  # models that differ in arguments alone have one line
+                edited.append(str(model.source))
+    return list(dict.fromkeys(edited))  # models that differ in arguments alone have one name
