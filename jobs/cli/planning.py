@@ -12,6 +12,7 @@ from jobs import terminal
 from jobs.backends.base import Backend, SharedTable
 from jobs.cli.arguments import Arguments, PlanArguments, Where
 from jobs.cli.parser import flag_of
+from jobs.launch import notify
 from jobs.launch.job import StudySettings
 from jobs.launch.own_models import ask, check_models, is_bad
 from jobs.launch.prepare import (
@@ -45,7 +46,7 @@ from seqlm import machine
 from seqlm.architectures import CLASS_SEPARATOR, CustomConfig
 from seqlm.data.corpus import corpus_facts
 from seqlm.environment import BACKEND, DEVICE, RUNS
-from seqlm.errors import BackendError, ConfigError, DataError, ModelError, SeqlmError, UsageError, printable
+from seqlm.errors import BackendError, ConfigError, ModelError, SeqlmError, UsageError, printable
 from seqlm.model_files import read_model_files
 from seqlm.reading import confine, exists, is_file
 from seqlm.requests import Requests
@@ -287,10 +288,11 @@ def plan(arguments: PlanArguments) -> PlanResult:
     planned = estimated(planned, earlier_throughput(arguments.runs_dir), keep_last=policy.keep_last)
     refused: SeqlmError | None = None
     try:
+        notify.require(manifest.notify)
         check_data(planned)  # plan knows the size of a corpus that run has to read
         if not arguments.oversized:
             require_memory(planned, backend)
-    except (DataError, BackendError) as error:
+    except (UsageError, BackendError) as error:
         refused = error
     costs = expected_costs = totals(planned, backend.capacity, max_parallel=limit)
     expected = None if manifest.search is None else expectation(manifest.search, planned)
