@@ -19,7 +19,7 @@ LEFT_OUT = re.compile(
 )
 BLOCK = re.compile(r"\n\s*\n|\n(?=\s*(?:[-*:]|\d+\.|>) )")
 """What ends a paragraph or a list item."""
-END = re.compile(r"(?<=[.?!])[\"')*_]*(?:\s*\n\s*|\s+(?=[\"'(*_`\[]*[A-Z0-9]))")
+END = re.compile(r"(?<=[.?!])[\"')*_]*(?:\s*\n\s*|\s+(?=[\"'(*_`\[]*(?:[A-Z0-9]|seqlm\b)))")
 
 
 def sentences(text: str) -> Iterator[str]:
