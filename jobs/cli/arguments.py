@@ -67,7 +67,10 @@ class Where:
 class PlanArguments(Common, Filters, Where):
     """The arguments of ``plan``, and what other commands that open a manifest take of it."""
 
-    manifest: str = positional("the study: a TOML file; quickstart, search, ablation, strong and paper come with seqlm")
+    manifest: str = positional(
+        "a TOML file, the study of an earlier launch (its manifest as it was then), or quickstart, search, ablation, "
+        "strong or paper, which come with seqlm"
+    )
     changes: tuple[str, ...] = option("such as train.epochs=2", "--set", metavar="KEY=VALUE", empty=())
 
 
