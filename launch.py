@@ -73,8 +73,8 @@ def handler(command: str) -> Callable[[Any], Answer]:
 
 
 def _fail(message: str, code: int, as_json: bool) -> int:
-    for line in message.split("\n"):
-        terminal.tell(f"error: {line}")
+    for line in message.split("\n"):  # a line that is indented belongs to the one before
+        terminal.tell(line if line.startswith(" ") else f"error: {line}")
     if as_json:
         _print_document(None, {"code": code, "message": message}, ok=False)
     return code

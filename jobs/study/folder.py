@@ -324,7 +324,7 @@ class Observer:
         """
         view, launcher = self.jobs.get(run.id), self.launcher
         if view is None and launcher is not None and (run.id in launcher.waiting or launcher.serves(run)):
-            view = View(stage="queued", reason=launcher.waiting.get(run.id, ""))
+            view = View(stage="queued", reason=launcher.waiting.get(run.id, "its worker starts"))
         return RunDirectory(run.path, run.seen or self._requests).observe(view, self._is_spent, config)
 
     def look_at(self, run: RunDirectory) -> ObservedRun:

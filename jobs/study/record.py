@@ -30,6 +30,8 @@ COMMANDING = {
     "launched": "the manifest in study.json",
 }
 """Tables of ``study.json`` that say what is run, in words. They are used only as this user has launched them."""
+UNPLANNED: tuple[Origin, ...] = ("text", "model", "orphaned")
+"""Origins of runs that no manifest of the study asks for any more."""
 NOTES: Mapping[Origin | None, str] = {
     "text": "of another text or tokenizer",
     "model": "of another version of its model",
