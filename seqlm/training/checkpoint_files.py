@@ -24,7 +24,7 @@ from seqlm.reading import exists, timestamp
 from seqlm.records.attempts import Position
 from seqlm.rundir import RunDirectory
 from seqlm.training.attempt import Attempt
-from seqlm.training.checkpoint import Checkpoint, load_checkpoint, require_text, save_checkpoint
+from seqlm.training.checkpoint import Checkpoint, load_checkpoint, require_text, save_checkpoint, weights_digest
 from seqlm.training.failure import tell
 from seqlm.training.records import best_epoch
 
@@ -117,11 +117,15 @@ class CheckpointFiles:
         """Write ``last.pt`` and what follows from it; ``best.pt`` too, if its epoch, just ended, is the best.
 
         The epochs of ``metrics.jsonl`` are the checkpoint's own history: none stands there twice, and none is missing.
+        The record of an epoch that has just ended gets the digest of its weights here, since hashing takes time that
+        the thread of the training does not have. Trainer and checkpoint share the record.
 
         Raises:
             FileError: a file cannot be written, or cannot be read back.
         """
         run = self.run
+        if checkpoint.position.step == 0 and checkpoint.history:
+            checkpoint.history[-1]["weights"] = weights_digest(checkpoint.model)
         save_checkpoint(run.last_checkpoint, checkpoint, guard=self._make_room)
         position, history = checkpoint.position, checkpoint.history
         if position.step == 0:
