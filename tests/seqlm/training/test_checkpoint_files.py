@@ -269,3 +269,19 @@ def test_each_epoch_has_the_digest_of_its_weights_also_after_a_resume_and_within
     assert [epoch["weights"] for epoch in run.read_metrics()[0]] == [epoch["weights"] for epoch in history] == expected
     best = files.load_best(history)
     assert weights_digest(best.model) == history[-1]["weights"]
+
+
+def test_checkpoints_of_chosen_epochs_stay_as_they_were_also_if_the_worker_is_killed_before_it_keeps_one(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files_of(run).save(checkpoint(1.0, epoch=1))
+    assert run.kept_epochs() == [], "it was killed here"
+    monkeypatch.setenv("SEQLM_KEEP_EPOCHS", "1,3,11")
+    files = files_of(run)
+    assert files.load_last() is not None
+    for epoch, step, weights in ((1, 1, 1.5), (2, 0, 2.0), (2, 1, 2.5), (3, 0, 0.0), (3, 0, 3.0), (4, 0, 4.0)):
+        files.save(checkpoint(weights, epoch=epoch, step=step))
+    files.finish(keep_last=False)
+    assert run.kept_epochs() == [1, 3]
+    assert [weight(run.epoch_checkpoint(epoch)) for epoch in run.kept_epochs()] == [1.0, 3.0]
+    assert files.load(run.epoch_checkpoint(3)).optimizer is not None, "training can go on from it"
