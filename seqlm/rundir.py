@@ -194,6 +194,16 @@ class RunDirectory:
     position_file = _Below("checkpoints", Position.FILE)
     """Epoch and step of :attr:`last_checkpoint`, readable without PyTorch."""
     best_checkpoint = _Below("checkpoints", "best.pt")
+
+    def epoch_checkpoint(self, epochs: int) -> Path:
+        """The checkpoint after so many epochs, which ``policy.keep_epochs`` keeps."""
+        return self.path / "checkpoints" / f"epoch-{epochs}.pt"
+
+    def kept_epochs(self) -> list[int]:
+        """Return after which numbers of epochs there is such a checkpoint, ascending."""
+        names = (path.stem.removeprefix("epoch-") for path in listed(self.path / "checkpoints", "epoch-*.pt"))
+        return sorted(int(name) for name in names if re.fullmatch("[1-9][0-9]{0,6}", name))
+
     lease_dir = _Below("lease")
     """The owners of the run (:mod:`seqlm.lease`)."""
     task_file = _Below(TaskFile.FILE)

@@ -298,7 +298,7 @@ def plan(arguments: PlanArguments) -> PlanResult:
     planned = without_followers(planned) if backend.is_scheduled else planned
     check_models(planned)
     planned = resolve_resources(planned, backend, limit)
-    planned = estimated(planned, earlier_throughput(arguments.runs_dir), keep_last=policy.keep_last)
+    planned = estimated(planned, earlier_throughput(arguments.runs_dir), policy=policy)
     refused: SeqlmError | None = None
     try:
         check_data(planned)  # plan knows the size of a corpus that run has to read
