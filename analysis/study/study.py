@@ -27,9 +27,11 @@ from analysis.study.record import Expectation, ManifestFacts, PlannedEntry, Writ
 from analysis.study.run import LoadedRun, origin_of, read_run
 from analysis.study.settings import Setting, timed_settings
 from analysis.study.values import as_text, clean, read_or_warn
+from seqlm.comparisons import read_comparisons, verdict_of
 from seqlm.errors import UsageError
 from seqlm.notes import Noted, read_notes
 from seqlm.reading import confine, one_look
+from seqlm.records.comparisons import ComparisonVerdict
 from seqlm.rundir import RunDirectory, require_format, slugify
 from seqlm.search import Search
 
@@ -73,6 +75,8 @@ class StudyFiles:
     """Where the results come from: launch, commits, devices, hosts, versions. Several values: the runs differ."""
     warnings: list[str]
     """What could not be read, one line each."""
+    comparisons: list[ComparisonVerdict]
+    """What each comparison of two settings shows by now (``[[decide]]``, ``seqlm compare``)."""
     final_seeds: frozenset[str]
     """Ids of the final seeds of searches, which no rung has compared."""
     own_models: dict[str, str]
@@ -226,10 +230,16 @@ def load_study(*study_dirs: Path) -> StudyFiles:
         log_tails={run.row["id"]: run.log_tail for run in runs if run.log_tail},
         behaviours={run.row["id"]: run.behaviour for run in runs if run.behaviour},
         origin=origin_of(runs),
+        comparisons=[one for folder, _, _ in read.values() for one in _verdicts(folder)],
         final_seeds=frozenset(run.row["id"] for run in runs if run.provenance.first_seed is not None),
         warnings=warnings,
         own_models=own_models,
     )
+
+
+def _verdicts(study_dir: Path) -> list[ComparisonVerdict]:
+    known = read_comparisons(study_dir)
+    return [verdict_of(study_dir, one, len(known)) for one in known.values() if one.pairs]
 
 
 def _add_notes(study_dir: Path, runs: Iterable[LoadedRun], warnings: list[str]) -> None:

@@ -66,7 +66,8 @@ def run_manifest(arguments: Arguments) -> tuple[Any, int]:
     alone = [*terminal.program().split(), "run", arguments.manifest, "--only"]
     record = record_of(manifest, specs, data)
     specs = [replace(spec, command=[*alone, f"name={spec.name}", *changes, *paths]) for spec in specs]
-    return train(arguments, study, _ordered(arguments, specs, record=record), backend)
+    decides = None if arguments.only or arguments.exclude else manifest.decides
+    return train(arguments, study, _ordered(arguments, specs, record=record, decides=decides), backend)
 
 
 def _ordered(arguments: Launching, specs: Sequence[RunSpec], **more: Any) -> Order:

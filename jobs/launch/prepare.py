@@ -15,6 +15,7 @@ from jobs.backends.base import Backend
 from jobs.launch import canary
 from jobs.launch.job import Order, StudySettings
 from jobs.launch.own_models import check_models
+from jobs.manifests.decide import compared_in
 from jobs.plan.estimate import Throughput, earlier_throughput, estimate
 from jobs.plan.own_models import model_sizes
 from jobs.plan.planned import PlannedRun, plan
@@ -36,6 +37,7 @@ from jobs.study.launched import TASK_SETTINGS
 from jobs.study.record import COMMANDING, commanding
 from jobs.study.stopping import Stopping
 from seqlm.architectures import CustomConfig
+from seqlm.comparisons import file_declared
 from seqlm.config import RunConfig
 from seqlm.data.corpus import CorpusFacts, cached_facts, load_corpus, resolve_data
 from seqlm.data.layout import require_windows
@@ -297,6 +299,11 @@ def preparing(study: StudySettings, order: Order, place: Backend) -> Iterator[tu
         _record_launch(study, order)
         if order.record is not None:
             write_record(study.path, order.record, to_do(planned), terminal.tell)
+        if order.record is not None and order.decides is not None:
+            ids = {item.spec.fingerprint: item.run.id for item in planned}
+            specs = [item.spec for item in planned]
+            declared = [compared_in(decide, specs, ids) for decide in order.decides]
+            file_declared(study.path, order.record.manifest, declared)
         yield planned, _work(planned, study, order, place) if to_do(planned) else None
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import torch
 
+from seqlm.comparisons import is_compared, settle
 from seqlm.environment import CANARY, KEEP_LAST
 from seqlm.errors import CheckpointError
 from seqlm.models.products import onednn_fault
@@ -55,6 +56,8 @@ def train(trainer: Trainer, attempt: Attempt, search: Search | None = None) -> R
         if line := trainer.prepare():
             progress.say(line)
         saving.begin_trace()
+        first_says = is_compared(attempt.run) if trainer.rank.is_first else False
+        has_comparisons = trainer.rank.from_rank(0, first_says)
         for event in trainer.events(
             trainer.config.train.epochs,
             asks=lambda: (attempt.stop.received, saving.is_due()),
@@ -62,6 +65,11 @@ def train(trainer: Trainer, attempt: Attempt, search: Search | None = None) -> R
         ):
             if isinstance(event, EpochBegins) and trainer.step == 0 and search and trainer.epoch in search.rungs:
                 _decide(trainer, attempt, search, saving)
+            if isinstance(event, EpochBegins) and trainer.step == 0 and has_comparisons:
+                reason = settle(attempt.run, attempt.number, guard=attempt.guard) if trainer.rank.is_first else None
+                if reason is not None:
+                    saving.wait()
+                _leave(trainer, reason)
             progress.show(event)
             if isinstance(event, StepsDone | Diverged):
                 saving.trace(event)
@@ -90,6 +98,11 @@ def _decide(trainer: Trainer, attempt: Attempt, search: Search, saving: Saving) 
         found = decide(attempt.run, search, trainer.epoch, attempt.number, vocab_size=size, guard=attempt.guard)
         if found == "stopped":
             reason = stopped_reason(attempt.run.read_stopped() or Rung())
+    _leave(trainer, reason)
+
+
+def _leave(trainer: Trainer, reason: str | None) -> None:
+    """Leave if the first rank has a reason."""
     reason = trainer.rank.from_rank(0, reason)
     if reason is not None:
         raise LeftAtRungError(reason)
