@@ -37,7 +37,7 @@ from analysis.study.settings import geometric_mean, on_one_machine
 from analysis.study.values import steps_of
 from seqlm.environment import RUNS
 from seqlm.errors import UsageError
-from seqlm.naming import BEST, best_of, ids_named
+from seqlm.naming import Candidate, ids_named
 from seqlm.reading import exists
 from seqlm.trace import read_trace
 
@@ -205,17 +205,13 @@ class Study(files.StudyFiles):
         Raises:
             UsageError: a name is that of no run.
         """
-        known = dict(zip(self.runs["id"], self.runs["name"], strict=True))
+        columns = zip(*(self.runs[key] for key in ("id", "name", "val_ppl", "text")), strict=True)
+        runs = [Candidate(one, name, ppl if units.is_number(ppl) else None, text) for one, name, ppl, text in columns]
         found: list[str] = []
         for which in names:
-            if which == BEST and BEST not in known.values():
-                values = zip(self.runs["id"], self.runs["val_ppl"], self.runs["text"], strict=True)
-                by_id = {run_id: (ppl if units.is_number(ppl) else None, text) for run_id, ppl, text in values}
-                found.append(best_of(by_id, self.name))
-            elif not isinstance(which, str):
+            if not isinstance(which, str):
                 raise UsageError(f"run: expected the name or id of a run of {self.name}, got {which!r}")
-            else:
-                found += ids_named(which, known, self.name)
+            found += ids_named(which, runs, self.name)
         return list(dict.fromkeys(found))
 
     def diff(self, a: str, b: str) -> pd.DataFrame:

@@ -1,11 +1,12 @@
 """Which runs a text names, by one rule for commands and for Python.
 
-A run has no number that lasts: in tables runs are numbered anew when some are added.
+The numbers of a table name no run: they change when runs are added.
 """
 
 import fnmatch
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Hashable, Iterable
+from typing import NamedTuple
 
 from seqlm.errors import UsageError, nearest
 
@@ -13,6 +14,17 @@ BEST = "best"
 """Names the run with the lowest validation perplexity, unless a run is called so."""
 MOST_LISTED = 8
 """Most values that a message lists."""
+
+
+class Candidate(NamedTuple):
+    """What names a run."""
+
+    id: str
+    name: str
+    val_ppl: float | None
+    """Its lowest validation perplexity. ``None``: it has finished no epoch."""
+    text: Hashable
+    """What tells its text and vocabulary from others."""
 
 
 def listing(values: Collection[str]) -> str:
@@ -35,42 +47,43 @@ def whole_id(text: str, ids: Collection[str]) -> str | None:
     return found[0] if found else None
 
 
-def ids_named(text: str, names: Mapping[str, str], study: str) -> list[str]:
-    """Return the ids of the runs that a text names: by name, by a shell-style pattern, by id, or by its beginning.
+def ids_named(text: str, runs: Iterable[Candidate], study: str) -> list[str]:
+    """Return the ids of the ``runs`` of a ``study`` that a text names.
 
-    ``names`` has the name of each run of the ``study`` by its id.
+    It names them by name, as ``best``, by a shell-style pattern, by id, or by the beginning of an id; the first of
+    these that fits counts.
 
     Raises:
-        UsageError: the text names no run, or several ids begin so.
+        UsageError: the text names no run, several ids begin so, or the best of runs on different texts is wanted.
     """
-    named = [run_id for run_id, name in names.items() if name == text]
+    runs = list(runs)
+    named = [run.id for run in runs if run.name == text]
+    if not named and text == BEST:
+        return [_best_of(runs, study)]
     if not named and any(mark in text for mark in "*?["):
-        named = [run_id for run_id, name in names.items() if fnmatch.fnmatchcase(name, text)]
-    if not named and (run_id := whole_id(text, names)) is not None:
+        named = [run.id for run in runs if fnmatch.fnmatchcase(run.name, text)]
+    if not named and (run_id := whole_id(text, [run.id for run in runs])) is not None:
         named = [run_id]
     if not named:
-        hint = nearest(text, names.values())
+        hint = nearest(text, [run.name for run in runs])
         if re.fullmatch(r"\d+[a-z]?", text):
             hint = "; runs have names and ids, since their numbers change when runs are added"
         raise UsageError(f'{study} has no run "{text}"{hint}; `status` lists them')
     return named
 
 
-def best_of(values: Mapping[str, tuple[float | None, object]], study: str) -> str:
+def _best_of(runs: Iterable[Candidate], study: str) -> str:
     """Return the id of the run with the lowest validation perplexity.
-
-    ``values`` has for each run, by its id, its lowest validation perplexity (``None``: no epoch has ended) and its
-    text, in any form that tells texts apart.
 
     Raises:
         UsageError: no run has finished an epoch, or they have different texts, whose perplexities do not compare.
     """
-    known = {run_id: found for run_id, (found, _) in values.items() if found is not None}
+    known = {run: run.val_ppl for run in runs if run.val_ppl is not None}
     if not known:
         raise UsageError(f"{BEST}: no run of {study} has finished an epoch")
-    if len({repr(values[run_id][1]) for run_id in known}) > 1:
+    if len({run.text for run in known}) > 1:
         raise UsageError(
             f"{BEST}: the runs of {study} have different texts or vocabularies, whose perplexities do not compare; "
             "name a run (`results` ranks those of each text)"
         )
-    return min(known, key=lambda run_id: known[run_id])
+    return min(known, key=lambda run: known[run]).id

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis.blocks.figure import key_mark
-from analysis.plots.palette import PALETTE, SHADES, UNKNOWN_COLOUR, shade
+from analysis.plots.palette import SHADES, UNKNOWN_COLOUR, colours_of, shade
 from analysis.study import units
 from analysis.study.numbering import RunNumber
 
@@ -106,7 +106,7 @@ class LineStyle:
 
 def architecture_colours() -> dict[str, str]:
     """Return the colour of each architecture; of more own models than the palette has colours, one for the rest."""
-    return dict.fromkeys(units.ARCHITECTURES, UNKNOWN_COLOUR) | dict(zip(units.ARCHITECTURES, PALETTE, strict=False))
+    return colours_of([*units.ARCHITECTURES])
 
 
 def colour_of(arch: str | None) -> str:

@@ -1,5 +1,7 @@
 """The colours of lines, without matplotlib, so that a terminal can use them too."""
 
+from collections.abc import Sequence
+
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#e69f00", "#56b4e9", "#cc79a7", "#f0e442")
 """Okabe and Ito's palette, which people with red-green or blue-yellow blindness can tell apart."""
 
@@ -8,6 +10,11 @@ UNKNOWN_COLOUR = "#7a7f85"
 SHADES = ((0.0, 0.25), (-0.3, 0.45), (-0.5, 0.6), (-0.65, 0.72), (-0.78, 0.84))
 """Settings alike in architecture and optimizer differ in shade: towards black below 0, towards white above. The first
 of each pair is for white paper, the second for a dark page."""
+
+
+def colours_of(architectures: Sequence[str]) -> dict[str, str]:
+    """Return the colour of each architecture; of more than the palette has colours, one for the rest."""
+    return dict.fromkeys(architectures, UNKNOWN_COLOUR) | dict(zip(architectures, PALETTE, strict=False))
 
 
 def shade(colour: str, amount: float) -> str:

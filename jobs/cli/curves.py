@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from analysis.plots.palette import PALETTE, SHADES, UNKNOWN_COLOUR, shade
+from analysis.plots.palette import SHADES, colours_of, shade
 from jobs import terminal
 from jobs.cli.arguments import Arguments
 from jobs.cli.naming import chosen_runs, named_runs
@@ -267,7 +267,7 @@ def _colours(drawn: Sequence[Curve]) -> list[str]:
     """Return the colour of each curve: that of its architecture in the report, in shades for a dark page."""
     own = [name for name in labels("model") if name not in CustomConfig.LABELS]
     archs = [*own, *dict.fromkeys(curve.arch for curve in drawn if curve.arch not in own)]
-    of_arch = dict.fromkeys(archs, UNKNOWN_COLOUR) | dict(zip(archs, PALETTE, strict=False))
+    of_arch = colours_of(archs)
     seen = Counter[str]()
     colours = []
     for curve in drawn:

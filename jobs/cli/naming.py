@@ -10,7 +10,7 @@ from jobs.cli.arguments import Arguments, Filters
 from jobs.manifests.filters import select
 from jobs.study.folder import ObservedRun, find_study, is_behaviour_study, observe_study
 from seqlm.errors import UsageError
-from seqlm.naming import BEST, best_of, ids_named, listing
+from seqlm.naming import Candidate, ids_named, listing
 
 
 def find_trained(arguments: Arguments) -> Path:
@@ -40,19 +40,16 @@ def named_runs(runs: Sequence[ObservedRun], text: str, study_dir: Path) -> list[
     """Return the runs that a text names (:mod:`seqlm.naming`).
 
     Raises:
-        UsageError: there is no such run, several ids begin so, or the best of runs on different texts is asked for.
+        UsageError: as :func:`seqlm.naming.ids_named`.
     """
-    names = {run.run.id: run.name for run in runs}
-    if text == BEST and text not in names.values():
-        ids = [best_of({run.run.id: (run.observation.best_val_ppl, text_of(run)) for run in runs}, study_dir.name)]
-    else:
-        ids = ids_named(text, names, study_dir.name)
+    candidates = [Candidate(run.run.id, run.name, run.observation.best_val_ppl, text_of(run)) for run in runs]
+    ids = ids_named(text, candidates, study_dir.name)
     return [run for run in runs if run.run.id in ids]
 
 
-def text_of(run: ObservedRun) -> object:
+def text_of(run: ObservedRun) -> str:
     """Return what tells the text and the vocabulary of a run from others."""
-    return None if run.config is None else run.config.data
+    return "" if run.config is None else repr(run.config.data)
 
 
 def one_run(runs: Sequence[ObservedRun], text: str, study_dir: Path) -> ObservedRun:

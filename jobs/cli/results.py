@@ -1,7 +1,6 @@
 """``results``, ``note``, ``diff`` and ``generate``: what became of runs, notes about them, and text from a model."""
 
 import functools
-import itertools
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -20,10 +19,10 @@ from seqlm.errors import UsageError, nearest_key, printable
 from seqlm.notes import TAG, Noted, read_notes, write_note
 from seqlm.schema import show as quoted
 
-COLUMNS = ("study", *REPORTED[:3], "state", *REPORTED[3:], "reason")
-"""What ``results`` has of each run besides what differs, with the names of the report's columns."""
-LEADING = 5
-"""So many of them come before what differs."""
+FIRST = ("study", *REPORTED[:3], "state")
+LAST = (*REPORTED[3:], "reason")
+COLUMNS = (*FIRST, *LAST)
+"""What ``results`` has of each run, with the names of the report's columns: before what differs, and after it."""
 BITS = ("val_bits_per_byte", "test_bits_per_byte")
 
 
@@ -72,7 +71,7 @@ class RunsResult(Result):
     def _print_csv(self) -> None:
         from analysis.blocks.table import csv_text  # here, since it imports pandas
 
-        header = [*COLUMNS[:LEADING], *self.keys, *COLUMNS[LEADING:]]
+        header = [*FIRST, *self.keys, *LAST]
         table = []
         for run in self.runs:
             row = {**run, **run["differs"]}
@@ -104,7 +103,7 @@ def results(arguments: Arguments) -> RunsResult:
     study_dirs = list(dict.fromkeys(find_study(study, arguments.runs_dir) for study in arguments.studies))
     chosen = [(study_dir, run) for study_dir in study_dirs for run in chosen_runs(arguments, study_dir)]
     tables = {study_dir: reported(study_dir) for study_dir in dict.fromkeys(study_dir for study_dir, _ in chosen)}
-    every: list[tuple[object, dict[str, Any]]] = []
+    every: list[tuple[str, dict[str, Any]]] = []
     for (study_dir, run), differs in zip(chosen, what_differs([run for _, run in chosen]), strict=True):
         row = tables[study_dir].get(run.run.id)
         seen = {"state": run.observation.state, "reason": run.observation.reason, "differs": differs}
@@ -113,12 +112,13 @@ def results(arguments: Arguments) -> RunsResult:
     keys = list(dict.fromkeys(key for _, record in every for key in record["differs"]))
     orders = [_sort_key(text, keys) for text in arguments.sort.split(",")]
     by_text = orders[0][0] not in BITS
-    places = {repr(text): place for place, text in reversed([*enumerate(text for text, _ in every)])}
     _label_texts(every)
-    every.sort(key=lambda one: places[repr(one[0])] if by_text else 0)
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for text, record in every:
+        groups.setdefault(text if by_text else "", []).append(record)
     records = []
-    for _, group in itertools.groupby(every, key=lambda one: repr(one[0]) if by_text else None):
-        ordered = sorted((record for _, record in group), key=lambda record: _number(record["number"]))
+    for group in groups.values():
+        ordered = sorted(group, key=lambda record: _number(record["number"]))
         for key, is_descending in reversed(orders):
             ordered.sort(key=functools.partial(_order, key=key, is_descending=is_descending))
         records += ordered[: arguments.top]
@@ -126,16 +126,20 @@ def results(arguments: Arguments) -> RunsResult:
     return RunsResult(studies=names, runs=records, keys=keys, csv=arguments.csv, by_text=by_text)
 
 
-def _label_texts(every: Sequence[tuple[object, dict[str, Any]]]) -> None:
-    """Give all runs on a text the same words for it, and runs on others other words, also over several studies."""
+def _label_texts(every: Sequence[tuple[str, dict[str, Any]]]) -> None:
+    """Give all runs on a text the same words for it, and runs on others other words, also over several studies.
+
+    A study's own words tell its texts apart, so the first study on a text completes words that two texts share.
+    """
     labels: dict[str, str] = {}
+    studies: dict[str, str] = {}
     for text, record in every:
-        known = labels.get(repr(text), "")
-        labels[repr(text)] = max(known, record["text"], key=len)
-    taken = Counter(labels.values())
+        labels[text] = max(labels.get(text, ""), record["text"], key=len)
+        studies.setdefault(text, record["study"])
+    uses = Counter(labels.values())
     for text, record in every:
-        label = labels[repr(text)]
-        record["text"] = f"{label} (study {record['study']})" if taken[label] > 1 else label
+        label = labels[text]
+        record["text"] = f"{label} (study {studies[text]})" if uses[label] > 1 else label
 
 
 def _sort_key(text: str, keys: Sequence[str]) -> tuple[str, bool]:

@@ -87,7 +87,7 @@ def summary(study_dir: Path, views: Views) -> dict[str, Any]:
         there = [one.run.path for one in runs if exists(one.run.path)] or [file if is_file(file) else study_dir]
         changed_at = datetime.fromtimestamp(max(status(path).st_mtime for path in there), UTC)
         known = [(ppl, text_of(one)) for one in runs if (ppl := one.observation.best_val_ppl) is not None]
-        texts = len({repr(text) for _, text in known})
+        texts = len({text for _, text in known})
         best = min((ppl for ppl, _ in known), default=None) if texts == 1 else None
         record |= {"changed_at": changed_at.isoformat(timespec="seconds"), "best_val_ppl": best, "texts": texts}
         states.update(one.observation.state for one in runs)

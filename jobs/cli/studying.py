@@ -207,10 +207,7 @@ def export(arguments: Arguments) -> tuple[Any, int]:
 
 
 def _top(runs: Sequence[ObservedRun], number: int | None) -> Sequence[ObservedRun]:
-    """Return so many runs, those with the lowest validation perplexity of each text.
-
-    ``None``: all.
-    """
+    """Return the ``number`` runs of each text with the lowest validation perplexity. ``None``: all runs."""
     if number is None:
         return runs
     ranked = sorted(
@@ -220,8 +217,8 @@ def _top(runs: Sequence[ObservedRun], number: int | None) -> Sequence[ObservedRu
     places = Counter[str]()
     found = []
     for run in ranked:
-        places[repr(text_of(run))] += 1
-        if places[repr(text_of(run))] <= number:
+        places[text_of(run)] += 1
+        if places[text_of(run)] <= number:
             found.append(run)
     return found
 
@@ -235,8 +232,10 @@ def cancel(arguments: Arguments) -> tuple[Any, int]:
     runs = chosen_runs(arguments, study_dir)
     if arguments.all and arguments.only:
         raise UsageError("--all cancels every run, --only some of them; use one of them")
+    if arguments.dry_run:
+        return _would_cancel(runs, study_dir), 0
     number = len(not_over(runs))
-    if number and not arguments.all and not arguments.only and not arguments.dry_run:
+    if number and not arguments.all and not arguments.only:
         what = f"all {number} runs" if number > 1 else "the one run"
         what = f"{what} of {printable(study_name(study_dir))} that {'are' if number > 1 else 'is'} not over"
         terminal.confirm(
@@ -244,8 +243,6 @@ def cancel(arguments: Arguments) -> tuple[Any, int]:
             without_terminal=f"cancel would stop {what}; add --all, or choose some with --only",
             refused="nothing is cancelled; choose runs with --only, or answer y",
         )
-    if arguments.dry_run:
-        return _would_cancel(runs, study_dir), 0
     marked = mark(runs)
     problems: dict[Path, str] = {}
     requests = Requests(study_dir).newest_first() if marked else ()

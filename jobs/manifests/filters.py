@@ -109,7 +109,7 @@ class Condition:
     def _full_key(self, facts: Mapping[str, Any], own: Collection[str]) -> str:
         """Return the key of a run that is meant, also by its last word.
 
-        An argument of an own model may be called like a key of the models of seqlm. A table has one column for both.
+        A user may call an argument of a model as seqlm calls a key of its own models. A table has one column for both.
         """
         if base_key(self.key) in OPEN_TABLES:
             return self.key

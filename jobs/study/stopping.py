@@ -47,7 +47,7 @@ class Stopping:
     def wait(self, seconds: float, for_what: str = "to stop at a checkpoint") -> dict[Path, str]:
         """Wait until none lives, at most ``seconds``. Return the folder of each run that is trained on, and by whom.
 
-        ``for_what``: what is told of the runs if it takes long.
+        If that takes long, a line says ``for_what``.
         """
         began = time.monotonic()
         is_told = False

@@ -260,6 +260,7 @@ def test_an_nvidia_smi_that_does_not_answer_keeps_nobody_waiting(
     monkeypatch.setattr(gpus, "ASK_SECONDS", 0.05)
     survey = Survey()
     assert wait_for(survey.look, "an answer", until=lambda use: use is not None)
+    survey.wait()  # no question is on its way
     fake.wedge()
     monkeypatch.setattr(machine, "NVIDIA_SMI_SECONDS", 0.3)
     started = time.monotonic()

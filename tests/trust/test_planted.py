@@ -53,7 +53,7 @@ def test_the_table_has_each_command_that_takes_a_study_and_says_where_trust_is_a
     assert sorted(named) == sorted(
         name
         for name, command in COMMANDS.items()
-        if name == "list" or {"study", "any_study", "studies", "a"} & {*command.takes}
+        if name == "list" or {"study", "any_study", "studies", "a", "words"} & {*command.takes}
     )
     running = {name for names, runs, _ in rows() if runs != "nothing" for name in names}
     assert running == {name for name, command in COMMANDS.items() if "trust" in command.takes}

@@ -108,13 +108,19 @@ def test_bits_per_byte_of_a_text_with_unknown_words_are_not_ranked(tmp_path: Pat
 
 
 def test_a_text_has_one_heading_over_several_studies(tmp_path: Path) -> None:
-    for study, sizes in (("one", [300]), ("two", [300, 1000])):
+    for study, sizes in (("one", [300]), ("two", [300, 1000]), ("three", [1000])):
         for order, size in enumerate(sizes):
             data = {"corpus": "pydoc", "level": "word", "vocab_size": size}
             add_run(tmp_path / study, order, f"{study}{size}", "rnn", "adam", [9.0], data=data, seed=size)
-    found = ask(["results", "one", "two", "--runs-dir", "."], folder=tmp_path, env={})["runs"]
-    texts = {run["name"]: run["text"] for run in found}
-    assert texts["one300"] == texts["two300"] != texts["two1000"]
+
+    def texts(*studies: str) -> dict[str, str]:
+        found = ask(["results", *studies, "--runs-dir", "."], folder=tmp_path, env={})["runs"]
+        return {run["name"]: run["text"] for run in found}
+
+    every = texts("one", "three", "two")
+    assert every["one300"] == every["two300"] != every["two1000"] == every["three1000"]
+    alone = texts("one", "three")
+    assert alone["one300"] != alone["three1000"], "each study has one text, and says nothing of its vocabulary"
 
 
 def test_runs_of_several_studies_are_ranked_together(seqlm: Any, runs_dir: Path) -> None:
@@ -156,7 +162,7 @@ def test_on_a_terminal_keys_are_left_out_until_the_table_fits(
 
 
 def test_a_key_by_which_nothing_can_be_sorted_is_one_line(seqlm: Any) -> None:
-    line, *_ = seqlm("results", "optimizers", "--sort", "val_pl", code=2).err.splitlines()
+    (line,) = seqlm("results", "optimizers", "--sort", "val_pl", code=2).err.splitlines()
     assert "optim.lr" in line
     assert 'did you mean "val_ppl"' in line
 
