@@ -59,8 +59,8 @@ def study_claims(draws: random.Random, margin: float) -> bool:
         sides = [
             {f"{side}-{seed}": config(seed, width) for seed in range(SEEDS)} for side, width in (("a", 8), ("b", 9))
         ]
-        typed = compared("a", "b", sides[0], sides[1], margin=margin, error=0.05)
-        file_typed(study, typed)
+        typed = compared(("a", "b"), (sides[0], sides[1]), sides[0] | sides[1], margin=margin, error=0.05)
+        file_typed(study, typed, margin=margin, error=0.05)
         for seed in range(SEEDS):
             for side in ("a", "b"):
                 run = RunDirectory(study / f"{side}-{seed}")

@@ -16,7 +16,7 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -28,6 +28,7 @@ from seqlm.naming import listing
 from seqlm.reading import finite, listed, timestamp
 from seqlm.records.comparisons import Comparison, ComparisonVerdict, Pair
 from seqlm.records.runs import Settled
+from seqlm.requests import RUN_ID
 from seqlm.rundir import RunDirectory
 from seqlm.search import ALWAYS_WITHIN
 from seqlm.sequential import Finding, fewest, finding
@@ -52,21 +53,33 @@ class Compared:
 # -- which runs --------------------------------------------------------------------------------------------------------
 
 
-def compared(a: str, b: str, runs_a: Side, runs_b: Side, *, margin: float, error: float) -> Compared:
-    """Return the comparison of two sides, which are called ``a`` and ``b``.
+def setting_of(config: RunConfig) -> str:
+    """Return what the seeds of one setting have in common."""
+    return replace(config, seed=0).fingerprint()
+
+
+def compared(
+    names: tuple[str, str], chosen: tuple[Side, Side], every: Side, *, margin: float, error: float
+) -> Compared:
+    """Return the comparison of the settings of some runs of each side, which are called as ``names`` say.
+
+    ``every`` run that counts: all seeds of a setting are compared, not only those of the chosen runs. So nobody can
+    choose the seeds.
 
     Raises:
-        UsageError: a run is on both sides, a side is not one setting, the sides have no common seed, or the runs have
+        UsageError: the runs of a side have several settings, or both sides one; the sides have no common seed, or
             unlike texts or epochs.
     """
-    if both := [run for run in runs_a if run in runs_b]:
-        raise UsageError(f"expected different runs on the two sides, got {both[0]} on both; add a condition to one")
-    for text, runs in ((a, runs_a), (b, runs_b)):
+    for text, runs in zip(names, chosen, strict=True):
         settings = [replace(config, seed=0).with_epochs(1).by_key() for config in runs.values()]
         if keys := list(varying_keys(settings)):
             found = listing(list(dict.fromkeys(f"{one.get(keys[0])}" for one in settings)))
             raise UsageError(f'expected one setting on a side, got runs of "{text}" with {keys[0]} {found}; add to it')
-    first, second = (next(iter(runs.values())) for runs in (runs_a, runs_b))
+    first, second = (next(iter(runs.values())) for runs in chosen)
+    keys_of_settings = [setting_of(one) for one in (first, second)]
+    if keys_of_settings[0] == keys_of_settings[1]:
+        run = next(iter(chosen[0]))
+        raise UsageError(f'expected two settings, got one: the setting of {run} is also that of "{names[1]}"')
     for key in ALWAYS_WITHIN:
         # Without a key of eval, text is scored as in training.
         values = [one.get(key) or one.get(key.replace("eval.", "train.")) for one in (first.by_key(), second.by_key())]
@@ -74,27 +87,41 @@ def compared(a: str, b: str, runs_a: Side, runs_b: Side, *, margin: float, error
             raise UsageError(
                 f"{key}: expected the same text and scoring on both sides, got {values[0]} and {values[1]}"
             )
-    epochs = dict.fromkeys(config.train.epochs for runs in (runs_a, runs_b) for config in runs.values())
-    if len(epochs) > 1:
-        raise UsageError(f"train.epochs: expected as many of all runs, got {listing(list(map(str, epochs)))}")
-    seeds = [{config.seed: run for run, config in runs.items()} for runs in (runs_a, runs_b)]
+    seeds: list[dict[int, str]] = [{}, {}]
+    all_epochs: list[int] = []
+    for run, config in every.items():
+        if (setting := setting_of(config)) in keys_of_settings:
+            seeds[keys_of_settings.index(setting)][config.seed] = run
+            all_epochs.append(config.train.epochs)
+    if len(epochs := sorted(set(all_epochs))) > 1:
+        raise UsageError(f"train.epochs: expected as many of all seeds of both, got {listing(list(map(str, epochs)))}")
     pairs = [Pair(seed=seed, a=seeds[0][seed], b=seeds[1][seed]) for seed in sorted(seeds[0].keys() & seeds[1].keys())]
     if not pairs:
         have = [listing(list(map(str, sorted(one)))) for one in seeds]
         raise UsageError(f"seed: expected seeds that both sides have, got {have[0]} and {have[1]}")
-    settings_key = [*sorted(replace(one, seed=0).fingerprint() for one in (first, second)), *epochs]
-    key = hashlib.sha256(json.dumps(settings_key).encode()).hexdigest()[:16]
-    record = Comparison(a=a, b=b, pairs=tuple(pairs), epochs=next(iter(epochs)), margin=margin, error=error)
+    key = hashlib.sha256(json.dumps([*sorted(keys_of_settings), *epochs]).encode()).hexdigest()[:16]
+    record = Comparison(a=names[0], b=names[1], pairs=tuple(pairs), epochs=epochs[0], margin=margin, error=error)
     return Compared(key=key, record=record)
 
 
-def file_typed(study_dir: Path, typed: Compared) -> None:
-    """File a comparison that was typed, so that it counts. That of a manifest stays as it is."""
+def file_typed(study_dir: Path, typed: Compared, *, margin: float | None, error: float | None) -> Comparison:
+    """File a comparison that was typed, so that it counts. Return what is compared, with its sides as typed.
+
+    ``margin`` and ``error`` as typed. ``None``: not typed, so those of the manifest hold if it has the comparison.
+
+    Raises:
+        UsageError: the manifest has the comparison with another margin or error.
+    """
     folder = study_dir / FOLDER / typed.key
-    make_directory(folder)
     existing = _read(folder)
     if existing is None or existing.manifest is None:
+        make_directory(folder)
         typed.record.write(folder)
+        return typed.record
+    for key, wanted in (("margin", margin), ("error", error)):
+        if wanted is not None and wanted != (declared := getattr(existing, key)):
+            raise UsageError(f"{existing.manifest} has this comparison with {key} = {declared:g}; change it there")
+    return replace(typed.record, margin=existing.margin, error=existing.error)
 
 
 def file_declared(study_dir: Path, manifest: str | None, declared: Sequence[Compared]) -> None:
@@ -118,7 +145,8 @@ def read_comparisons(study_dir: Path) -> dict[str, Comparison]:
 def _read(folder: Path) -> Comparison | None:
     with contextlib.suppress(DamagedFileError):
         found = Comparison.read(folder)
-        return found if found is not None and found.margin >= 0 and 0 < found.error < 1 else None
+        if found is not None and found.margin >= 0 and 0 < found.error < 1:
+            return found if all(RUN_ID.fullmatch(run) for pair in found.pairs for run in (pair.a, pair.b)) else None
     return None
 
 
@@ -130,6 +158,7 @@ def verdict_of(study_dir: Path, record: Comparison, comparisons: int) -> Compari
     seeds: list[int] = []
     differences: list[float] = []
     left_out: list[str] = []
+    waits_for: list[str] = []
     for pair in record.pairs:
         losses = {run: _best_loss(RunDirectory(study_dir / run), record.epochs) for run in (pair.a, pair.b)}
         without = [run for run, loss in losses.items() if loss is not None and not math.isfinite(loss)]
@@ -137,6 +166,7 @@ def verdict_of(study_dir: Path, record: Comparison, comparisons: int) -> Compari
         if without:
             left_out += without
         elif a is None or b is None:
+            waits_for = [run for run, loss in losses.items() if loss is None]
             break
         else:
             seeds.append(pair.seed)
@@ -160,6 +190,7 @@ def verdict_of(study_dir: Path, record: Comparison, comparisons: int) -> Compari
         margin=record.margin,
         epochs=record.epochs,
         left_out=tuple(left_out),
+        waits_for=tuple(waits_for),
     )
 
 
@@ -213,33 +244,52 @@ def _in_words(record: Comparison, found: Finding, alone: Finding, comparisons: i
 # -- decisions of workers ----------------------------------------------------------------------------------------------
 
 
-def is_compared(run: RunDirectory) -> bool:
-    """Return whether a manifest compares a run, so that it stops once that is decided."""
-    return bool(_declared_of(run, read_comparisons(run.path.parent)))
+def is_compared(run: RunDirectory, epochs: int) -> bool:
+    """Return whether a manifest compares a run after so many epochs, so that it stops once that is decided."""
+    return bool(_declared_of(run, epochs, read_comparisons(run.path.parent)))
 
 
-def _declared_of(run: RunDirectory, known: Mapping[str, Comparison]) -> dict[str, Comparison]:
+def _declared_of(run: RunDirectory, epochs: int, known: Mapping[str, Comparison]) -> dict[str, Comparison]:
+    """Return the comparisons that a manifest makes of a run. A run that goes to another epoch is none of them."""
     return {
         key: one
         for key, one in known.items()
-        if one.manifest is not None and any(run.id in (pair.a, pair.b) for pair in one.pairs)
+        if one.manifest is not None and one.epochs == epochs and any(run.id in (pair.a, pair.b) for pair in one.pairs)
     }
 
 
-def settle(run: RunDirectory, attempt: int, *, guard: Guard = unguarded) -> str | None:
-    """Return why a run stops: all comparisons that a manifest makes of it are decided. ``None``: it goes on.
+def decided_of(run: RunDirectory, epochs: int) -> dict[str, ComparisonVerdict]:
+    """Return the verdicts of the comparisons of a run, by key, if all are decided by now. Else none."""
+    known = read_comparisons(run.path.parent)
+    own = _declared_of(run, epochs, known)
+    verdicts = {key: verdict_of(run.path.parent, one, len(known)) for key, one in own.items()}
+    return {} if any(one.outcome == "undecided" for one in verdicts.values()) else verdicts
 
-    The decision is made once, and kept with its evidence. A run that was stopped goes on if a later request says so.
+
+def is_open_again(run: RunDirectory, before: int, epochs: int) -> bool:
+    """Return whether a run that comparisons stopped is to go on to ``epochs``.
+
+    It was to have another number of epochs ``before``, or it is undecided by now, since the study has more comparisons.
+    """
+    return run.why_settled() is not None and (before != epochs or not decided_of(run, epochs))
+
+
+def settle(run: RunDirectory, epochs: int, attempt: int, *, guard: Guard = unguarded) -> str | None:
+    """Return why a run of so many epochs stops: all comparisons that a manifest makes of it are decided.
+
+    ``None``: it goes on. The decision is kept with its evidence. A run that was stopped goes on to its end if a later
+    request says so, unless its comparisons have become other ones: a study of more comparisons is stricter.
 
     Raises:
         LeaseLostError: ``guard`` says that the run belongs to another worker by now.
     """
+    if (reason := run.why_settled()) is not None:
+        return reason
+    verdicts = decided_of(run, epochs)
+    earlier = None
     with contextlib.suppress(DamagedFileError):
-        if Settled.read(run.path) is not None:
-            return run.why_settled()
-    known = read_comparisons(run.path.parent)
-    verdicts = {key: verdict_of(run.path.parent, one, len(known)) for key, one in _declared_of(run, known).items()}
-    if not verdicts or any(one.outcome == "undecided" for one in verdicts.values()):
+        earlier = Settled.read(run.path)
+    if not verdicts or (earlier is not None and _premises(earlier.verdicts) == _premises(verdicts.values())):
         return None
     for key, verdict in verdicts.items():
         with contextlib.suppress(FileError):  # the run has the evidence as well
@@ -248,3 +298,17 @@ def settle(run: RunDirectory, attempt: int, *, guard: Guard = unguarded) -> str 
     settled = Settled(reason=reason, verdicts=tuple(verdicts.values()), attempt=attempt, at=timestamp())
     settled.write(run.path, guard=guard)
     return reason
+
+
+def _premises(verdicts: Iterable[ComparisonVerdict]) -> set[tuple[Any, ...]]:
+    return {(one.a, one.b, one.comparisons, one.error, one.margin, one.epochs) for one in verdicts}
+
+
+def turns_of(study_dir: Path) -> dict[str, int]:
+    """Return the place of the seed of each run that a manifest compares, by run id. Earlier seeds start first."""
+    turns: dict[str, int] = {}
+    for one in read_comparisons(study_dir).values():
+        for place, pair in enumerate(one.pairs if one.manifest is not None else ()):
+            for run in (pair.a, pair.b):
+                turns[run] = min(place, turns.get(run, place))
+    return turns

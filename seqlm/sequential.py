@@ -35,14 +35,9 @@ def evidence(differences: Sequence[float], mean: float = 0.0) -> float:
 
 def interval(differences: Sequence[float], error: float) -> tuple[float, float]:
     """Return the lowest and the highest mean against which the evidence is not above 1/error."""
-    n = len(differences)
-    factor = _factor(n, error) if n > 1 else math.inf
-    if factor >= 1 + n:
+    if len(differences) < 2:
         return -math.inf, math.inf
-    deviation = statistics.stdev(differences)
-    reach = deviation * math.sqrt((n - 1) * (factor - 1) / (n * (1 - factor / (1 + n))))
-    mean = statistics.fmean(differences)
-    return mean - reach, mean + reach
+    return _around(statistics.fmean(differences), statistics.variance(differences), len(differences), error)
 
 
 def fewest(error: float) -> int:
@@ -52,6 +47,14 @@ def fewest(error: float) -> int:
     (5, 6)
     """
     return next(n for n in itertools.count(2) if _factor(n, error) < 1 + n)
+
+
+def _around(mean: float, variance: float, n: int, error: float) -> tuple[float, float]:
+    factor = _factor(n, error)
+    if factor >= 1 + n:
+        return -math.inf, math.inf
+    reach = math.sqrt(variance * (n - 1) * (factor - 1) / (n * (1 - factor / (1 + n))))
+    return mean - reach, mean + reach
 
 
 def _factor(n: int, error: float) -> float:
@@ -88,8 +91,14 @@ def finding(differences: Sequence[float], *, error: float, comparisons: int = 1,
     than ``error`` of studies, nothing is decided.
     """
     low, high, decided_after = -math.inf, math.inf, None
-    for n in range(2, len(differences) + 1):
-        lowest, highest = interval(differences[:n], error / comparisons)
+    mean = squares = 0.0
+    for n, one in enumerate(differences, start=1):
+        shift = one - mean
+        mean += shift / n
+        squares += shift * (one - mean)  # around the mean; Welford, 1962
+        if n < 2:
+            continue
+        lowest, highest = _around(mean, squares / (n - 1), n, error / comparisons)
         low, high = max(low, lowest), min(high, highest)
         if decided_after is None and _outcome(low, high, margin) != "undecided":
             decided_after = n
@@ -98,7 +107,7 @@ def finding(differences: Sequence[float], *, error: float, comparisons: int = 1,
         outcome=outcome,
         number=len(differences),
         decided_after=None if outcome == "undecided" else decided_after,
-        mean=statistics.fmean(differences) if differences else math.nan,
+        mean=mean if differences else math.nan,
         low=low,
         high=high,
     )

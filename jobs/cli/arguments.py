@@ -116,7 +116,7 @@ class Arguments(PlanArguments, Launching):
     source: str = positional("the class, as in model.source", metavar="FILE.py:CLASS")
     corpus: str = positional("ptb: Penn Treebank", choices=("ptb",))
     kind: tuple[str, ...] = option(
-        "only failures of this kind, or runs that a search stopped; repeat for more kinds",
+        "only failures of this kind, or runs that a search or comparison stopped; repeat for more kinds",
         choices=(*KINDS, "stopped"),
     )
     trust: bool = option("from now on, run the models and commands that this study keeps as if you had launched it")

@@ -33,6 +33,7 @@ from jobs.study.folder import find_study, is_behaviour_study, observe_study, stu
 from jobs.study.launched import trust_study
 from jobs.study.record import KeptManifests
 from jobs.terminal import STATE, Column, Result, show
+from seqlm.comparisons import turns_of
 from seqlm.errors import SeqlmError, printable
 from seqlm.rundir import Observation
 from seqlm.trust import distrusted
@@ -85,7 +86,7 @@ def _ordered(arguments: Launching, specs: Sequence[RunSpec], **more: Any) -> Ord
 def retry(arguments: Arguments) -> tuple[Any, int]:
     """Launch failed and cancelled runs again and print how they ended. Exit code 1 if a run failed.
 
-    Runs that a search stopped go on only with ``--kind stopped``.
+    Runs that a search or a comparison stopped go on only with ``--kind stopped``.
     """
     study_dir = _found(arguments)
     runs = chosen_runs(arguments, study_dir)
@@ -96,14 +97,15 @@ def retry(arguments: Arguments) -> tuple[Any, int]:
     if not chosen:
         what = "was stopped" if arguments.kind == ("stopped",) else "has failed or was cancelled"
         stopped = "stopped" not in arguments.kind and any(one.observation.state == "stopped" for one in runs)
-        hint = "; --kind stopped lets runs go on that a search stopped" if stopped else ""
+        hint = "; --kind stopped lets runs go on that were stopped" if stopped else ""
         terminal.say(f"nothing to retry: no run that was chosen {what}{hint}")
         return {"study": study_dir.name, "runs": [one.to_dict() for one in runs]}, 0
     if arguments.dry_run:
         for one in chosen:
             terminal.say(f"would retry {one.name}: {one.observation.state}: {one.observation.reason}")
         return {"study": study_dir.name, "runs": [one.to_dict() for one in chosen]}, 0
-    specs = [one.to_spec() for one in chosen]
+    turns = turns_of(study_dir)
+    specs = [replace(one.to_spec(), turn=turns.get(one.run.id, 0)) for one in chosen]
     record = KeptManifests(study_dir, terminal.tell)
     for line in edited_models(specs, record.manifest):
         terminal.tell(f"warning: {line}")

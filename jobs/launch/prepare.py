@@ -37,7 +37,7 @@ from jobs.study.launched import TASK_SETTINGS
 from jobs.study.record import COMMANDING, commanding
 from jobs.study.stopping import Stopping
 from seqlm.architectures import CustomConfig
-from seqlm.comparisons import file_declared
+from seqlm.comparisons import file_declared, is_open_again
 from seqlm.config import RunConfig
 from seqlm.data.corpus import CorpusFacts, cached_facts, load_corpus, resolve_data
 from seqlm.data.layout import require_windows
@@ -126,7 +126,15 @@ def plan_runs(
             is_known = run.is_known()
             before = (run.read_config_of(spec.fingerprint) if is_known and not is_task else spec.config).train.epochs
             has_checkpoint = is_known and run.has_checkpoint()
-            item = plan(spec, run, seen, has_checkpoint=has_checkpoint, retry=retry, before=before)
+            item = plan(
+                spec,
+                run,
+                seen,
+                has_checkpoint=has_checkpoint,
+                retry=retry,
+                before=before,
+                is_open=seen.state == "stopped" and is_open_again(run, before, spec.config.train.epochs),
+            )
             reason = run.cannot_go_on(before) if is_known and item.action == "start" else None
             return item if reason is None else replace(item, action="skip", reason=reason)
         except UsageError as error:

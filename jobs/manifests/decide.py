@@ -1,21 +1,23 @@
 """``[[decide]]``: settings that a study compares, with one more seed of both after another until it is clear."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
 
 from jobs.manifests.claims import Conditions
-from jobs.manifests.filters import arguments_in, facts_of_spec, meets, parse
+from jobs.manifests.filters import facts_of_spec, select
 from jobs.manifests.reader import Problems
 from jobs.spec import RunSpec
-from seqlm.comparisons import ERROR, MARGIN, Compared, compared
+from seqlm.comparisons import ERROR, MARGIN, Compared, Side, compared, setting_of
 from seqlm.config import LARGEST_SEED
 from seqlm.errors import UsageError
 from seqlm.records.studies import MAX_RUNS
 from seqlm.schema import Table, Valid, show
 
 MOST_SEEDS = 1000
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +25,7 @@ class Decide(Table):
     """One ``[[decide]]`` as written."""
 
     a: Conditions
-    """Conditions on runs, as after `--only`: `"arch=gru lr=0.01"`. They choose one setting; its seeds may vary."""
+    """Conditions on runs, as after `--only`: `"arch=gru lr=0.01"`. They choose one setting, with all its seeds."""
     b: Conditions
     """The same for the other side, on the same text and with as many epochs."""
     seeds: Annotated[int, Valid(f"a whole number from 5 to {MOST_SEEDS}", least=5, most=MOST_SEEDS)] = 20
@@ -36,17 +38,17 @@ class Decide(Table):
     `compare`, too."""
 
 
-def chosen(specs: Sequence[RunSpec], text: str) -> list[RunSpec]:
-    """Return the runs that meet conditions.
+def chosen(
+    runs: Sequence[_Item], text: str, facts: Callable[[_Item], Mapping[str, Any]], study_dir: Path | None = None
+) -> list[_Item]:
+    """Return the runs that meet conditions; ``facts`` and ``study_dir`` as for :func:`jobs.manifests.filters.select`.
 
     Raises:
-        UsageError: a condition is wrong, or no run meets it.
+        UsageError: a condition is wrong, or no run meets all.
     """
-    facts = [facts_of_spec(spec) for spec in specs]
-    conditions, own = parse(text), arguments_in(facts)
-    found = [spec for spec, known in zip(specs, facts, strict=True) if meets(known, conditions, own)]
+    found, why = select(runs, [text], [], facts, study_dir)
     if not found:
-        raise UsageError(f"no run matches {show(text)}")
+        raise UsageError((why or f"no run meets {show(text)}").replace("--only ", ""))
     return found
 
 
@@ -60,12 +62,14 @@ def further_seeds(
     wanted: list[tuple[int, int, int]] = []
     for number, decide in decides.items():
         try:
-            compared_in(decide, specs)
+            sides = [chosen(specs, text, facts_of_spec) for text in (decide.a, decide.b)]
+            a, b = ({one.name: replace(one.config, seed=0) for one in side} for side in sides)
+            _compared(decide, (a, b), a | b)
         except UsageError as error:
             problems.add_unmatched(f"{where}: decide {number}", str(error))
         else:
-            places = [specs.index(chosen(specs, text)[0]) for text in (decide.a, decide.b)]
-            wanted += [(turn, seed, place) for turn, seed in enumerate(seeds_of(decide, specs)) for place in places]
+            places = [specs.index(side[0]) for side in sides]
+            wanted += [(turn, seed, place) for turn, seed in enumerate(_seeds(decide, specs)) for place in places]
     fingerprints, names = {spec.fingerprint for spec in specs}, {spec.name for spec in specs}
     found: list[tuple[int, int]] = []
     for _, seed, place in sorted(wanted, key=lambda one: one[0]):
@@ -82,9 +86,10 @@ def further_seeds(
     return found
 
 
-def seeds_of(decide: Decide, specs: Sequence[RunSpec]) -> range:
+def _seeds(decide: Decide, specs: Sequence[RunSpec]) -> range:
     """Return the seeds of a ``[[decide]]``: the lowest one of its side ``a`` in the manifest, and the next ones."""
-    first = min(spec.config.seed for spec in chosen(specs, decide.a))
+    setting = setting_of(chosen(specs, decide.a, facts_of_spec)[0].config)
+    first = min(spec.config.seed for spec in specs if setting_of(spec.config) == setting)
     return range(first, min(first + decide.seeds, LARGEST_SEED + 1))
 
 
@@ -98,23 +103,27 @@ def in_turn(specs: Sequence[RunSpec], decides: Iterable[Decide]) -> list[RunSpec
     """Return the runs, those of each ``[[decide]]`` with the place of their seed as their turn in the queue."""
     turns: dict[str, int] = {}
     for decide in decides:
-        seeds = seeds_of(decide, specs)
-        for spec in (*chosen(specs, decide.a), *chosen(specs, decide.b)):
-            if spec.config.seed in seeds:
-                turns.setdefault(spec.fingerprint, seeds.index(spec.config.seed))
+        ids = {spec.fingerprint: spec.fingerprint for spec in specs}
+        for place, pair in enumerate(compared_in(decide, specs, ids).record.pairs):
+            for fingerprint in (pair.a, pair.b):
+                turns[fingerprint] = min(place, turns.get(fingerprint, place))
     return [replace(spec, turn=turns.get(spec.fingerprint, 0)) for spec in specs]
 
 
-def compared_in(decide: Decide, specs: Sequence[RunSpec], ids: Mapping[str, str] | None = None) -> Compared:
-    """Return the comparison of a ``[[decide]]``. ``ids``: fingerprint -> run id. ``None``: its seeds are to be added.
+def compared_in(decide: Decide, specs: Sequence[RunSpec], ids: Mapping[str, str]) -> Compared:
+    """Return the comparison of a ``[[decide]]`` of a manifest whose runs are ``specs``. ``ids``: fingerprint -> run id.
 
     Raises:
         UsageError: the runs do not compare.
     """
-    sides = [chosen(specs, text) for text in (decide.a, decide.b)]
-    if ids is None:
-        pairs = [{spec.name: replace(spec.config, seed=0) for spec in side} for side in sides]
-    else:
-        seeds = seeds_of(decide, specs)
-        pairs = [{ids[spec.fingerprint]: spec.config for spec in side if spec.config.seed in seeds} for side in sides]
-    return compared(decide.a, decide.b, pairs[0], pairs[1], margin=decide.margin, error=decide.error)
+    seeds = _seeds(decide, specs)
+    a, b = (
+        {ids[spec.fingerprint]: spec.config for spec in chosen(specs, text, facts_of_spec)}
+        for text in (decide.a, decide.b)
+    )
+    every = {ids[spec.fingerprint]: spec.config for spec in specs if spec.config.seed in seeds}
+    return _compared(decide, (a, b), every)
+
+
+def _compared(decide: Decide, sides: tuple[Side, Side], every: Side) -> Compared:
+    return compared((decide.a, decide.b), sides, every, margin=decide.margin, error=decide.error)

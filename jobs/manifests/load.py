@@ -117,7 +117,6 @@ def load_manifest(path: Path, overrides: Sequence[str] = ()) -> Manifest:
         _check_seeds(file.search, specs, file)
         specs, written = (with_final_seeds(found, file.search) for found in (specs, written))
         _check_names(specs, file)
-    unmatched = len(problems.unmatched)
     if file.decides:
         further = further_seeds(specs, file.decides, file.name, problems)
         specs, written = (
@@ -125,6 +124,7 @@ def load_manifest(path: Path, overrides: Sequence[str] = ()) -> Manifest:
             for found in (specs, written)
         )
         specs = specs if problems.lines else in_turn(specs, file.decides.values())
+    unmatched = len(problems.unmatched)
     expected = expectations(file.claims, written, file.name, problems)
     names, dropped = [spec.name for spec in written], [run["name"] for run in excluded]
     behaviour = runs_named(f"{file.name}: report.behaviour", file.report.behaviour, names, dropped, problems)

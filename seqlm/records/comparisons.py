@@ -68,3 +68,5 @@ class ComparisonVerdict(Record):
     epochs: int = 1
     left_out: tuple[str, ...] = ()
     """Ids of the runs that have no loss, since they diverged. Their pairs are left out."""
+    waits_for: tuple[str, ...] = ()
+    """Ids of the runs of the first seed that have not ended: later seeds do not count before. Empty: all have ended."""

@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seqlm import comparisons
-from seqlm.comparisons import Compared, compared, file_declared, file_typed, read_comparisons, settle, verdict_of
+from seqlm.comparisons import (
+    Compared,
+    compared,
+    file_declared,
+    file_typed,
+    is_open_again,
+    read_comparisons,
+    settle,
+    verdict_of,
+)
 from seqlm.config import RunConfig
 from seqlm.errors import UsageError
 from seqlm.records.comparisons import ComparisonVerdict
@@ -22,14 +31,27 @@ from tests.facts import fail, launch_again, newest_attempt
 from tests.seqlm.training.studies import make_config
 
 A, B = "arch=gru", "arch=rnn"
+EPOCHS = 2
 
 
 def side(arch: str, seeds: Sequence[int], **changes: object) -> dict[str, RunConfig]:
     return {f"{arch}-{seed}": make_config(arch, seed=seed, **changes) for seed in seeds}
 
 
+def of_sides(gru: Mapping[str, RunConfig], rnn: Mapping[str, RunConfig], margin: float = 0.0) -> Compared:
+    return compared((A, B), (gru, rnn), {**gru, **rnn}, margin=margin, error=0.05)
+
+
 def two(seeds: Sequence[int] = range(1, 21), margin: float = 0.0) -> Compared:
-    return compared(A, B, side("gru", seeds), side("rnn", seeds), margin=margin, error=0.05)
+    return of_sides(side("gru", seeds), side("rnn", seeds), margin)
+
+
+def type_again(study: Path, typed: Compared) -> None:
+    file_typed(study, typed, margin=None, error=None)
+
+
+def settled(run: RunDirectory, attempt: int = 1) -> str | None:
+    return settle(run, EPOCHS, attempt)
 
 
 def make_run(study: Path, run_id: str) -> RunDirectory:
@@ -42,7 +64,7 @@ def make_run(study: Path, run_id: str) -> RunDirectory:
 
 def finish(study: Path, run_id: str, loss: float) -> None:
     run = RunDirectory(study / run_id)
-    Result(epochs=2, best_val_loss=loss).write(run.path)
+    Result(epochs=EPOCHS, best_val_loss=loss).write(run.path)
 
 
 def losses_of(differences: Sequence[float]) -> dict[str, float]:
@@ -61,7 +83,7 @@ def replay(study: Path, order: Sequence[str], losses: dict[str, float]) -> tuple
     for run_id in order:
         run = make_run(study, run_id)
         before = verdict_of(study, declared.record, 1)
-        reason = settle(run, attempt=1)
+        reason = settled(run, 1)
         assert (reason is None) == (before.outcome == "undecided")
         if reason is None:
             finish(study, run_id, losses[run_id])
@@ -97,7 +119,15 @@ def test_seeds_behind_a_gap_do_not_count(tmp_path: Path) -> None:
         make_run(tmp_path, run_id)
         if run_id != "rnn-3":
             finish(tmp_path, run_id, loss)
-    assert verdict_of(tmp_path, two().record, 1).seeds == (1, 2)
+    verdict = verdict_of(tmp_path, two().record, 1)
+    assert (verdict.seeds, verdict.waits_for) == ((1, 2), ("rnn-3",))
+
+
+def test_all_seeds_of_the_settings_are_compared_whichever_runs_were_chosen() -> None:
+    every = side("gru", range(1, 9)) | side("rnn", range(2, 12))
+    every |= {f"wide-{run}": config for run, config in side("gru", range(1, 9), hidden_size=32).items()}
+    chosen = compared((A, B), (side("gru", [7]), side("rnn", [11])), every, margin=0.0, error=0.05)
+    assert [pair.seed for pair in chosen.record.pairs] == list(range(2, 9))
 
 
 def test_a_pair_with_a_diverged_run_is_named_and_left_out(tmp_path: Path) -> None:
@@ -120,21 +150,49 @@ def test_a_comparison_counts_once_however_it_is_called_and_makes_others_stricter
         make_run(tmp_path, run_id)
         finish(tmp_path, run_id, loss)
     first = two(range(1, 13))
-    turned = compared("other", "words", side("rnn", range(1, 5)), side("gru", range(1, 5)), margin=0.5, error=0.01)
-    longer = side("gru", [1], epochs=9), side("rnn", [1], epochs=9)
-    for typed in (first, turned, compared(A, B, *longer, margin=0.0, error=0.05)):
-        file_typed(tmp_path, typed)
+    turned = of_sides(side("rnn", range(1, 5)), side("gru", range(1, 5)), margin=0.5)
+    longer = of_sides(side("gru", [1], epochs=9), side("rnn", [1], epochs=9))
+    for typed in (first, turned, longer):
+        type_again(tmp_path, typed)
     assert len(read_comparisons(tmp_path)) == 2
     alone, among = (verdict_of(tmp_path, first.record, number) for number in (1, 500))
     assert (alone.outcome, among.alone, among.outcome) == ("lower", "lower", "undecided")
 
 
-def test_a_run_that_was_stopped_goes_on_if_a_later_request_says_so(tmp_path: Path) -> None:
+def test_a_run_that_was_stopped_goes_on_to_its_end_if_a_later_request_says_so(tmp_path: Path) -> None:
     left, _ = replay(tmp_path, list(losses_of([-0.1, -0.11] * 5)), losses_of([-0.1, -0.11] * 5))
     run = RunDirectory(tmp_path / left[0])
+    assert not is_open_again(run, EPOCHS, EPOCHS)
     launch_again(run)
     assert run.why_stopped() is None
-    assert settle(run, attempt=2) is None
+    assert settled(run, 2) is None
+
+
+def test_more_comparisons_open_a_decision_again_until_more_seeds_make_it(tmp_path: Path) -> None:
+    """The runs that it stopped go on, and stop once it is decided among all comparisons."""
+    losses = losses_of([-0.1, -0.13] * 5)
+    left, _ = replay(tmp_path, list(losses), losses)
+    runs = [RunDirectory(tmp_path / run_id) for run_id in left]
+    for width in range(20, 70):
+        type_again(tmp_path, of_sides(side("gru", [1], hidden_size=width), side("rnn", [1])))
+    assert is_open_again(runs[0], EPOCHS, EPOCHS)
+    ended = []
+    for run in runs:
+        launch_again(run)
+        if settled(run, 2) is None:
+            finish(tmp_path, run.id, losses[run.id])
+            ended.append(run.id)
+        else:
+            assert not is_open_again(run, EPOCHS, EPOCHS)
+    assert 0 < len(ended) < len(left)
+
+
+def test_a_run_that_goes_to_another_epoch_is_not_stopped(tmp_path: Path) -> None:
+    losses = losses_of([-0.1, -0.11] * 5)
+    left, _ = replay(tmp_path, list(losses), losses)
+    run = RunDirectory(tmp_path / left[0])
+    assert is_open_again(run, EPOCHS, EPOCHS + 1)
+    assert settle(RunDirectory(tmp_path / "gru-1"), EPOCHS + 1, 2) is None
 
 
 @pytest.mark.parametrize("write", ["verdict", "settled"])
@@ -159,11 +217,11 @@ def test_a_kill_between_a_decision_and_its_file_loses_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(*((comparisons, "file_verdict") if write == "verdict" else (comparisons.Settled, "write")), die)
         with contextlib.suppress(Killed):
-            settle(run, attempt=1)
+            settled(run, 1)
     assert run.why_stopped() is None
-    reason = settle(run, attempt=1)
+    reason = settled(run, 1)
     assert reason is not None
-    assert reason == settle(RunDirectory(other / "gru-7"), attempt=1) == run.why_stopped()
+    assert reason == settled(RunDirectory(other / "gru-7")) == run.why_stopped()
     files = [sorted(path.name for path in (folder / "comparisons").rglob("*.json")) for folder in (study, other)]
     assert files[0] == files[1]
 
@@ -172,28 +230,28 @@ def test_a_manifest_without_the_comparison_stops_nothing_and_what_was_typed_neve
     for run_id, loss in losses_of([-0.1, -0.11] * 3).items():
         make_run(tmp_path, run_id)
         finish(tmp_path, run_id, loss)
-    file_typed(tmp_path, two())
-    assert settle(make_run(tmp_path, "gru-7"), attempt=1) is None
+    type_again(tmp_path, two())
+    assert settled(make_run(tmp_path, "gru-7")) is None
     file_declared(tmp_path, "lm.toml", [two()])
-    file_typed(tmp_path, two(margin=0.3))
+    type_again(tmp_path, two(margin=0.3))
     file_declared(tmp_path, "other.toml", [])
-    assert settle(make_run(tmp_path, "gru-8"), attempt=1) is not None
+    assert settled(make_run(tmp_path, "gru-8")) is not None
     file_declared(tmp_path, "lm.toml", [])
-    assert settle(make_run(tmp_path, "gru-9"), attempt=1) is None
+    assert settled(make_run(tmp_path, "gru-9")) is None
 
 
 @pytest.mark.parametrize(
     ("a", "b"),
     [
-        (side("gru", [1, 2]), side("gru", [2, 3])),
+        (side("gru", [1, 2]), side("gru", [3])),
         ({**side("gru", [1]), "wide": make_config("gru", hidden_size=32)}, side("rnn", [1])),
         (side("gru", [1]), side("rnn", [2])),
         (side("gru", [1], epochs=3), side("rnn", [1])),
         (side("gru", [1]), {"rnn": make_config("rnn", seed=1, eval={"seq_len": 3})}),
     ],
-    ids=["the same run", "two settings", "no common seed", "epochs", "scoring"],
+    ids=["the same setting", "two settings", "no common seed", "epochs", "scoring"],
 )
 def test_bad_sides_are_one_line(a: dict[str, RunConfig], b: dict[str, RunConfig]) -> None:
     with pytest.raises(UsageError) as caught:
-        compared(A, B, a, b, margin=0.0, error=0.05)
+        of_sides(a, b)
     assert len(str(caught.value).splitlines()) == 1

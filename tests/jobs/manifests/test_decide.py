@@ -28,12 +28,20 @@ def test_both_sides_get_the_next_seeds_in_turn_and_shared_runs_once(tmp_path: Pa
     assert {spec.fingerprint for spec in manifest.runs} < {spec.fingerprint for spec in again.runs}
 
 
+def test_a_side_may_be_named_by_one_of_its_runs(tmp_path: Path) -> None:
+    base = load(tmp_path, BASE + GRID)
+    gru, rnn = (next(spec.name for spec in base.runs if spec.config.model.arch == arch) for arch in ("gru", "rnn"))
+    manifest = load(tmp_path, f'{BASE}{GRID}[[decide]]\na = "name={gru}"\nb = "name={rnn}"\nseeds = 6\n')
+    ids = {spec.fingerprint: spec.name for spec in manifest.runs}
+    assert len(compared_in(manifest.decides[0], manifest.runs, ids).record.pairs) == 6
+
+
 @pytest.mark.parametrize(
     ("table", "says"),
     [
-        (DECIDE.replace("arch=rnn lr=0.01", "arch=gru lr=0.01"), "on both"),
+        (DECIDE.replace("arch=rnn lr=0.01", "arch=gru lr=0.01"), "two settings"),
         (DECIDE.replace("arch=gru lr=0.01", "arch=gru"), "optim.lr"),
-        (DECIDE.replace("arch=gru lr=0.01", "arch=gru lr=7"), "no run matches"),
+        (DECIDE.replace("arch=gru lr=0.01", "arch=gru lr=7"), "no run passes"),
         (DECIDE.replace("seeds = 6", "seeds = 2"), "from 5"),
         (DECIDE.replace("seeds = 6", "error = 1.5"), "error"),
         (DECIDE.replace("seeds = 6", "margin = -1"), "margin"),
