@@ -201,8 +201,11 @@ def file_verdict(study_dir: Path, key: str, verdict: ComparisonVerdict) -> None:
 
 
 def _best_loss(run: RunDirectory, epochs: int) -> float | None:
-    """Return the lowest validation loss of a run in its first epochs. NaN: it diverged. ``None``: it has not ended."""
-    with contextlib.suppress(DamagedFileError):
+    """Return the lowest validation loss of a run in its first epochs. NaN: it diverged. ``None``: it has not ended.
+
+    A file that cannot be read counts as missing.
+    """
+    with contextlib.suppress(FileError):
         result = run.read_result()
         if result is not None and result.epochs == epochs:
             return _possible(result.best_val_loss)

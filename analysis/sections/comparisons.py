@@ -43,5 +43,5 @@ def _table(study: StudyFiles) -> Table:
             Column("alone", "Alone", of=alone),
             Column("left_out", "Diverged", of=lambda one: ", ".join(one.left_out)),
         ],
-        records=study.comparisons,
+        records=[one.verdict for one in study.comparisons],
     )
