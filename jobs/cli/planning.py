@@ -237,6 +237,9 @@ class PlanResult(Result):
         terminal.say("", f"{manifest.study}: {number} ({actions}) in {where}")
         if manifest.excluded:
             terminal.say(f"excluded by the manifest: {', '.join(run['name'] for run in manifest.excluded)}")
+        for one in manifest.decides:
+            what = f"at most {one.seeds} seeds of each, of which it trains one after another until it is clear"
+            terminal.say(f'decide: "{one.a}" or "{one.b}"; {what}')
         if manifest.search is not None and self.expected is not None:
             terminal.say(search_line(manifest.search, manifest, self.expected))
         terminal.say(self._costs_line())

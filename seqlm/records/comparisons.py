@@ -1,7 +1,7 @@
 """The files of comparisons of two settings, ``comparisons/<key>/``."""
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 from seqlm.records.base import Record
 from seqlm.schema import Count, NotNegative
@@ -70,3 +70,18 @@ class ComparisonVerdict(Record):
     """Ids of the runs that have no loss, since they diverged. Their pairs are left out."""
     waits_for: tuple[str, ...] = ()
     """Ids of the runs of the first seed that have not ended: later seeds do not count before. Empty: all have ended."""
+
+    def turned(self) -> Self:
+        """Return it with its sides the other way round. Its text stays."""
+        outcome = {"lower": "higher", "higher": "lower"}
+        return replace(
+            self,
+            a=self.b,
+            b=self.a,
+            outcome=outcome.get(self.outcome, self.outcome),
+            alone=outcome.get(self.alone, self.alone),
+            differences=tuple(-one for one in self.differences),
+            mean=None if self.mean is None else -self.mean,
+            low=None if self.high is None else -self.high,
+            high=None if self.low is None else -self.low,
+        )
