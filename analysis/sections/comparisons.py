@@ -16,7 +16,6 @@ def comparisons_section(study: StudyFiles) -> Section:
 
 
 def _table(study: StudyFiles) -> Table:
-    together = units.count(len(study.comparisons), "comparison")
     nats: Callable[[float], str] = units.decimals("+.4f")
 
     def end(value: float | None, without: float) -> float:
@@ -28,8 +27,8 @@ def _table(study: StudyFiles) -> Table:
     return Table(
         name="comparisons",
         title="Comparisons over seeds",
-        caption=f"Best validation loss of a less that of b, in nats, of runs with equal seeds: {together}, which share "
-        "the error. Intervals hold after every seed. Alone: undecided among all, decided if it were alone.",
+        caption="Best validation loss of a less that of b, in nats, over runs with equal seeds. Intervals hold after "
+        "every seed, for all comparisons of a study (Of). Alone: undecided among them, decided if it were alone.",
         columns=[
             Column("a", "a"),
             Column("b", "b"),
@@ -38,6 +37,7 @@ def _table(study: StudyFiles) -> Table:
             number("low", "From", nats, lambda one: end(one.low, -math.inf)),
             number("high", "To", nats, lambda one: end(one.high, math.inf)),
             number("seeds", "Seeds", units.whole, lambda one: len(one.seeds)),
+            number("comparisons", "Of", units.whole),
             number("margin", "Margin", units.decimals("g")),
             number("error", "Error", units.percent),
             Column("alone", "Alone", of=alone),
