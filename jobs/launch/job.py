@@ -71,7 +71,7 @@ class Order:
     tasks: Mapping[str, TaskFile] = field(default_factory=dict)
     """Run id -> content of ``task.json``, for jobs that do not train. They run again, however they ended before."""
     retry: bool = False
-    """Also launch runs that failed, were cancelled, or were stopped by a search."""
+    """Also launch runs that failed, were cancelled, or were stopped by a search or comparison."""
     oversized: bool = False
     """Whether runs start that need more memory than there is."""
     canary: bool | None = None
