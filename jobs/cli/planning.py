@@ -253,6 +253,9 @@ class PlanResult(Result):
         terminal.say("", f"{manifest.study}: {number} ({actions}) in {where}")
         if manifest.excluded:
             terminal.say(f"excluded by the manifest: {', '.join(run['name'] for run in manifest.excluded)}")
+        for one in manifest.decides:
+            what = f"one more seed of both after another until it is clear, at most {one.seeds}"
+            terminal.say(f'decide: "{one.a}" against "{one.b}": {what}')
         if manifest.search is not None and self.expected is not None:
             terminal.say(search_line(manifest.search, manifest, self.expected))
         terminal.say(self._costs_line())
