@@ -23,6 +23,10 @@ EXIT_INTERRUPTED = 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 1, 2, 3 or 130 (docs/reference/exit-codes.md)."""
+    if "_ARGCOMPLETE" in os.environ:
+        from jobs.cli.completion import complete
+
+        complete(parser(terminal.program()))
     words = list(sys.argv[1:] if argv is None else argv)
     as_json = "--json" in words
     terminal.configure(json=as_json)

@@ -146,7 +146,7 @@ def keep_freed_memory() -> None:
     """Have glibc keep the memory that this process frees, unless an environment variable has set how it does that.
 
     Logits are allocated and freed in every step. Returning their pages to the system each time costs a small model a
-    sixth of its speed (docs/project/decisions/2026-11-24-freed-memory.md). Other C libraries are left alone.
+    sixth of its speed (docs/project/decisions/products.md). Other C libraries are left alone.
 
     By default, glibc raises its thresholds to fit the blocks that are freed. Setting either threshold ends that. So the
     one for trimming is set only if ``mallopt`` has taken the one for ``mmap`` (it returns 0 if it refuses a value).

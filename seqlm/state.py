@@ -69,7 +69,10 @@ class Facts:
     is_cancelled: bool = False
     """Whether the newest request that names the run cancels it."""
     stopped: str | None = None
-    """Why a search stopped the run, or does not train it. ``None``: none did, or a later request lets the run go on."""
+    """Why a search or a comparison stopped the run, or why a search does not train it.
+
+    ``None``: none did, or a later request lets the run go on.
+    """
     failure: RunState | None = None
     """That the newest attempt failed, or its job was cancelled. ``None``: neither, or the attempt is older than the
     newest request that names the run."""
@@ -117,13 +120,13 @@ def rows(facts: Facts, view: View, spent: Callable[[], str | None]) -> Iterator[
     cancelled = RunState("cancelled", "cancelled by the user" if facts.is_cancelled else failure.reason, "cancelled")
     #: the newest request that names the run cancels it, or its job has recorded a `scancel` -> by whom
     yield facts.is_cancelled or failure.state == "cancelled", cancelled
-    #: a search stopped the run, or it is a final seed of a setting that a search has stopped -> its place at the rung,
-    #: or the run that it follows
+    #: a search or comparison stopped the run, or it is a final seed of a setting that stopped -> its place at the rung,
+    #: the verdict, or the run that it follows
     yield facts.stopped, RunState("stopped", facts.stopped)
     why_again = f"tried again after {failure.reason if has_failed else facts.before}"
     waits = f"{why_again}; {view.reason}" if view.reason else why_again
-    #: its attempt failed, the policy has it tried again, and a launcher or a job is there for that -> kind and message,
-    #: and what it waits for
+    #: its attempt failed, the policy allows a retry, and a launcher or a job can start it -> kind and message, and what
+    #: it waits for
     yield has_failed and not failure.is_final and view.may_run, RunState("queued", waits)
     #: its attempt failed -> kind and message
     yield has_failed, failure
@@ -140,8 +143,7 @@ def rows(facts: Facts, view: View, spent: Callable[[], str | None]) -> Iterator[
     # A job that had begun to follow its workers records what goes wrong, unless it is killed or cannot write.
     kind = "node" if facts.has_begun and view.kind == "code" else view.kind or "code"
     ended = RunState("failed", f"{kind}: {view.reason}", kind, is_final=not is_retried(kind))
-    #: its job ended in another way than well, and wrote nothing -> what the scheduler reports; `node` if an attempt had
-    #: begun
+    #: its job failed and wrote nothing -> what the scheduler reports; `node` if an attempt had begun
     yield view.kind, ended
     epochs = f"{facts.epochs} epoch{'s' if facts.epochs > 1 else ''}"
     after = f"after {epochs}" if facts.epochs else "before the first epoch ended"

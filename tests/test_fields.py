@@ -28,6 +28,7 @@ COMMANDS = {
     "results": ["results", "stored"],
     "note": ["note", "stored", "--tag", "good", "--text", "a"],
     "diff": ["diff", "stored/rnn-adam", "stored/gru-adam", "--patch"],
+    "compare": ["compare", "stored", "name=gru-adam", "name=rnn-adam"],
     "export": ["export", "stored", "--to", "csv", "--output", "exported"],
     "list": ["list"],
     "logs": ["logs", "stored"],
