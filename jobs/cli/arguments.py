@@ -257,7 +257,7 @@ COMMANDS = {
     ),
     "audit": Command(
         "results", "auditing.audit", "first --share 0.02",
-        "check the numbers of a study: its records, the scores of its models, and with --share or --whole by training again",
+        "check a study's numbers: its records, its models' scores and, with --share or --whole, by training again",
         ("audited", *PLACEMENT, *FILTERS, "share", "whole", "seed", "no_wait", "live_code", "trust_models"),
     ),
     "generate": Command(

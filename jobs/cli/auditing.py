@@ -33,8 +33,16 @@ from seqlm.records.studies import StudyFile
 from seqlm.rundir import AUDITS_FOLDER, RunDirectory
 from seqlm.trust import distrusted
 
-VERDICTS = {"equal": "green", "rounding": "green", "differs": "red", "unknown": "yellow"}
-WORDS = {"equal": "equal", "rounding": "equal up to rounding", "differs": "differs", "unknown": "not checked"}
+WORDS = {
+    "equal": "equal",
+    "rounding": "equal up to rounding",
+    "differs": "differs",
+    "unknown": "not checked",
+    "failed": "failed",
+}
+COLORS = {"equal": "green", "rounding": "green", "differs": "red", "unknown": "yellow", "failed": "red"}
+BAD = ("differs", "failed")
+"""Verdicts that make the exit code 1."""
 TENTH = 0.1
 """Share of false stretches for which the probability to miss all of them is said."""
 
@@ -60,31 +68,30 @@ class AuditOutcome(Result):
 
     @property
     def exit_code(self) -> int:
-        return EXIT_RUN_FAILED if any(one["verdict"] == "differs" for one in self._findings()) else 0
+        return EXIT_RUN_FAILED if any(one["verdict"] in BAD for one in self._findings()) else 0
 
     def _findings(self) -> list[Mapping[str, Any]]:
         return [finding for run in self.runs for finding in run["findings"]]
 
     def render(self) -> None:
+        has_color = terminal.has_color(terminal.results())
         for run in self.runs:
             for found in run["findings"]:
                 where = f" (on {found['node']}; trained on {found['trained_on']})" if found["digest"] else ""
-                verdict = terminal.paint(WORDS[found["verdict"]], VERDICTS[found["verdict"]])
-                terminal.say(printable(f"{verdict}: {run['name']}, {found['part']}: {found['text']}{where}"))
+                verdict = WORDS[found["verdict"]]
+                text = printable(f"{run['name']}, {found['part']}: {found['text']}{where}")
+                verdict = terminal.paint(verdict, COLORS[found["verdict"]]) if has_color else verdict
+                terminal.say(f"{verdict}: {text}")
         if self.code_differs:
-            files = f"{with_noun(len(self.code_differs), 'file')} of seqlm, such as {self.code_differs[0]},"
-            differ = "differs" if len(self.code_differs) == 1 else "differ"
-            terminal.say(
-                printable(f"note: {files} {differ} from the code that trained the study; bits may differ for it")
-            )
+            files = f"{with_noun(len(self.code_differs), 'file')} of the study's code, such as {self.code_differs[0]}"
+            terminal.say(printable(f"note: not as installed here: {files}; bits may differ for it"))
         counts = Counter(str(found["verdict"]) for found in self._findings())
         terminal.say("; ".join(f"{counts[verdict]} {words}" for verdict, words in WORDS.items() if counts[verdict]))
-        if self.drawn is not None and self.seed is not None:
-            trained = f"{with_noun(self.drawn.number, 'stretch')} of {self.drawn.possible} that can be trained again"
-            terminal.say(
-                f"{trained}, drawn with --seed {self.seed}; if one in ten were false, "
-                f"the audit would miss all with a probability of {100 * self.drawn.missed(TENTH):.2g} %"
-            )
+        if self.drawn is not None:
+            trained = f"trained again: {self.drawn.number} of {with_noun(self.drawn.possible, 'epoch')} that can be"
+            missed = f"{100 * self.drawn.missed(TENTH):.2g} %"
+            terminal.say(f"{trained}, drawn with --seed {self.seed}")
+            terminal.say(f"if one epoch in ten were false, such a draw would miss all of them in {missed} of cases")
             if self.drawn.possible < self.drawn.epochs:
                 left = self.drawn.epochs - self.drawn.possible
                 terminal.say(f"{left} of {self.drawn.epochs} epochs can only be audited whole (--whole)")
@@ -147,9 +154,7 @@ def audit(arguments: Arguments) -> Result | tuple[Any, int]:
 def _is_audited(run: ObservedRun) -> bool:
     if run.config is not None and run.observation.state == "done":
         return True
-    terminal.tell(
-        f"left out {run.name}: {run.observation.state}{f': {why}' if (why := run.observation.reason) else ''}"
-    )
+    terminal.tell(f"left out {run.name}: {run.observation.state} {run.observation.reason or ''}".rstrip())
     return False
 
 
@@ -160,7 +165,7 @@ def _found(folder: Path, run: ObservedRun) -> Sequence[Finding]:
     if result is not None:
         return result.findings
     seen = Observer(folder).observe(job)
-    return [Finding(part="scores", verdict="unknown", text=f"its audit {seen.state}: {seen.reason}")]
+    return [Finding(part="scores", verdict="failed", text=f"the job is {seen.state}: {seen.reason}")]
 
 
 def _with_earlier(study_dir: Path, run: ObservedRun, found: Finding, folder: Path) -> Finding:

@@ -250,12 +250,12 @@ class Auditor:
             for name, then, now in zip(("loss", "norm"), row, here.numbers[2 * place : 2 * place + 2], strict=False):
                 if now != then and not math.isnan(row[0]):
                     return f"{self._place(stretch, place)}: {name} {now:.9g} here, {then:.9g} recorded"
-        for then, now in zip(self._epochs[stretch.start : stretch.end], here.epochs, strict=True):
-            epoch = then["epoch"] + 1
+        for record, made in zip(self._epochs[stretch.start : stretch.end], here.epochs, strict=True):
+            epoch = record["epoch"] + 1
             for key in ("train_loss", "val_loss"):
-                if then.get(key) != now[key]:
-                    return f"at the end of epoch {epoch}: {key} {now[key]!r} here, {then.get(key)!r} recorded"
-            if then.get("weights") not in (None, now["weights"]):
+                if record.get(key) != made[key]:
+                    return f"at the end of epoch {epoch}: {key} {made[key]!r} here, {record.get(key)!r} recorded"
+            if record.get("weights") not in (None, made["weights"]):
                 return f"in the weights after epoch {epoch}; its losses and norms are equal"
         return None
 
