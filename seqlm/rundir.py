@@ -739,6 +739,7 @@ class RunDirectory:
             is_cancelled=is_cancelled,
             stopped=stopped_reason(stopped) if stopped else None if attempts else self.left_out(),
             failure=self._failure(end, newest, first) if end and not has_owner else None,
+            before=self._failed_before(first) if end and end.kind is None and not has_owner else None,
             has_attempt=bool(attempts),
             has_begun=bool(attempts) and attempts[-1] >= first,
             epochs=epochs,
@@ -768,6 +769,11 @@ class RunDirectory:
         # Without a request, nobody tries it again.
         found = Verdict() if request is None else self.verdict(request.policy, self.failures(first))
         return RunState("failed", f"{end.kind}: {end.message}{found.why}", end.kind, is_final=found.delay is None)
+
+    def _failed_before(self, first: int) -> str | None:
+        """Return kind and message of the last failure of the attempts from ``first`` on. ``None``: there is none."""
+        failures = self.failures(first)
+        return f"{failures[-1].kind}: {failures[-1].message}" if failures else None
 
     def observe(
         self,
