@@ -28,6 +28,7 @@ COMMANDS = {
     "results": ["results", "stored"],
     "note": ["note", "stored", "--tag", "good", "--text", "a"],
     "diff": ["diff", "stored/rnn-adam", "stored/gru-adam", "--patch"],
+    "audit": ["audit", "stored", "--share", "0.1", "--data", "text", "--live-code"],
     "export": ["export", "stored", "--to", "csv", "--output", "exported"],
     "list": ["list"],
     "logs": ["logs", "stored"],
