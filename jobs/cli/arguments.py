@@ -164,7 +164,7 @@ class Arguments(PlanArguments, Launching):
     add: bool = option("keep earlier tags, and add those of --tag")
     text: str | None = option("what is to be said about the runs, in place of what was said before", metavar="TEXT")
     share: Any = option(
-        "train epochs again that have this share of all steps, drawn at random (0.02: 2 %)", type=part, metavar="F"
+        "train epochs again that have this share of all steps, drawn at random (0.02: 2 %%)", type=part, metavar="F"
     )
     whole: bool = option("train the chosen runs again from their first step to their last")
     trust_models: bool = option("run the models of your own that the study keeps; read them first")

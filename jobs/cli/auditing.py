@@ -27,7 +27,7 @@ from jobs.terminal import Result
 from seqlm.audit import records_finding
 from seqlm.errors import DataError, FileError, UsageError, printable
 from seqlm.files import file_sha256, folder_beside, make_directory, replace_folder
-from seqlm.reading import is_file, listed
+from seqlm.reading import LARGEST_HASHED, below, is_file, listed, open_regular
 from seqlm.records.runs import AuditResult, Finding
 from seqlm.records.studies import StudyFile
 from seqlm.rundir import AUDITS_FOLDER, RunDirectory
@@ -194,9 +194,10 @@ def _study(arguments: Arguments) -> Path:
     with folder_beside(arguments.runs_dir / path.name) as building:
         try:
             _unpack(path, building)
-        except (tarfile.TarError, zipfile.BadZipFile, OSError, ValueError) as error:
+        except Exception as error:  # many kinds for a malicious file
             raise UsageError(f"{path}: cannot be unpacked: {error}") from None
-        studies = sorted({found.parent for found in building.rglob(StudyFile.FILE) if not found.is_symlink()})
+        folders = {found.parent for found in below(building, StudyFile.FILE)}
+        studies = [one for one in folders if not folders & {*one.parents}]  # not those that an upgrade has kept
         if len(studies) != 1:
             raise UsageError(f"{path}: expected one study with a {StudyFile.FILE}, found {len(studies)}")
         target = arguments.runs_dir / f"{studies[0].name}-{str(file_sha256(path))[:8]}"
@@ -214,8 +215,7 @@ def _unpack(path: Path, folder: Path) -> None:
                 raise ValueError("it is larger than the free disk")
             archive.extractall(folder)  # drops "..", links and absolute paths
         return
-    with tarfile.open(path) as archive_tar:
-        members = archive_tar.getmembers()
-        if sum(member.size for member in members) > free:
+    with open_regular(path, largest=LARGEST_HASHED) as file, tarfile.open(fileobj=file) as tar:
+        if sum(member.size for member in tar.getmembers()) > free:
             raise ValueError("it is larger than the free disk")
-        archive_tar.extractall(folder, filter="data")
+        tar.extractall(folder, filter="data")

@@ -4,7 +4,6 @@ An audit is a study of its own, ``runs/<study>/audits/<number>/``. Its jobs are 
 on the same backends, and run the code of this process, not that of the study.
 """
 
-import hashlib
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,10 +16,10 @@ from jobs.spec import RunSpec
 from jobs.study.folder import ObservedRun
 from jobs.study.kept_code import source_tree
 from seqlm.audit import Stretch, stretches_of
-from seqlm.reading import listed, read_archive
+from seqlm.reading import listed, read_archive, read_bytes
 from seqlm.records.attempts import Worker
 from seqlm.records.runs import Result
-from seqlm.records.studies import CodeOrigin, TaskFile
+from seqlm.records.studies import TaskFile
 from seqlm.rundir import AUDITS_FOLDER, RunDirectory
 
 WORKER = ("-m", "seqlm.training.audit")
@@ -128,7 +127,7 @@ def elsewhere(place: Backend, runs: Sequence[ObservedRun]) -> None:
 
 
 def code_differs(study_dir: Path) -> list[str]:
-    """Return the files of ``seqlm`` in the newest kept code of a study that differ from the installed ones.
+    """Return the files of ``seqlm`` in the kept code of a study that differ from the installed ones.
 
     Only compared: nothing of it is run.
 
@@ -138,11 +137,13 @@ def code_differs(study_dir: Path) -> list[str]:
     root, differ = source_tree(), dict[str, None]()
     for archive in listed(study_dir / "code", "*.zip"):
         for name, content in read_archive(archive).items():
-            if name.startswith("seqlm/") and name.endswith(".py") and name != CodeOrigin.FILE:
-                try:
-                    is_same = hashlib.sha256((root / name).read_bytes()).digest() == hashlib.sha256(content).digest()
-                except OSError:
-                    is_same = False
-                if not is_same:
-                    differ[name] = None
+            if name.startswith("seqlm/") and name.endswith(".py") and _installed(root / name) != content:
+                differ[name] = None
     return list(differ)
+
+
+def _installed(path: Path) -> bytes | None:
+    try:
+        return read_bytes(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
