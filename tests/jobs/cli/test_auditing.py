@@ -95,6 +95,28 @@ def test_edits_are_found_by_what_the_share_covers_and_the_exit_code_is_1(trained
     assert finding["text"].startswith("from step 4 of epoch 1: loss ")
 
 
+@pytest.mark.parametrize(
+    ("digest", "text"), [(None, "computed otherwise than b9 and "), ("0" * 64, "all nodes differ")]
+)
+def test_a_third_node_says_which_one_computed_otherwise(
+    trained: Study, tmp_path: Path, digest: str | None, text: str
+) -> None:
+    shutil.copytree(trained.folder / "runs" / "small", tmp_path / "runs" / "small")
+    run, _ = runs_in(tmp_path / "runs" / "small")
+    change_row(run, 3, 0, next_float)
+    words = ["audit", "small", "--data", str(trained.folder / "text"), "--share", "1", "--only", "arch=rnn"]
+    assert ask(tmp_path, *words)[0] == 1
+    earlier = run.path.parent / "audits" / "000001" / run.id / "result.json"
+    record = json.loads(earlier.read_text())
+    for finding in record["findings"]:
+        finding |= {"node": "b9", "digest": digest or finding["digest"]}
+    earlier.write_text(json.dumps(record))
+    code, data, _ = ask(tmp_path, *words)
+    assert code == 1
+    (finding,) = [one for one in data["runs"][0]["findings"] if one["verdict"] == "differs"]
+    assert text in finding["text"]
+
+
 def test_another_library_gives_equal_losses_up_to_rounding(trained: Study, tmp_path: Path) -> None:
     (run, _) = runs_in(trained.folder / "runs" / "small")
     other = {"onednn": "blas", "blas": "onednn"}[run.read_worker(1).matmul or ""]
