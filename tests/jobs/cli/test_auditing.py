@@ -95,9 +95,7 @@ def test_edits_are_found_by_what_the_share_covers_and_the_exit_code_is_1(trained
     assert finding["text"].startswith("from step 4 of epoch 1: loss ")
 
 
-@pytest.mark.parametrize(
-    ("digest", "text"), [(None, "computed otherwise than b9 and "), ("0" * 64, "all nodes differ")]
-)
+@pytest.mark.parametrize(("digest", "text"), [(None, "otherwise than b9 and "), ("0" * 64, "all nodes differ")])
 def test_a_third_node_says_which_one_computed_otherwise(
     trained: Study, tmp_path: Path, digest: str | None, text: str
 ) -> None:
