@@ -58,7 +58,7 @@ from seqlm.reading import (
 )
 from seqlm.records.attempts import Environment, Exit, Position, ProgressFile, RankEnd, Start, Worker
 from seqlm.records.requests import Folder
-from seqlm.records.runs import CanaryResult, Provenance, Result, Rung
+from seqlm.records.runs import CanaryResult, Provenance, Result, Rung, Settled
 from seqlm.records.studies import StudyFile, TaskFile
 from seqlm.requests import RUN_ID, Request, Requests
 from seqlm.state import Facts, RunState, View, state_of
@@ -171,6 +171,8 @@ class RunDirectory:
     token_losses_file = _Below("valid.f32")
     """Loss of each token of the validation text (:mod:`seqlm.token_losses`)."""
     result_file = _Below(Result.FILE)
+    settled_file = _Below(Settled.FILE)
+    """That all comparisons of the run were decided before its end (:mod:`seqlm.comparisons`)."""
     model_dir = _Below("model")
     """The files of the user's own model, kept when the run was launched. Other runs have no such folder."""
     canary_file = _Below(CanaryResult.FILE)
@@ -681,6 +683,26 @@ class RunDirectory:
         is_history = newest.attempt is not None and newest.attempt < (first or self.first_attempt())
         return None if is_history else newest
 
+    def why_settled(self, first: int | None = None) -> str | None:
+        """Return the verdicts for which the run was stopped. ``None``: it was not, or a later request lets it go on.
+
+        ``first``: as for :meth:`read_stopped`.
+        """
+        settled = None
+        with contextlib.suppress(DamagedFileError):
+            settled = Settled.read(self.path)
+        if settled is None or (settled.attempt or 0) < (first or self.first_attempt()):
+            return None
+        return settled.reason
+
+    def why_stopped(self, first: int | None = None) -> str | None:
+        """Return why a search or a comparison stopped the run. ``None``: none did, or a later request lets it go on.
+
+        ``first``: as for :meth:`read_stopped`.
+        """
+        stopped = self.read_stopped(first)
+        return stopped_reason(stopped) if stopped else self.why_settled(first)
+
     def read_metrics(self) -> tuple[list[dict[str, Any]], list[str]]:
         """Return the epochs of ``metrics.jsonl``, and one warning for each line that is no complete record."""
         records, warnings = read_json_lines(self.metrics_file, _is_epoch, is_kept=False)
@@ -733,11 +755,11 @@ class RunDirectory:
         attempts = self.attempts()
         end = self.end(attempts[-1]) if attempts else None
         has_owner = self._has_owner(attempts, end)
-        stopped = self.read_stopped(first) if attempts and not has_owner else None
+        stopped = self.why_stopped(first) if attempts and not has_owner else None
         return Facts(
             has_owner=has_owner,
             is_cancelled=is_cancelled,
-            stopped=stopped_reason(stopped) if stopped else None if attempts else self.left_out(),
+            stopped=stopped if attempts else self.left_out(),
             failure=self._failure(end, newest, first) if end and not has_owner else None,
             before=self._failed_before(first) if end and end.kind is None and not has_owner else None,
             has_attempt=bool(attempts),

@@ -69,7 +69,10 @@ class Facts:
     is_cancelled: bool = False
     """Whether the newest request that names the run cancels it."""
     stopped: str | None = None
-    """Why a search stopped the run, or does not train it. ``None``: none did, or a later request lets the run go on."""
+    """Why a search or a comparison stopped the run, or why a search does not train it.
+
+    ``None``: none did, or a later request lets the run go on.
+    """
     failure: RunState | None = None
     """That the newest attempt failed, or its job was cancelled. ``None``: neither, or the attempt is older than the
     newest request that names the run."""
@@ -117,8 +120,8 @@ def rows(facts: Facts, view: View, spent: Callable[[], str | None]) -> Iterator[
     cancelled = RunState("cancelled", "cancelled by the user" if facts.is_cancelled else failure.reason, "cancelled")
     #: the newest request that names the run cancels it, or its job has recorded a `scancel` -> by whom
     yield facts.is_cancelled or failure.state == "cancelled", cancelled
-    #: a search stopped the run, or it is a final seed of a setting that a search has stopped -> its place at the rung,
-    #: or the run that it follows
+    #: a search or comparison stopped the run, or it is a final seed of a setting that stopped -> its place at the rung,
+    #: the verdict, or the run that it follows
     yield facts.stopped, RunState("stopped", facts.stopped)
     why_again = f"tried again after {failure.reason if has_failed else facts.before}"
     waits = f"{why_again}; {view.reason}" if view.reason else why_again

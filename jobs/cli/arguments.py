@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs import terminal
-from jobs.cli.parser import Command, Parser, above_zero, option, part, positional, seed, whole
+from jobs.cli.parser import Command, Parser, above_zero, not_negative, option, part, positional, seed, share, whole
 from jobs.registry import BACKENDS
 from seqlm import __version__
 from seqlm.environment import RUNS
@@ -114,13 +114,17 @@ class Arguments(PlanArguments, Launching):
     one_run: str = positional(RUN, nargs="?", metavar="run")
     a: str = positional("the first study, or a run as STUDY/RUN")
     b: str = positional("the second study or run")
+    side_a: str = positional("conditions on the runs of a setting, as after --only: 'arch=gru lr=0.01'", metavar="A")
+    side_b: str = positional("conditions on the runs of the other setting", metavar="B")
+    margin: Any = option("smaller differences do not matter, in nats (default: 0.02)", type=not_negative, metavar="X")
+    error: Any = option("share of studies with a false claim (default: 0.05)", type=share, metavar="X")
     beginning: str = positional("how the text begins, one word or several", metavar="prompt", type=str)
     name: str = positional("the name of the study, and of its file NAME.toml")
     source: str = positional("the class, as in model.source", metavar="FILE.py:CLASS")
     shell: str = positional("the shell", choices=("bash", "zsh", "fish"))
     corpus: str = positional("ptb: Penn Treebank", choices=("ptb",))
     kind: tuple[str, ...] = option(
-        "only failures of this kind, or runs that a search stopped; repeat for more kinds",
+        "only failures of this kind, or runs that a search or comparison stopped; repeat for more kinds",
         choices=(*KINDS, "stopped"),
     )
     trust: bool = option("from now on, run the models and commands that this study keeps as if you had launched it")
@@ -185,6 +189,7 @@ class Arguments(PlanArguments, Launching):
     files: tuple[str, ...] = option(
         "a further file that it imports, as in model.files; repeat --files for more", metavar="FILE"
     )
+    test: bool = option("send one message")
     target: str | None = option("the tracker", "--to", choices=("csv", "tensorboard", "mlflow", "wandb"))
     to: Path | None = option("default: the folder in which runs look for it", metavar="DIR")
 
@@ -239,6 +244,11 @@ COMMANDS = {
         "launch", "launching.retry", "first --kind oom", "launch failed and cancelled runs again",
         ("study", *TRAIN, "kind", "kept_models", "trust", "dry_run"),
     ),
+    "notify": Command(
+        "follow a study", "messages.notify_of", "first.toml --test",
+        "show who gets messages about a study or a manifest, or send one to see that they arrive",
+        ("study", "test", "trust"),
+    ),
     "clean": Command(
         "follow a study", "studies.clean_study", "first --dry-run",
         "delete from a study what no report and no run needs any more, or runs",
@@ -267,6 +277,11 @@ COMMANDS = {
         "results", "auditing.audit", "first --share 0.02",
         "check a study's numbers: its records, its models' scores and, with --share or --whole, by training again",
         ("audited", *PLACEMENT, *FILTERS, "share", "whole", "seed", "no_wait", "live_code", "trust_models"),
+    ),
+    "compare": Command(
+        "results", "comparing.compare", "first 'arch=gru' 'arch=rnn'",
+        "say whether a setting is better than another, or it was the seed; all comparisons of a study count",
+        ("study", "side_a", "side_b", "margin", "error"),
     ),
     "generate": Command(
         "results", "results.generate", "first best 'the first' --temperature 0.8",

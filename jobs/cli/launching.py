@@ -34,6 +34,7 @@ from jobs.study.folder import find_study, is_behaviour_study, observe_study, stu
 from jobs.study.launched import trust_study
 from jobs.study.record import KeptManifests
 from jobs.terminal import STATE, Column, Result, show
+from seqlm.comparisons import turns_of
 from seqlm.errors import SeqlmError, UsageError, printable
 from seqlm.rundir import Observation
 from seqlm.trust import distrusted
@@ -73,7 +74,8 @@ def prepared(arguments: Arguments) -> tuple[StudySettings, Order, Backend]:
     alone = [*terminal.program().split(), "run", arguments.manifest, "--only"]
     record = record_of(manifest, specs, data, launch_of(arguments, manifest))
     specs = [replace(spec, command=[*alone, f"name={spec.name}", *changes, *paths]) for spec in specs]
-    return study, _ordered(arguments, specs, record=record), backend
+    decides = None if arguments.only or arguments.exclude else manifest.decides
+    return study, _ordered(arguments, specs, record=record, decides=decides), backend
 
 
 def _ordered(arguments: Arguments, specs: Sequence[RunSpec], **more: Any) -> Order:
@@ -92,7 +94,7 @@ def _ordered(arguments: Arguments, specs: Sequence[RunSpec], **more: Any) -> Ord
 def retry(arguments: Arguments) -> tuple[Any, int]:
     """Launch failed and cancelled runs again and print how they ended. Exit code 1 if a run failed.
 
-    Runs that a search stopped go on only with ``--kind stopped``.
+    Runs that a search or a comparison stopped go on only with ``--kind stopped``.
     """
     study_dir = _found(arguments)
     runs = chosen_runs(arguments, study_dir)
@@ -103,7 +105,7 @@ def retry(arguments: Arguments) -> tuple[Any, int]:
     if not chosen:
         what = "was stopped" if arguments.kind == ("stopped",) else "has failed or was cancelled"
         stopped = "stopped" not in arguments.kind and any(one.observation.state == "stopped" for one in runs)
-        hint = "; --kind stopped lets runs go on that a search stopped" if stopped else ""
+        hint = "; --kind stopped lets runs go on that were stopped" if stopped else ""
         terminal.say(f"nothing to retry: no run that was chosen {what}{hint}")
         return {"study": study_dir.name, "runs": [one.to_dict() for one in runs]}, 0
     record = KeptManifests(study_dir, terminal.tell)
@@ -114,6 +116,8 @@ def retry(arguments: Arguments) -> tuple[Any, int]:
         for one in chosen:
             terminal.say(f"would retry {one.name}: {one.observation.state}: {one.observation.reason}")
         return {"study": study_dir.name, "runs": [one.to_dict() for one in chosen]}, 0
+    turns = turns_of(study_dir)
+    specs = [replace(spec, turn=turns.get(one.run.id, 0)) for one, spec in zip(chosen, specs, strict=True)]
     specs = [replace(spec, data_path=find_data(arguments.data, spec.data_path)) for spec in specs]
     kept = StudySettings(path=study_dir, policy=record.policy or Policy(), notify=record.notify, search=record.search)
     backend = choose_again(study_dir, chosen, arguments)
@@ -225,7 +229,7 @@ def carry_out(
     settings, command = backend.settings, study.notify.command if study.notify else None
     for line in [*secrets.advice(settings.env, f"backend.{backend.name}.env"), *secrets.advice_on_command(command)]:
         terminal.tell(f"warning: {line}")
-    needed = notify.variables(study.notify)
+    needed = notify.require(study.notify)
     if backend.is_scheduled:
         backend.settings = replace(settings, env_pass=(*settings.env_pass, *needed))
         return _submit(study, order, backend, waits=not arguments.no_wait)

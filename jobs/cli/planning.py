@@ -13,6 +13,7 @@ from jobs import terminal
 from jobs.backends.base import Backend, SharedTable
 from jobs.cli.arguments import Arguments, PlanArguments, Where
 from jobs.cli.parser import flag_of
+from jobs.launch import notify
 from jobs.launch.job import StudySettings
 from jobs.launch.own_models import ask, check_models, is_bad
 from jobs.launch.prepare import (
@@ -50,7 +51,6 @@ from seqlm.environment import BACKEND, DEVICE, RUNS
 from seqlm.errors import (
     BackendError,
     ConfigError,
-    DataError,
     ManifestError,
     ModelError,
     SeqlmError,
@@ -253,6 +253,9 @@ class PlanResult(Result):
         terminal.say("", f"{manifest.study}: {number} ({actions}) in {where}")
         if manifest.excluded:
             terminal.say(f"excluded by the manifest: {', '.join(run['name'] for run in manifest.excluded)}")
+        for one in manifest.decides:
+            what = f"one more seed of both after another until it is clear, at most {one.seeds}"
+            terminal.say(f'decide: "{one.a}" against "{one.b}": {what}')
         if manifest.search is not None and self.expected is not None:
             terminal.say(search_line(manifest.search, manifest, self.expected))
         terminal.say(self._costs_line())
@@ -301,10 +304,11 @@ def plan(arguments: PlanArguments) -> PlanResult:
     planned = estimated(planned, earlier_throughput(arguments.runs_dir), policy=policy)
     refused: SeqlmError | None = None
     try:
+        notify.require(manifest.notify)
         check_data(planned)  # plan knows the size of a corpus that run has to read
         if not arguments.oversized:
             require_memory(planned, backend)
-    except (DataError, BackendError) as error:
+    except (UsageError, BackendError) as error:
         refused = error
     costs = expected_costs = totals(planned, backend.capacity, max_parallel=limit)
     expected = None if manifest.search is None else expectation(manifest.search, planned)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from jobs.manifests.claims import Published, check_notes, expectations, runs_named
+from jobs.manifests.decide import Decide, further_seeds, in_turn, seeded
 from jobs.manifests.draws import Real, is_distribution
 from jobs.manifests.entries import ManifestFile
 from jobs.manifests.expand import (
@@ -67,6 +68,8 @@ class Manifest:
     """Who gets messages (``[notify]``). ``None``: nobody."""
     search: Search | None
     """When the runs are compared and stopped (``[search]`` and ``--set search.KEY``). ``None``: no run is stopped."""
+    decides: tuple[Decide, ...]
+    """Settings that are compared, with one more seed of both after another (``[[decide]]``)."""
     runs: tuple[RunSpec, ...]
     excluded: tuple[Mapping[str, Any], ...]
     """Name, architecture and optimizer of each run that an ``[[exclude]]`` dropped, as far as they are texts."""
@@ -119,6 +122,13 @@ def load_manifest(path: Path, overrides: Sequence[str] = (), *, tables: Mapping[
         _check_seeds(file.search, specs, file)
         specs, written = (with_final_seeds(found, file.search) for found in (specs, written))
         _check_names(specs, file)
+    if file.decides:
+        further = further_seeds(specs, file.decides, file.name, problems)
+        specs, written = (
+            [*found, *(seeded(found[place], seed, order) for order, (place, seed) in enumerate(further, len(found)))]
+            for found in (specs, written)
+        )
+        specs = specs if problems.lines else in_turn(specs, file.decides.values())
     unmatched = len(problems.unmatched)
     expected = expectations(file.claims, written, file.name, problems)
     names, dropped = [spec.name for spec in written], [run["name"] for run in excluded]
@@ -149,6 +159,7 @@ def load_manifest(path: Path, overrides: Sequence[str] = (), *, tables: Mapping[
         policy=file.policy,
         notify=file.notify,
         search=file.search,
+        decides=tuple(file.decides.values()),
         runs=tuple(replace(spec, entry=plan.name) for spec, plan in zip(specs, written, strict=True)),
         excluded=tuple(excluded),
         written=tuple(written),

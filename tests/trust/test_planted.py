@@ -30,6 +30,7 @@ from tests.trust import planted
 PAGE = ROOT / "docs" / "explanation" / "trust.md"
 WORDS = {
     "diff": ["{study}/done", "{study}/failed", "--patch"],
+    "compare": ["{study}", "name=done", "name=failed"],
     "generate": ["{study}", "done", "the"],
     "export": ["{study}", "--to", "csv", "--output", "{folder}/exported"],
     "clean": ["{study}", "--yes"],
@@ -53,10 +54,10 @@ def test_the_table_has_each_command_that_takes_a_study_and_says_where_trust_is_a
     assert sorted(named) == sorted(
         name
         for name, command in COMMANDS.items()
-        if name == "list" or {"study", "any_study", "studies", "a", "words"} & {*command.takes}
+        if name == "list" or {"study", "any_study", "studies", "a", "words", "audited"} & {*command.takes}
     )
     running = {name for names, runs, _ in rows() if runs != "nothing" for name in names}
-    assert running == {name for name, command in COMMANDS.items() if "trust" in command.takes}
+    assert running == {name for name, command in COMMANDS.items() if {"trust", "trust_models"} & {*command.takes}}
 
 
 @pytest.fixture
