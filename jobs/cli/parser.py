@@ -7,7 +7,9 @@ one. The name of the field is that of the flag, and its annotation says how it i
 import argparse
 import contextlib
 import dataclasses
+import itertools
 import math
+import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -127,6 +129,10 @@ class Parser(argparse.ArgumentParser):
                     names = [*(flag for flag in flags if not flag.startswith("--")), flag_of(arguments[key])]
                     made.add_argument(*names, **{**BY_TYPE.get(arguments[key].type, {}), **how, "dest": key})
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print help. Argparse itself ignores that it cannot be written."""
+        file.write(message)
+
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see {self.prog} --help)")
 
@@ -155,9 +161,11 @@ class Parser(argparse.ArgumentParser):
     def _hint(self, unknown: list[str], args: list[str]) -> str:
         """Return what unknown words may mean: a key of ``--set``, a filter, or another flag."""
         flags = [known for known in self._option_string_actions if known.startswith("--")]
-        for flag, key, value in zip(args, args[1:], args[2:], strict=False):
-            if flag == "--set" and "=" not in key and not value.startswith("-"):
-                return f'; did you mean "--set {key}={value}"?'
+        for place, (flag, key) in enumerate(itertools.pairwise(args)):
+            following = [key, *args[place + 2 :]]
+            written = re.match(r"([\w.]+)\s*=?\s*([^\s=-]\S*)", " ".join(following[: 3 if "=" in following else 2]))
+            if flag == "--set" and written is not None:
+                return f'; did you mean "--set {written[1]}={written[2]}"?'
         if not unknown[0].startswith("--"):
             has_filter = any(word in ("--only", "--exclude") for word in args)
             return "; --only and --exclude take one argument each: --only 'arch=gru lr>1'" if has_filter else ""

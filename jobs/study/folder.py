@@ -112,6 +112,7 @@ class ObservedRun:
             "name": self.name,
             "id": self.run.id,
             "state": seen.state,
+            "kind": seen.kind,
             "epoch": seen.epoch,
             "epochs_done": None if total is None else seen.epochs_done,
             "epochs_total": total,
