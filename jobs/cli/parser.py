@@ -96,6 +96,8 @@ class Parser(argparse.ArgumentParser):
 
     commands: Mapping[str, Command] = {}
     """The commands, by name. Empty for the parser of one command."""
+    fields: Sequence[dataclasses.Field[Any]] = ()
+    """Of the parser of one command: arguments that it gets before it parses."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
@@ -121,13 +123,18 @@ class Parser(argparse.ArgumentParser):
         for name, command in commands.items():
             epilog = f"example:\n{examples[name]}"
             made = below.add_parser(name, help=command.text, description=command.text, epilog=epilog)
-            for key in (*command.takes, *common):
-                flags, how = arguments[key].metadata["flags"], arguments[key].metadata["how"]
-                if flags is None:
-                    made.add_argument(key, **how)
-                else:
-                    names = [*(flag for flag in flags if not flag.startswith("--")), flag_of(arguments[key])]
-                    made.add_argument(*names, **{**BY_TYPE.get(arguments[key].type, {}), **how, "dest": key})
+            made.fields = [arguments[key] for key in (*command.takes, *common)]
+
+    def add_fields(self) -> None:
+        """Add the arguments of :attr:`fields`. It takes long, and a command line has one command."""
+        for field in self.fields:
+            flags, how = field.metadata["flags"], field.metadata["how"]
+            if flags is None:
+                self.add_argument(field.name, **how)
+            else:
+                names = [*(flag for flag in flags if not flag.startswith("--")), flag_of(field)]
+                self.add_argument(*names, **{**BY_TYPE.get(field.type, {}), **how, "dest": field.name})
+        self.fields = ()
 
     def _print_message(self, message: str, file: Any = None) -> None:
         """Print help. Argparse itself ignores that it cannot be written."""
@@ -148,6 +155,7 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         """Parse, and refuse unknown words here, so that the message names the help of the command."""
+        self.add_fields()
         if self.commands and args and args[0] not in self._option_string_actions and args[0].startswith("-"):
             place = next((place for place, word in enumerate(args) if word in self.commands), None)
             if place is not None:

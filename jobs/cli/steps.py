@@ -144,8 +144,10 @@ def _replaced(word: str, wrong: str, right: str) -> str:
 
 def _edit(arguments: Arguments | None, wrong: str, right: str) -> str | None:
     """Return the command that corrects a key or value of the manifest. ``None``: it is not clear where it stands."""
-    path = Path(arguments.manifest) if arguments is not None and arguments.manifest else None
-    if path is None or not is_file(path):
+    if arguments is None:
+        return None
+    path = Path(arguments.manifest or arguments.study or arguments.any_study)
+    if path.suffix != ".toml" or not is_file(path):
         return None
     old, new = wrong, right
     if not (_PLAIN.fullmatch(old) and _PLAIN.fullmatch(new)):

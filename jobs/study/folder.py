@@ -178,7 +178,10 @@ def find_any_study(argument: str, runs_dir: Path) -> Path:
         folder = runs_dir / load_manifest(path).study
         confine(folder)
         if not is_folder(folder):
-            raise UsageError(f"{path}: this study has not been launched yet (no folder {folder}); use run {path}")
+            raise UsageError(
+                f"{path}: this study has not been launched yet (no folder {folder}); "
+                f"`seqlm plan {path}` shows its runs, `seqlm run {path}` starts them"
+            )
         return folder
     if folders:
         raise UsageError(f"{folders[0]}: expected a study's folder, found no runs in it")
