@@ -19,7 +19,7 @@ from tests.crawl import Crawl, blank_figures
 from tests.facts import fail
 from tests.fake_slurm import FakeSlurm
 from tests.seqlm.check_model.faulty import write_model
-from tests.small_study import Study, worker_pid
+from tests.small_study import ROOT, Study, worker_pid
 
 pytestmark = pytest.mark.process
 
@@ -136,23 +136,56 @@ def the_time_was_over(study: Study) -> Broken:
 
 
 def the_budget_is_spent(study: Study) -> Broken:
-    study.add(rates=[0.02])
-    study.write("[policy]", "core_hours = 0.0000001")
+    study.write("[policy]", "core_hours = 1e-9")
+    study.add(archs=["gru"])
     broken_run(study, "{}", "--max-parallel", "1")
     text = study.manifest.read_text()
     yield
     assert study.manifest.read_text() == text
+    assert len(results(study)) == 1
 
 
 def a_run_was_cancelled(study: Study) -> Broken:
+    study("run", "small.toml")
+    study.add(archs=["gru"])
     crawl = Crawl(study.folder, epochs=1)
     launcher = study.start("run", "small.toml", env={**study.env, **crawl.env})
     study.until_they_train()
     assert study("cancel", "small", "--all").returncode == 0
     commands.finish(launcher)
-    crawl.end()
-    study.add(rates=[0.02])
+    yield
+    assert [*results(study)] == ["rnn-adam"]
+
+
+def a_job_is_held(study: Study) -> Broken:
+    fake = FakeSlurm(study.folder / "slurm")
+    study.env = {**study.env, "PATH": f"{fake.bin}:{study.env['PATH']}", "SEQLM_BACKEND": ""}
+    answer = study("run", "small.toml", "--no-wait", "--backend", "slurm")
+    assert answer.returncode == 0, answer.stderr
+    with fake.opened() as room:
+        for job in room.jobs:
+            job.options["hold"] = ""
+    yield
+    assert all("hold" not in job.options for job in fake.jobs().values())
+
+
+def an_archive_was_doctored(study: Study) -> Broken:
     study("run", "small.toml")
+    (run,) = study.runs()
+    config = json.loads(run.config_file.read_text())
+    config["optim"]["lr"] = 0.5
+    run.config_file.write_text(json.dumps(config))
+    yield
+
+
+def an_own_model_was_mended(study: Study) -> Broken:
+    text = study.manifest.read_text().partition("[[grid]]")[0].partition("[defaults.model]")
+    study.manifest.write_text(text[0] + "[defaults.data]" + text[2].partition("[defaults.data]")[2])
+    study.write("[[run]]", 'optim.optimizer = "adam"', "optim.lr = 0.01", 'model.arch = "custom"', 'model.source = "lstm.py:LSTM"', "model.arguments = { hidden_size = 8, num_layers = 1 }")
+    source = (ROOT / "examples" / "lstm" / "lstm.py").read_text()
+    (study.folder / "lstm.py").write_text(source)
+    broken_run(study, '{"1/1": "code"}')
+    (study.folder / "lstm.py").write_text(source + "# mended\n")
     yield
 
 
