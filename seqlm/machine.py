@@ -40,8 +40,10 @@ def cpu_count() -> int:
 
 
 def memory_bytes() -> int:
-    """Return the memory of this machine."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """Return the memory of this machine, or the limit of this process's control group if that is less."""
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    _, limit = group_memory(own_groups())
+    return physical if limit is None else min(physical, limit)
 
 
 def memory_groups(membership: str, root: Path = Path("/sys/fs/cgroup")) -> list[Path]:
@@ -144,7 +146,7 @@ def keep_freed_memory() -> None:
     """Have glibc keep the memory that this process frees, unless an environment variable has set how it does that.
 
     Logits are allocated and freed in every step. Returning their pages to the system each time costs a small model a
-    sixth of its speed (docs/project/decisions/2026-11-24-freed-memory.md). Other C libraries are left alone.
+    sixth of its speed (docs/project/decisions/products.md). Other C libraries are left alone.
 
     By default, glibc raises its thresholds to fit the blocks that are freed. Setting either threshold ends that. So the
     one for trimming is set only if ``mallopt`` has taken the one for ``mmap`` (it returns 0 if it refuses a value).

@@ -118,7 +118,7 @@ def rows(facts: Facts, view: View, spent: Callable[[], str | None]) -> Iterator[
     #: or the run that it follows
     yield facts.stopped, RunState("stopped", facts.stopped)
     again = RunState("queued", f"tried again after {failure.reason}")
-    #: its attempt failed, the policy has it tried again, and a launcher or a job is there for that -> kind and message
+    #: its attempt failed, the policy allows a retry, and a launcher or a job can start it -> kind and message
     yield has_failed and not failure.is_final and view.may_run, again
     #: its attempt failed -> kind and message
     yield has_failed, failure
@@ -134,8 +134,7 @@ def rows(facts: Facts, view: View, spent: Callable[[], str | None]) -> Iterator[
     # A job that had begun to follow its workers records what goes wrong, unless it is killed or cannot write.
     kind = "node" if facts.has_begun and view.kind == "code" else view.kind or "code"
     ended = RunState("failed", f"{kind}: {view.reason}", kind, is_final=not is_retried(kind))
-    #: its job ended in another way than well, and wrote nothing -> what the scheduler reports; `node` if an attempt had
-    #: begun
+    #: its job failed and wrote nothing -> what the scheduler reports; `node` if an attempt had begun
     yield view.kind, ended
     epochs = f"{facts.epochs} epoch{'s' if facts.epochs > 1 else ''}"
     after = f"after {epochs}" if facts.epochs else "before the first epoch ended"

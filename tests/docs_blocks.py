@@ -77,9 +77,9 @@ class Block:
 
 
 def pages() -> list[Path]:
-    """Return the pages for readers: README.md and docs/, without decisions and built files."""
+    """Return the pages for readers: README.md and docs/, without built files."""
     found = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-    return [page for page in found if not {"decisions", "_build"} & set(page.relative_to(ROOT).parts)]
+    return [page for page in found if "_build" not in page.relative_to(ROOT).parts]
 
 
 def read_blocks(page: Path) -> list[Block]:

@@ -46,7 +46,7 @@ INTERFACE_VARIABLE = "GLOO_SOCKET_IFNAME"
 SHORT_SPIN = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}
 """Variables of the OpenMP libraries of GNU, and of Intel and LLVM (milliseconds): how long a thread that waits for work
 spins before it sleeps. By default it spins so long that another program on its core makes a run up to 200 times slower
-(docs/project/decisions/2026-11-28-short-spin.md)."""
+(docs/project/decisions/attempts.md)."""
 
 
 # -- variables -----------------------------------------------------------------------------------------------------

@@ -74,6 +74,7 @@ class PlanArguments(Common, Filters, Where):
 
     manifest: str = positional("the study: a TOML file; quickstart, search, ablation, strong and paper come with seqlm")
     changes: tuple[str, ...] = option("such as train.epochs=2", "--set", metavar="KEY=VALUE", empty=())
+    oversized: bool = option("also start runs that need more memory than there is", "--force")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +113,7 @@ class Arguments(PlanArguments, Launching):
     one_run: str = positional(RUN, nargs="?", metavar="run")
     a: str = positional("the first study, or a run as STUDY/RUN")
     b: str = positional("the second study or run")
-    beginning: str = positional("how the text begins, one word or several", metavar="prompt")
+    beginning: str = positional("how the text begins, one word or several", metavar="prompt", type=str)
     name: str = positional("the name of the study, and of its file NAME.toml")
     source: str = positional("the class, as in model.source", metavar="FILE.py:CLASS")
     document: str = positional("the command whose JSON document is described (default: manifests)", nargs="?")
@@ -123,6 +124,7 @@ class Arguments(PlanArguments, Launching):
     )
     trust: bool = option("from now on, run the models and commands that this study keeps as if you had launched it")
     dry_run: bool = option("show what would be done, and do nothing", "-n")
+    kept_models: bool = option("train your own models as the study keeps them, although their files have changed")
     # What one command takes:
     machine: bool = option("show who uses the GPUs of this machine, and who waits for one")
     watch: bool = option("show changes, draw or export them, until every run is over")
@@ -187,7 +189,7 @@ COMMON = ("json", "fields", "verbose", "runs_dir")
 FILTERS = ("only", "exclude")
 PLACEMENT = ("data", "backend", "ray_address", "max_parallel")
 LAUNCH = (*PLACEMENT, *FILTERS, "max_stalled_retries", "no_wait", "live_code")
-TRAIN = (*LAUNCH, "canary", "behaviour", "then_report", "report")
+TRAIN = (*LAUNCH, "oversized", "canary", "behaviour", "then_report", "report")
 COMMANDS = {
     "init": Command(
         "launch", "beginning.init", "first", "write a short manifest that runs, with comments", ("name",)
@@ -235,7 +237,7 @@ COMMANDS = {
     ),
     "retry": Command(
         "launch", "launching.retry", "first --kind oom", "launch failed and cancelled runs again",
-        ("study", *TRAIN, "kind", "trust", "dry_run"),
+        ("study", *TRAIN, "kind", "kept_models", "trust", "dry_run"),
     ),
     "clean": Command(
         "follow a study", "studies.clean_study", "first --dry-run",

@@ -19,7 +19,9 @@ from jobs.launch.prepare import (
     check_data,
     estimated,
     find_data,
+    memory_warning,
     plan_runs,
+    require_memory,
     resolve_resources,
     resolve_specs,
     to_do,
@@ -43,7 +45,7 @@ from seqlm import machine
 from seqlm.architectures import CLASS_SEPARATOR, CustomConfig
 from seqlm.data.corpus import corpus_facts
 from seqlm.environment import BACKEND, DEVICE, RUNS
-from seqlm.errors import BackendError, ConfigError, DataError, ModelError, UsageError, printable
+from seqlm.errors import BackendError, ConfigError, DataError, ModelError, SeqlmError, UsageError, printable
 from seqlm.model_files import read_model_files
 from seqlm.reading import confine, exists, is_file
 from seqlm.requests import Requests
@@ -175,8 +177,8 @@ class PlanResult(Result):
     backend: Backend
     planned: Sequence[PlannedRun]
     """All runs, each with an estimate."""
-    refused: str | None
-    """Why ``run`` would refuse the data."""
+    refused: SeqlmError | None
+    """Why ``run`` would refuse this. ``None``: it would not."""
     changed: Sequence[str]
     """What has changed since runs of the study began, a line each."""
     costs: Totals
@@ -192,8 +194,8 @@ class PlanResult(Result):
 
     @property
     def exit_code(self) -> int:
-        """``run`` would refuse the data."""
-        return 0 if self.refused is None else UsageError.exit_code
+        """That of ``run``, if it would refuse this."""
+        return 0 if self.refused is None else self.refused.exit_code
 
     @property
     def todo(self) -> list[PlannedRun]:
@@ -221,7 +223,7 @@ class PlanResult(Result):
             "expected": expected,
             "totals": {**totals, **asdict(self.costs)},
             "budget": None if self.limits is None else self.limits[1],
-            "refused": self.refused,
+            "refused": None if self.refused is None else str(self.refused),
             "changes": self.changed,
         }
         return {**document, "scripts": self.scripts} if self.scripts else document
@@ -242,8 +244,8 @@ class PlanResult(Result):
         terminal.say(self._costs_line())
         if self.limits is not None:
             terminal.say(self.limits[0])
-        if self.backend.is_here:
-            _warn_of_memory(todo)
+        if self.refused is None and (beyond := memory_warning(todo, self.backend)) is not None:
+            terminal.tell(f"warning: {beyond}")
         if summary := self.backend.summary(todo):
             terminal.say(summary)
         if any(item.spec.resources.gpus and item.spec.config.train.precision == "fp32" for item in todo):
@@ -283,11 +285,13 @@ def plan(arguments: PlanArguments) -> PlanResult:
     check_models(planned)
     planned = resolve_resources(planned, backend, limit)
     planned = estimated(planned, earlier_throughput(arguments.runs_dir), keep_last=policy.keep_last)
-    refused = None
+    refused: SeqlmError | None = None
     try:
         check_data(planned)  # plan knows the size of a corpus that run has to read
-    except DataError as error:
-        refused = str(error)
+        if not arguments.oversized:
+            require_memory(planned, backend)
+    except (DataError, BackendError) as error:
+        refused = error
     costs = expected_costs = totals(planned, backend.capacity, max_parallel=limit)
     expected = None if manifest.search is None else expectation(manifest.search, planned)
     if expected is not None:
@@ -346,19 +350,6 @@ def search_line(search: Search, manifest: Manifest, expected: Expectation) -> st
         if number
     )
     return f"{rule}; expected: {', '.join(likely)}"
-
-
-def _warn_of_memory(todo: Sequence[PlannedRun]) -> None:
-    """Warn of the run that needs most on the processor, if that is more than this machine has."""
-    needs = [
-        ((item.estimate.memory_bytes or 0) * item.spec.resources.ranks, item.spec.name)
-        for item in todo
-        if not item.spec.resources.gpus and item.estimate is not None
-    ]
-    most, name = max(needs, default=(0, ""))
-    if most > (has := machine.memory_bytes()):
-        what = f"{name} needs more than {terminal.memory(most)} of memory"
-        terminal.tell(f"warning: {what}, this machine has {terminal.memory(has)}")
 
 
 def _record(item: PlannedRun) -> dict[str, Any]:

@@ -387,6 +387,7 @@ def tell_skipped(planned: Sequence[PlannedRun]) -> None:
     for item in planned:
         if item.action == "skip":
             state = "done" if item.reason == "done" else f"more {item.observation.state}"
+            state = "more that cannot go on" if item.falls_short else state
             by_state[state].append(f"skipped {item.spec.name}: {item.reason}")
     terminal.detail("\n".join(by_state.pop("done", [])))
     for state, (first, *others) in by_state.items():

@@ -22,6 +22,7 @@ from jobs.study.folder import ObservedRun, find_study, launcher_of, observe_stud
 from jobs.study.record import KeptManifests
 from jobs.study.scheduler import Waiting
 from jobs.terminal import Result
+from seqlm.architectures import CustomConfig
 from seqlm.enough import enough
 from seqlm.errors import FileError, SeqlmError
 from seqlm.hang import waiting_ranks
@@ -98,7 +99,7 @@ def details_of(one: ObservedRun, job: Waiting | None, starts_at: float | None) -
     elif seen.state in ("pending", "cancelled", "stopped", "failed"):
         advice = STOPPED if seen.state == "stopped" else None
         if seen.kind is not None and seen.is_final:
-            advice = KINDS[seen.kind].advice
+            advice = _own_model_advice(one) or KINDS[seen.kind].advice
         details["do"] = advice or GO_ON
     if waiting := waiting_ranks(run, attempt):
         details["waiting"] = waiting
@@ -107,6 +108,18 @@ def details_of(one: ObservedRun, job: Waiting | None, starts_at: float | None) -
     with contextlib.suppress(SeqlmError):  # `status` names a damaged file if it matters
         details |= spent(one)
     return details
+
+
+def _own_model_advice(one: ObservedRun) -> str | None:
+    """Return what to do after an error in the code of a run of the user's own model; ``None`` for any other run.
+
+    `retry` would train the copy that the study keeps.
+    """
+    model = None if one.config is None else one.config.model
+    if one.observation.kind != "code" or not isinstance(model, CustomConfig):
+        return None
+    command = KeptManifests(one.run.path.parent, only=("manifest", "folder")).run_command
+    return f"correct {model.file} as its log says, then `{command}`"
 
 
 def _clock(moment: float) -> str:

@@ -69,6 +69,8 @@ class Order:
     """Run id -> content of ``task.json``, for jobs that do not train. They run again, however they ended before."""
     retry: bool = False
     """Also launch runs that failed, were cancelled, or were stopped by a search."""
+    oversized: bool = False
+    """Whether runs start that need more memory than there is."""
     canary: bool | None = None
     """Whether canaries run before the grid. ``None`` means that the number of runs decides."""
     live_code: bool = False

@@ -162,6 +162,15 @@ def memory_bytes(config: RunConfig, vocab_size: int, ranks: int = 1) -> int | No
     return FLOAT_BYTES * copies * (parameter_count(config, vocab_size) or 0) + kept
 
 
+def weights_bytes(config: RunConfig, vocab_size: int) -> int | None:
+    """Return the bytes of the parameters, their gradients and the optimizer's moments, which each rank has in training.
+
+    A step needs them however few columns it takes at a time. ``None``: as for :func:`parameter_count`.
+    """
+    parameters = parameter_count(config, vocab_size)
+    return None if parameters is None else FLOAT_BYTES * (2 + config.optim.moments) * parameters
+
+
 def checkpoint_bytes(config: RunConfig, vocab_size: int, *, to_resume: bool) -> int | None:
     """Return the bytes of ``best.pt`` (parameters and vocabulary), or with ``to_resume`` of ``last.pt``.
 

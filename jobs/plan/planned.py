@@ -32,6 +32,12 @@ class PlannedRun:
     """Of a final seed of a search: the run that it follows, which has to be done before it starts. ``None``: none."""
 
     @property
+    def falls_short(self) -> bool:
+        """Whether the run is done with fewer epochs than requested, and cannot go on."""
+        seen = self.observation
+        return seen.state == "done" and self.action == "skip" and 0 < seen.epochs_done < self.spec.config.train.epochs
+
+    @property
     def epochs_done(self) -> int:
         """Finished epochs that the run does not repeat."""
         return self.observation.epochs_done if self.action in ("resume", "extend") else 0

@@ -4,6 +4,7 @@
 """
 
 import functools
+import shlex
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, final
@@ -105,6 +106,11 @@ class KeptManifests:
     def manifest(self) -> Path:
         """Where the manifest of the last launch was: beside this process if that was not kept."""
         return Path(self.file.folder or "", self.file.manifest or "")
+
+    @property
+    def run_command(self) -> str:
+        """The command, without the program's name, that launches the manifest of the last launch again."""
+        return f"run {shlex.quote(printable(str(self.manifest)) if self.file.manifest else 'MANIFEST')}"
 
     def _table(self, kind: type[TableT], raw: Mapping[str, Any] | None) -> TableT | None:
         problems = Problems()

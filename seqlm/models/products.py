@@ -7,7 +7,7 @@ Parameters, states and everything point-wise keep the type of the parameters. Wi
 - Sums are float32. The product of two bf16 numbers has 16 bits, so only additions round.
 - On a GPU the result is float32 (``out_dtype`` of ``torch.mm`` and ``torch.bmm``, from PyTorch 2.8 on).
 - On a CPU the finished float32 sum is rounded to bf16 once, and then stored as float32. PyTorch has no bf16 product
-  with a float32 result on a CPU. docs/project/decisions/2026-11-26-bf16-products.md has the measurements.
+  with a float32 result on a CPU. docs/project/decisions/products.md has the measurements.
 - Additions are operations of their own: some versions of ``torch.addmm`` refuse to add a float32 matrix to such a
   product.
 

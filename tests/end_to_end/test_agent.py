@@ -44,7 +44,15 @@ def follow(study: Study) -> list[str]:
         is_report = words[2] == "report"  # behaviour needs models, and the stub trains none
         answer = study(*words[2:], *(["--no-behaviour"] if is_report else []), "--json")
         document = json.loads(answer.stdout)
-        print(command, answer.returncode, document["error"], document["next"], document["notes"], answer.stderr, sep="\n    ")
+        print(
+            command,
+            answer.returncode,
+            document["error"],
+            document["next"],
+            document["notes"],
+            answer.stderr,
+            sep="\n    ",
+        )
         now = json.dumps([document["next"], document["data"]])
         command = document["next"][0]["command"] if document["next"] and now != before else ""
         before = now
@@ -181,7 +189,14 @@ def an_archive_was_doctored(study: Study) -> Broken:
 def an_own_model_was_mended(study: Study) -> Broken:
     text = study.manifest.read_text().partition("[[grid]]")[0].partition("[defaults.model]")
     study.manifest.write_text(text[0] + "[defaults.data]" + text[2].partition("[defaults.data]")[2])
-    study.write("[[run]]", 'optim.optimizer = "adam"', "optim.lr = 0.01", 'model.arch = "custom"', 'model.source = "lstm.py:LSTM"', "model.arguments = { hidden_size = 8, num_layers = 1 }")
+    study.write(
+        "[[run]]",
+        'optim.optimizer = "adam"',
+        "optim.lr = 0.01",
+        'model.arch = "custom"',
+        'model.source = "lstm.py:LSTM"',
+        "model.arguments = { hidden_size = 8, num_layers = 1 }",
+    )
     source = (ROOT / "examples" / "lstm" / "lstm.py").read_text()
     (study.folder / "lstm.py").write_text(source)
     broken_run(study, '{"1/1": "code"}')

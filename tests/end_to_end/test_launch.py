@@ -461,7 +461,7 @@ def test_a_finished_run_without_its_last_checkpoint_is_done_and_cannot_go_on(tmp
     again = study("run", "small.toml")
     assert (again.returncode, run.attempts()) == (0, [1])
     more = study("run", "small.toml", "--set", "train.epochs=2")
-    assert (more.returncode, run.attempts()) == (0, [1])
+    assert (more.returncode, run.attempts()) == (1, [1]), "it has not what was asked for"
     (line,) = [line for line in more.stderr.splitlines() if "skipped" in line]
     folder = run.path.relative_to(tmp_path)
     reason = f"done after 1 epochs; it cannot go on to 2, because its last.pt was deleted; move {folder} away"
