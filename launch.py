@@ -6,6 +6,7 @@ Each command imports what it needs when it runs, so that ``--help`` and ``status
 
 import contextlib
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
@@ -25,6 +26,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: ``--help`` or ``--version`` was printed.
     """
+    if "_ARGCOMPLETE" in os.environ:
+        from jobs.cli.completion import complete
+
+        complete(parser(terminal.program()))
     try:
         with contextlib.redirect_stdout(terminal.Output(sys.stdout)) as output:
             try:
@@ -96,8 +101,8 @@ def _finish(words: Sequence[str], arguments: Arguments | None, data: Any, error:
     """Print the error, what to do next, and with ``--json`` the document; return the exit code."""
     message = "interrupted" if error is None else error_text(error)
     is_interrupted = data is None and code == EXIT_INTERRUPTED
-    for line in message.split("\n") if error is not None or is_interrupted else ():
-        terminal.tell(f"error: {line}")
+    if error is not None or is_interrupted:
+        terminal.tell_error(message)
     is_json = _is_json(words)
     if is_json or not sys.stderr.isatty():  # a person reads the messages, and nobody waits for these imports
         from jobs.cli import answers, documents

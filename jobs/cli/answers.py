@@ -73,7 +73,8 @@ def without_list(line: str) -> str:
 
 def error_of(code: int, kind: str, message: str, problems: Iterable[Mapping[str, Any]] | None = None) -> dict[str, Any]:
     """Return the ``error`` of a document. ``problems``: those of each line of the message, if they are not given."""
-    found = map(problem_of, message.split("\n")) if problems is None else problems
+    lines = (line for line in message.split("\n") if not line.startswith(" "))  # such a line belongs to the one before
+    found = map(problem_of, lines) if problems is None else problems
     return {"code": code, "kind": kind, "message": message, "problems": [*found]}
 
 

@@ -17,7 +17,7 @@ from jobs.backends.base import Backend
 from jobs.backends.local import LocalBackend
 from jobs.cli.arguments import EXIT_RUN_FAILED, Arguments
 from jobs.cli.naming import chosen_runs, find_trained
-from jobs.cli.planning import choose, choose_again, open_manifest, plan
+from jobs.cli.planning import choose, choose_again, launch_of, open_manifest, plan
 from jobs.cli.view import Watcher, following, status_of, tell_skipped, watch
 from jobs.launch import notify
 from jobs.launch.background import detach
@@ -34,6 +34,7 @@ from jobs.study.folder import find_study, is_behaviour_study, observe_study, stu
 from jobs.study.launched import trust_study
 from jobs.study.record import KeptManifests
 from jobs.terminal import STATE, Column, Result, show
+from seqlm.comparisons import turns_of
 from seqlm.errors import SeqlmError, UsageError, printable
 from seqlm.rundir import Observation
 from seqlm.trust import distrusted
@@ -50,7 +51,13 @@ def run(arguments: Arguments) -> Result | tuple[Any, int]:
 
 def run_manifest(arguments: Arguments) -> tuple[Any, int]:
     """Launch what is not done yet and print how it ended. Exit code 1 if a run failed."""
-    manifest, specs, study_dir = open_manifest(arguments)
+    study, order, backend = prepared(arguments)
+    return train(arguments, study, order, backend)
+
+
+def prepared(arguments: Arguments) -> tuple[StudySettings, Order, Backend]:
+    """Return the settings of a manifest's study, what its launch is asked to do, and where its runs go."""
+    arguments, manifest, specs, study_dir = open_manifest(arguments)
     data = find_data(arguments.data, manifest.data_path)
     terminal.detail(f"data: {data or 'the default place'}")
     for line in manifest.advice:
@@ -65,9 +72,10 @@ def run_manifest(arguments: Arguments) -> tuple[Any, int]:
     changes = [word for text in arguments.changes for word in ("--set", text)]
     paths = ["--data", str(arguments.data)] if arguments.data else []
     alone = [*terminal.program().split(), "run", arguments.manifest, "--only"]
-    record = record_of(manifest, specs, data)
+    record = record_of(manifest, specs, data, launch_of(arguments, manifest))
     specs = [replace(spec, command=[*alone, f"name={spec.name}", *changes, *paths]) for spec in specs]
-    return train(arguments, study, _ordered(arguments, specs, record=record), backend)
+    decides = None if arguments.only or arguments.exclude else manifest.decides
+    return study, _ordered(arguments, specs, record=record, decides=decides), backend
 
 
 def _ordered(arguments: Arguments, specs: Sequence[RunSpec], **more: Any) -> Order:
@@ -86,7 +94,7 @@ def _ordered(arguments: Arguments, specs: Sequence[RunSpec], **more: Any) -> Ord
 def retry(arguments: Arguments) -> tuple[Any, int]:
     """Launch failed and cancelled runs again and print how they ended. Exit code 1 if a run failed.
 
-    Runs that a search stopped go on only with ``--kind stopped``.
+    Runs that a search or a comparison stopped go on only with ``--kind stopped``.
     """
     study_dir = _found(arguments)
     runs = chosen_runs(arguments, study_dir)
@@ -97,7 +105,7 @@ def retry(arguments: Arguments) -> tuple[Any, int]:
     if not chosen:
         what = "was stopped" if arguments.kind == ("stopped",) else "has failed or was cancelled"
         stopped = "stopped" not in arguments.kind and any(one.observation.state == "stopped" for one in runs)
-        hint = "; --kind stopped lets runs go on that a search stopped" if stopped else ""
+        hint = "; --kind stopped lets runs go on that were stopped" if stopped else ""
         terminal.say(f"nothing to retry: no run that was chosen {what}{hint}")
         return {"study": study_dir.name, "runs": [one.to_dict() for one in runs]}, 0
     record = KeptManifests(study_dir, terminal.tell)
@@ -108,6 +116,8 @@ def retry(arguments: Arguments) -> tuple[Any, int]:
         for one in chosen:
             terminal.say(f"would retry {one.name}: {one.observation.state}: {one.observation.reason}")
         return {"study": study_dir.name, "runs": [one.to_dict() for one in chosen]}, 0
+    turns = turns_of(study_dir)
+    specs = [replace(spec, turn=turns.get(one.run.id, 0)) for one, spec in zip(chosen, specs, strict=True)]
     specs = [replace(spec, data_path=find_data(arguments.data, spec.data_path)) for spec in specs]
     kept = StudySettings(path=study_dir, policy=record.policy or Policy(), notify=record.notify, search=record.search)
     backend = choose_again(study_dir, chosen, arguments)
@@ -188,7 +198,7 @@ def train(arguments: Arguments, study: StudySettings, order: Order, backend: Bac
     result = status_of(runs, study.path)
     result.render()
     if arguments.report:
-        terminal.say(f"report: {_write_report(arguments, [study.path])[0]}")
+        terminal.say(f"report: {write_report_of(arguments, [study.path])[0]}")
     is_search = study.search is not None
     has_failed = any(_is_bad(one.observation, is_search=is_search) for one in runs)
     return result.document(), EXIT_RUN_FAILED if has_failed or short else 0
@@ -219,7 +229,7 @@ def carry_out(
     settings, command = backend.settings, study.notify.command if study.notify else None
     for line in [*secrets.advice(settings.env, f"backend.{backend.name}.env"), *secrets.advice_on_command(command)]:
         terminal.tell(f"warning: {line}")
-    needed = notify.variables(study.notify)
+    needed = notify.require(study.notify)
     if backend.is_scheduled:
         backend.settings = replace(settings, env_pass=(*settings.env_pass, *needed))
         return _submit(study, order, backend, waits=not arguments.no_wait)
@@ -295,13 +305,13 @@ def _told(planned: Sequence[PlannedRun]) -> Iterator[None]:
 def report(arguments: Arguments) -> tuple[Any, int]:
     """Write the report, with the behaviour of trained models that is missing."""
     study_dirs = [find_study(name, arguments.runs_dir) for name in arguments.studies]
-    page, behaviour = _write_report(arguments, study_dirs)
+    page, behaviour = write_report_of(arguments, study_dirs)
     terminal.say(page)
     names = [study_dir.name for study_dir in study_dirs]
     return {"study": names[0], "studies": names, "report": page, "behaviour": behaviour}, 0
 
 
-def _write_report(arguments: Arguments, study_dirs: Sequence[Path]) -> tuple[str, list[dict[str, Any]]]:
+def write_report_of(arguments: Arguments, study_dirs: Sequence[Path]) -> tuple[str, list[dict[str, Any]]]:
     """Return the path of a report, and what became of each missing behaviour job."""
     terminal.tell_progress(f"writing the report of {', '.join(map(study_name, study_dirs))}")
     from analysis.report import folder_of, write_report  # pandas and matplotlib: a second that only the report needs

@@ -74,6 +74,8 @@ whole = _number(int, lambda number: number >= 0, "a whole number, 0 or more")
 positive = _number(int, lambda number: number >= 1, "a whole number, 1 or more")
 seed = _number(int, lambda number: 0 <= number < 2**32, "a whole number from 0 to 2^32 - 1")
 above_zero = _number(float, lambda number: 0 < number < math.inf, "a number above 0")
+not_negative = _number(float, lambda number: 0 <= number < math.inf, "a number, 0 or more")
+share = _number(float, lambda number: 0 < number < 1, "a number above 0 and below 1")
 
 BY_TYPE: dict[Any, dict[str, Any]] = {
     bool: {"action": "store_true"},
@@ -115,6 +117,8 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
+        self.of_commands: list[Parser] = []
+        """The parser of each of the commands."""
 
     def add_commands(
         self, commands: Mapping[str, Command], arguments: Mapping[str, dataclasses.Field[Any]], common: Sequence[str]
@@ -137,6 +141,7 @@ class Parser(argparse.ArgumentParser):
         for name, command in commands.items():
             epilog = f"example:\n{examples[name]}"
             made = below.add_parser(name, help=command.text, description=command.text, epilog=epilog)
+            self.of_commands.append(made)
             made.fields = [arguments[key] for key in (*command.takes, *common)]
 
     def add_fields(self) -> None:

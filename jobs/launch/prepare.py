@@ -15,6 +15,8 @@ from jobs.backends.base import Backend, Room
 from jobs.launch import canary
 from jobs.launch.job import Order, StudySettings
 from jobs.launch.own_models import check_models
+from jobs.manifests.decide import compared_in
+from jobs.manifests.policy import Policy
 from jobs.plan.capacity import with_noun
 from jobs.plan.estimate import Throughput, earlier_throughput, estimate, memory_bytes, weights_bytes
 from jobs.plan.own_models import model_sizes
@@ -37,6 +39,7 @@ from jobs.study.launched import TASK_SETTINGS
 from jobs.study.record import COMMANDING, commanding
 from jobs.study.stopping import Stopping
 from seqlm.architectures import CustomConfig
+from seqlm.comparisons import file_declared, is_open_again
 from seqlm.config import RunConfig
 from seqlm.data.corpus import CorpusFacts, cached_facts, load_corpus, resolve_data
 from seqlm.data.layout import require_windows
@@ -127,7 +130,15 @@ def plan_runs(
             is_known = run.is_known()
             before = (run.read_config_of(spec.fingerprint) if is_known and not is_task else spec.config).train.epochs
             has_checkpoint = is_known and run.has_checkpoint()
-            item = plan(spec, run, seen, has_checkpoint=has_checkpoint, retry=retry, before=before)
+            item = plan(
+                spec,
+                run,
+                seen,
+                has_checkpoint=has_checkpoint,
+                retry=retry,
+                before=before,
+                is_open=seen.state == "stopped" and is_open_again(run, before, spec.config.train.epochs),
+            )
             reason = run.cannot_go_on(before) if is_known and item.action == "start" else None
             return item if reason is None else replace(item, action="skip", reason=reason)
         except UsageError as error:
@@ -275,16 +286,16 @@ def estimated(
     planned: Sequence[PlannedRun],
     throughput: Throughput,
     *,
-    keep_last: bool = True,
+    policy: Policy = Policy(),  # noqa: B008 -- immutable
 ) -> list[PlannedRun]:
     """Return the runs with estimates of what is left of them. Those whose corpus has not been read stay as they are.
 
-    ``keep_last`` is that of the study's policy.
+    ``policy`` is that of the study.
     """
 
     def made(item: PlannedRun, facts: CorpusFacts) -> PlannedRun:
         config, ranks = item.spec.config, item.spec.resources.ranks
-        return replace(item, estimate=estimate(config, facts, throughput, ranks, item.epochs_done, keep_last))
+        return replace(item, estimate=estimate(config, facts, throughput, ranks, item.epochs_done, policy))
 
     return [item if item.facts is None else made(item, item.facts) for item in planned]
 
@@ -351,6 +362,11 @@ def preparing(study: StudySettings, order: Order, place: Backend) -> Iterator[tu
         _record_launch(study, order)
         if order.record is not None:
             write_record(study.path, order.record, to_do(planned), terminal.tell)
+        if order.record is not None and order.decides is not None:
+            ids = {item.spec.fingerprint: item.run.id for item in planned}
+            specs = [item.spec for item in planned]
+            declared = [compared_in(decide, specs, ids) for decide in order.decides]
+            file_declared(study.path, order.record.manifest, declared)
         yield planned, _work(planned, study, order, place) if to_do(planned) else None
 
 

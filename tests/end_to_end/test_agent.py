@@ -217,4 +217,3 @@ def test_what_is_broken_is_mended_by_following_next(tmp_path: Path, breaks: Call
     next(broken, None)
     assert {path: path.read_bytes() for path in before} == before
     assert has_report(study)
-
