@@ -6,6 +6,7 @@ import contextlib
 import heapq
 import socket
 import statistics
+import sys
 import threading
 import time
 from collections import Counter, defaultdict
