@@ -110,6 +110,7 @@ def _finish(words: Sequence[str], arguments: Arguments | None, data: Any, error:
 
         steps = [] if is_interrupted else steps_after(words, arguments, data, error)
         if not is_json:
+            sys.stdout.flush()  # this is the last line, also of `2>&1`
             terminal.tell(f"next: {steps[0].command}") if steps else None
             return code
         kind = answers.INTERRUPTED if error is None else error.kind

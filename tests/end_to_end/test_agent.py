@@ -1,4 +1,4 @@
-"""Twelve broken studies, and an agent that reads no prose: it only follows ``next`` in the documents of ``--json``.
+"""Broken studies, and an agent that reads no prose: it only follows ``next`` in the documents of ``--json``.
 
 Files alone say whether it has succeeded. What it cannot mend, a message of seqlm has left out.
 """
@@ -17,7 +17,7 @@ from tests import commands
 from tests.crawl import Crawl, blank_figures
 from tests.facts import fail
 from tests.fake_slurm import FakeSlurm
-from tests.small_study import ROOT, Study, worker_pid
+from tests.small_study import Study, worker_pid
 
 pytestmark = pytest.mark.process
 
@@ -29,31 +29,21 @@ PATIENCE = "1"
 
 
 def follow(study: Study) -> list[str]:
-    """Follow ``next`` until there is none, or the same one a second time in the same state; return the commands."""
-    command, before, followed = "python launch.py status small.toml", "", list[str]()
+    """Follow ``next`` until there is none, or one that has been followed in the same state; return the commands."""
+    command, seen, followed = "python launch.py status small.toml", set[str](), list[str]()
     while command and len(followed) < MOST_COMMANDS:
         followed.append(command)
         *others, own = command.split(" && ")
-        if not own.startswith("python launch.py "):
+        if not own.startswith("python launch.py "):  # of SLURM
             others, own = [*others, own], followed[0]
         for other in others:
             commands.run(["sh", "-c", other], cwd=study.folder, env=study.env, check=True)
         words = [PATIENCE if last == "--for" else word for last, word in itertools.pairwise(["", *shlex.split(own)])]
-        is_report = words[2] == "report"  # behaviour needs models, and the stub trains none
-        answer = study(*words[2:], *(["--no-behaviour"] if is_report else []), "--json")
-        document = json.loads(answer.stdout)
-        print(
-            command,
-            answer.returncode,
-            document["error"],
-            document["next"],
-            document["notes"],
-            answer.stderr,
-            sep="\n    ",
-        )
-        now = json.dumps([document["next"], document["data"]])
-        command = document["next"][0]["command"] if document["next"] and now != before else ""
-        before = now
+        more = ["--no-behaviour"] if words[2] == "report" else []  # the stub trains no model
+        document = json.loads(study(*words[2:], *more, "--json").stdout)
+        now = json.dumps([command, document["next"], document["data"]])
+        command = document["next"][0]["command"] if document["next"] and now not in seen else ""
+        seen.add(now)
     return followed
 
 
@@ -98,22 +88,20 @@ def a_key_is_misspelt(study: Study) -> Broken:
     study.manifest.write_text(text.replace("optim.lr", "optim.lrate"))
     yield
     assert study.manifest.read_text() == text
-
-
-def the_text_is_elsewhere(study: Study) -> Broken:
-    (study.folder / "text").rename(study.folder / "texts")
-    yield
+    assert results(study) == {"rnn-adam": 2}
 
 
 def memory_was_short(study: Study) -> Broken:
     study.write("[policy]", "oom = 0")
     broken_run(study, '{"1/1": "oom"}')
     yield
+    assert results(study) == {"rnn-adam": 2}
 
 
-def the_disk_was_full(study: Study) -> Broken:
+def a_disk_failed(study: Study) -> Broken:
     broken_run(study, '{"1/1": "node"}', "--max-stalled-retries", "0")
     yield
+    assert results(study) == {"rnn-adam": 2}
 
 
 def the_worker_and_its_launcher_were_killed(study: Study) -> Broken:
@@ -125,6 +113,7 @@ def the_worker_and_its_launcher_were_killed(study: Study) -> Broken:
     for run in study.runs():
         commands.run(["kill", "-9", str(worker_pid(run))])
     yield
+    assert results(study) == {"rnn-adam": 2}
 
 
 def the_checkpoint_is_damaged(study: Study) -> Broken:
@@ -132,6 +121,7 @@ def the_checkpoint_is_damaged(study: Study) -> Broken:
     for run in study.runs():
         run.last_checkpoint.write_bytes(run.last_checkpoint.read_bytes()[:-9])
     yield
+    assert results(study) == {"rnn-adam": 2}
 
 
 def the_time_was_over(study: Study) -> Broken:
@@ -139,12 +129,14 @@ def the_time_was_over(study: Study) -> Broken:
     for run in study.runs():
         fail(run, {"kind": "timeout", "message": "its job reached its time limit"})
     yield
+    assert results(study) == {"rnn-adam": 2}
 
 
 def the_budget_is_spent(study: Study) -> Broken:
-    study.write("[policy]", "core_hours = 1e-9")
+    assert study("run", "small.toml", env={**study.env, "SEQLM_TEST_STUB_SECONDS": "1"}).returncode == 0
     study.add(archs=["gru"])
-    broken_run(study, "{}", "--max-parallel", "1")
+    study.write("[policy]", "core_hours = 1e-9")
+    broken_run(study, "{}")
     text = study.manifest.read_text()
     yield
     assert study.manifest.read_text() == text
@@ -152,13 +144,11 @@ def the_budget_is_spent(study: Study) -> Broken:
 
 
 def a_run_was_cancelled(study: Study) -> Broken:
-    study("run", "small.toml")
+    assert study("run", "small.toml").returncode == 0
     study.add(archs=["gru"])
-    crawl = Crawl(study.folder, epochs=1)
-    launcher = study.start("run", "small.toml", env={**study.env, **crawl.env})
-    study.until_they_train()
-    assert study("cancel", "small", "--all").returncode == 0
-    commands.finish(launcher)
+    broken_run(study, '{"1/1": "code"}')
+    (run,) = (run for run in study.runs() if not run.result_file.exists())
+    fail(run, {"kind": "cancelled", "message": "by its user"})
     yield
     assert [*results(study)] == ["rnn-adam"]
 
@@ -175,34 +165,17 @@ def a_job_is_held(study: Study) -> Broken:
     assert all("hold" not in job.options for job in fake.jobs().values())
 
 
-def an_archive_was_doctored(study: Study) -> Broken:
-    study("run", "small.toml")
-    (run,) = study.runs()
-    config = json.loads(run.config_file.read_text())
-    config["optim"]["lr"] = 0.5
-    run.config_file.write_text(json.dumps(config))
-    yield
-
-
-def an_own_model_was_mended(study: Study) -> Broken:
-    text = study.manifest.read_text().partition("[[grid]]")[0].partition("[defaults.model]")
-    study.manifest.write_text(text[0] + "[defaults.data]" + text[2].partition("[defaults.data]")[2])
-    study.write(
-        "[[run]]",
-        'optim.optimizer = "adam"',
-        "optim.lr = 0.01",
-        'model.arch = "custom"',
-        'model.source = "lstm.py:LSTM"',
-        "model.arguments = { hidden_size = 8, num_layers = 1 }",
-    )
-    source = (ROOT / "examples" / "lstm" / "lstm.py").read_text()
-    (study.folder / "lstm.py").write_text(source)
-    broken_run(study, '{"1/1": "code"}')
-    (study.folder / "lstm.py").write_text(source + "# mended\n")
-    yield
-
-
-STUDIES = [v for k, v in list(globals().items()) if getattr(v, "__annotations__", {}).get("return") == Broken]
+STUDIES = (
+    a_key_is_misspelt,
+    memory_was_short,
+    a_disk_failed,
+    the_worker_and_its_launcher_were_killed,
+    the_checkpoint_is_damaged,
+    the_time_was_over,
+    the_budget_is_spent,
+    a_run_was_cancelled,
+    a_job_is_held,
+)
 
 
 @pytest.mark.parametrize("breaks", STUDIES, ids=lambda breaks: breaks.__name__)
@@ -212,8 +185,7 @@ def test_what_is_broken_is_mended_by_following_next(tmp_path: Path, breaks: Call
     broken = breaks(study)
     next(broken)
     before = kept(study)
-    followed = follow(study)
-    print(followed, results(study))
+    print(follow(study), results(study))
     next(broken, None)
     assert {path: path.read_bytes() for path in before} == before
-    assert has_report(study)
+    assert not results(study) or has_report(study)
