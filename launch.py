@@ -4,59 +4,73 @@
 Each command imports what it needs when it runs, so that ``--help`` and ``status`` answer at once.
 """
 
+import contextlib
 import importlib
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 from jobs import terminal
-from jobs.cli.arguments import COMMANDS, parser, read
+from jobs.cli.arguments import COMMANDS, EXIT_RUN_FAILED, Arguments, parser, read
 from seqlm.errors import SeqlmError, error_text
 
 Answer: TypeAlias = terminal.Result | tuple[Any, int]
 """What a command returns."""
-SCHEMA_VERSION = 1
 EXIT_INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0, 1, 2, 3 or 130 (docs/reference/exit-codes.md)."""
+    """Run one command and return its exit code: 0, 1, 2, 3, 4 or 130 (docs/reference/exit-codes.md).
+
+    Raises:
+        SystemExit: ``--help`` or ``--version`` was printed.
+    """
     if "_ARGCOMPLETE" in os.environ:
         from jobs.cli.completion import complete
 
         complete(parser(terminal.program()))
-    words = list(sys.argv[1:] if argv is None else argv)
-    as_json = "--json" in words
-    terminal.configure(json=as_json)
-    arguments = None
+    try:
+        with contextlib.redirect_stdout(terminal.Output(sys.stdout)) as output:
+            try:
+                return _run(list(sys.argv[1:] if argv is None else argv))
+            finally:
+                output.flush()
+    except BrokenPipeError:  # the reader of our output has exited, as `| head` does
+        terminal.discard(sys.stdout)
+        return 0
+    except terminal.OutputError as error:
+        terminal.discard(sys.stdout)
+        terminal.tell(f"error: cannot write the output: {error.strerror}")
+        return EXIT_RUN_FAILED
+
+
+def _run(words: Sequence[str]) -> int:
+    is_json = _is_json(words)
+    terminal.configure(json=is_json)
+    arguments, data, code, error = None, None, EXIT_INTERRUPTED, None
     try:
         arguments = read(words)
         if arguments is None:
             print(parser(terminal.program()).format_help(), end="")
             return 0
-        terminal.configure(json=as_json, verbose=arguments.verbose)
+        terminal.configure(json=is_json, verbose=arguments.verbose)
+        if arguments.fields is not None:
+            _check_fields(arguments)
         answer = handler(arguments.command)(arguments)
         if isinstance(answer, terminal.Result):
             answer.render()
-            answer = answer.document() if as_json else None, answer.exit_code
+            answer = answer.document(), answer.exit_code
         data, code = answer
-        if as_json:
-            _print_document(data, None, ok=code == 0)
-        sys.stdout.flush()
-    except SeqlmError as error:
+    except SeqlmError as caught:
+        error, code = caught, caught.exit_code
         if arguments is not None and arguments.verbose:
             import traceback
 
             terminal.detail(traceback.format_exc())
-        return _fail(error_text(error), error.exit_code, as_json)
     except KeyboardInterrupt:
-        return _fail("interrupted", EXIT_INTERRUPTED, as_json)
-    except BrokenPipeError:  # the reader of our output has exited, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    return code
+        pass
+    return _finish(words, arguments, data, error, code)
 
 
 def handler(command: str) -> Callable[[Any], Answer]:
@@ -72,16 +86,40 @@ def handler(command: str) -> Callable[[Any], Answer]:
     return found
 
 
-def _fail(message: str, code: int, as_json: bool) -> int:
-    for line in message.split("\n"):  # a line that is indented belongs to the one before
-        terminal.tell(line if line.startswith(" ") else f"error: {line}")
-    if as_json:
-        _print_document(None, {"code": code, "message": message}, ok=False)
+def _is_json(words: Sequence[str]) -> bool:
+    """Return whether a command line, which may be wrong elsewhere, asks for a document."""
+    return any(word.partition("=")[0] in ("--json", "--fields") for word in words)
+
+
+def _check_fields(arguments: Arguments) -> None:
+    from jobs.cli.documents import check_names, document_of
+
+    check_names(document_of(arguments), str(arguments.fields).split(","))
+
+
+def _finish(words: Sequence[str], arguments: Arguments | None, data: Any, error: SeqlmError | None, code: int) -> int:
+    """Print the error, what to do next, and with ``--json`` the document; return the exit code."""
+    message = "interrupted" if error is None else error_text(error)
+    is_interrupted = data is None and code == EXIT_INTERRUPTED
+    if error is not None or is_interrupted:
+        terminal.tell_error(message)
+    is_json = _is_json(words)
+    if is_json or not sys.stderr.isatty():  # a person reads the messages, and nobody waits for these imports
+        from jobs.cli import answers, documents
+        from jobs.cli.steps import steps_after
+
+        steps = [] if is_interrupted else steps_after(words, arguments, data, error)
+        if not is_json:
+            sys.stdout.flush()  # this is the last line, also of `2>&1`
+            terminal.tell(f"next: {steps[0].command}") if steps else None
+            return code
+        kind = answers.INTERRUPTED if error is None else error.kind
+        failed = error is not None or is_interrupted
+        why = answers.error_of(code, kind, message) if failed else answers.outcome_of(data, code)
+        if arguments is not None and arguments.fields is not None:
+            data = documents.with_fields(data, arguments.fields.split(","))
+        answers.print_document(data, why, steps, terminal.told())
     return code
-
-
-def _print_document(data: Any, error: Any, *, ok: bool) -> None:
-    print(json.dumps({"schema_version": SCHEMA_VERSION, "ok": ok, "data": data, "error": error}, indent=1))
 
 
 if __name__ == "__main__":

@@ -5,8 +5,6 @@ import importlib
 import importlib.util
 from typing import Any
 
-from seqlm import machine
-
 BACKENDS = {
     "local": "jobs.backends.local:LocalBackend",
     "ray": "jobs.backends.ray_backend:RayBackend",
@@ -47,6 +45,8 @@ def default_backend(ray_address: str | None = None) -> tuple[str, str]:
     """
     if ray_address is not None:
         return "ray", f"the address {ray_address} is given"
+    from seqlm import machine  # it takes long to import, and the help needs only the names
+
     number = len(machine.gpus())
     gpus = {0: "no GPU", 1: "1 GPU"}.get(number, f"{number} GPUs")
     if number < MANY_GPUS:

@@ -1,6 +1,7 @@
 """What the launcher prints for a person: tables, lines, and whether they have color."""
 
 import contextlib
+import io
 import math
 import os
 import shutil
@@ -21,12 +22,19 @@ LEVELS = {"error:": "red", "warning:": "yellow"}
 
 
 _json = _verbose = _is_library = False
+_told: list[str] = []
 
 
 def configure(*, json: bool = False, verbose: bool = False) -> None:
-    """Set how this process prints. ``json``: results go to stderr, since stdout holds one JSON document."""
+    """Set how this process prints. ``json``: one document on stdout, and warnings and errors on stderr; no results."""
     global _json, _verbose
     _json, _verbose = json, verbose
+    _told.clear()
+
+
+def told() -> list[str]:
+    """Return what :func:`tell` was given, but for errors: with ``--json`` these lines are in the document."""
+    return list(_told)
 
 
 @contextlib.contextmanager
@@ -60,9 +68,69 @@ def has_color(stream: TextIO) -> bool:
     return can_redraw(stream) and not os.environ.get("NO_COLOR")
 
 
+class OutputError(OSError):
+    """Stdout cannot be written: its disk is full, for example."""
+
+
+class Output(io.TextIOBase):
+    """A stream like ``stdout`` that raises :class:`OutputError` if that cannot be written."""
+
+    def __init__(self, stdout: TextIO) -> None:
+        self._stdout = stdout
+
+    def write(self, text: str) -> int:
+        with _output_errors():
+            return self._stdout.write(text)
+
+    def flush(self) -> None:
+        with _output_errors():
+            self._stdout.flush()
+
+    def isatty(self) -> bool:
+        return self._stdout.isatty()
+
+    def fileno(self) -> int:
+        return self._stdout.fileno()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._stdout.encoding
+
+
+@contextlib.contextmanager
+def _output_errors() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(error.errno, error.strerror) from None
+
+
+def discard(stream: TextIO) -> None:
+    """Let a stream lead nowhere from now on."""
+    with Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), stream.fileno())
+
+
+class _Nowhere(io.TextIOBase):
+    """A stream that discards what it gets."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+
+_NOWHERE: Any = _Nowhere()
+
+
 def results() -> TextIO:
-    """Return the stream on which a person reads the result of a command."""
-    return sys.stderr if _json else sys.stdout
+    """Return the stream on which a person reads the result of a command. With ``--json``, it discards all it gets."""
+    return _NOWHERE if _json else sys.stdout
+
+
+def progress() -> TextIO:
+    """Return the stream on which a person follows a command. With ``--json``, it discards all it gets."""
+    return _NOWHERE if _json else sys.stderr
 
 
 def say(*lines: str) -> None:
@@ -113,8 +181,28 @@ def perplexity(value: float | None) -> str:
     return f"{value:.2f}" if value < 1000 else f"{value:.0f}"
 
 
+def tell_progress(line: str) -> None:
+    """Print a line about what a command is doing on stderr, which nobody needs later."""
+    if not _json:
+        _print(line)
+
+
 def tell(line: str) -> None:
-    """Print a line on stderr, with control characters as escapes."""
+    """Print a line on stderr, with control characters as escapes. With ``--json``, only a warning or an error."""
+    level = line.partition(" ")[0]
+    if level != "error:":
+        _told.append(printable(line))
+    if level in LEVELS or not _json:
+        _print(line)
+
+
+def tell_error(message: str) -> None:
+    """Print an error on stderr, a line for each problem. An indented line belongs to the one before."""
+    for line in message.split("\n"):
+        _print(line if line.startswith(" ") else f"error: {line}")
+
+
+def _print(line: str) -> None:
     level, text = line.partition(" ")[0], printable(line)
     if level in LEVELS and has_color(sys.stderr):
         text = paint(level, LEVELS[level]) + text.removeprefix(level)
@@ -133,8 +221,7 @@ def survives(stream: TextIO) -> Iterator[None]:
     try:
         yield
     except OSError:
-        with Path(os.devnull).open("w") as nowhere:
-            os.dup2(nowhere.fileno(), stream.fileno())
+        discard(stream)
 
 
 def confirm(question: str, *, without_terminal: str, refused: str) -> None:
@@ -153,7 +240,7 @@ def confirm(question: str, *, without_terminal: str, refused: str) -> None:
 def detail(text: str) -> None:
     """Print lines on stderr that only ``--verbose`` shows."""
     for line in text.splitlines() if _verbose else ():
-        tell(line)
+        _print(line)
 
 
 def can_redraw(stream: TextIO) -> bool:

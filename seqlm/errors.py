@@ -10,7 +10,7 @@ import errno
 import signal
 import unicodedata
 from collections.abc import Iterable, Iterator
-from typing import Self
+from typing import ClassVar, Self
 
 # Exit codes of a worker. A negative code is the signal that killed it, as in subprocess.
 
@@ -42,14 +42,23 @@ EXPLAINING_EXITS = (*STORAGE_EXITS, EXIT_BUSY, EXIT_STOPPED, EXIT_RUNG)
 
 
 class SeqlmError(Exception):
-    """Base of the family. ``exit_code`` is what the command line returns for it."""
+    """An error."""
 
-    exit_code = 1
+    exit_code: ClassVar[int] = 1
+    """What the command line returns for it."""
+    KIND: ClassVar[str] = "error"
+    """Its name in the documents of ``--json``, which stays if the class gets another name."""
+
+    @property
+    def kind(self) -> str:
+        """The kind of error in the documents of ``--json``."""
+        return self.KIND
 
 
 class UsageError(SeqlmError):
     """What the user typed or wrote is wrong."""
 
+    KIND = "usage"
     exit_code = 2
 
 
@@ -64,60 +73,93 @@ class ProblemsError(UsageError):
 class ConfigError(ProblemsError):
     """A configuration has unknown keys, wrong types or impossible values."""
 
+    KIND = "config"
+
 
 class ManifestError(ProblemsError):
     """A manifest cannot be read, or entries of it are wrong."""
+
+    KIND = "manifest"
 
 
 class ModelError(UsageError):
     """A model of the user's own cannot be used. Its ``__cause__`` is the error of the user's code, if there is one."""
 
+    KIND = "model"
+
 
 class DataError(UsageError):
     """A corpus is missing, empty, damaged, too small, or uses a word outside its vocabulary."""
+
+    KIND = "data"
 
 
 class DownloadError(DataError):
     """A corpus cannot be fetched: why, and how to get it by hand, in several lines."""
 
+    KIND = "download"
+
 
 class RunError(SeqlmError):
     """One run cannot go on."""
+
+    KIND = "run"
 
 
 class CheckpointError(RunError):
     """A checkpoint cannot be used: it is missing, or belongs to another run or another text."""
 
+    KIND = "checkpoint"
+
 
 class DamagedError(CheckpointError):
     """A checkpoint is truncated, its bytes have changed, or it is none of ours: an older one may do instead."""
+
+    KIND = "damaged-checkpoint"
 
 
 class DivergedError(RunError):
     """The loss or the gradient norm of a step is not finite."""
 
+    KIND = "diverged"
+
 
 class CanaryError(RunError):
     """The short trials before a grid have failed, one line for each; nothing of the grid has started."""
+
+    KIND = "canary"
 
 
 class SelfCheckError(RunError):
     """A device computes a fused operation wrongly, so that nothing may be trained with it there."""
 
+    KIND = "self-check"
+
 
 class RunBusyError(RunError):
     """Another live process owns this run or this study."""
+
+    KIND = "busy"
 
 
 class LeaseLostError(RunError):
     """A worker was taken for dead and another has its run now: it must not change a file of it any more."""
 
+    KIND = "lease-lost"
+
 
 class FileError(SeqlmError):
     """A file cannot be read or written."""
 
+    KIND = "file"
+    FULL: ClassVar[str] = "disk-full"
+    """Its kind if a disk or a quota is full."""
     errno: int | None = None
     """What the system reported."""
+
+    @property
+    def kind(self) -> str:
+        return self.FULL if self.errno in (errno.ENOSPC, errno.EDQUOT) else self.KIND
 
     @classmethod
     def from_os_error(cls, verb: str, path: object, error: OSError) -> Self:
@@ -142,9 +184,13 @@ def file_errors(verb: str, path: object, *, within: bool = False) -> Iterator[No
 class DamagedFileError(FileError):
     """A file was read, and holds something else than it should."""
 
+    KIND = "damaged-file"
+
 
 class UnfitFileError(FileError):
     """A link, a folder or anything else that is no regular file, or a file that is larger than any of ours."""
+
+    KIND = "unfit-file"
 
 
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
@@ -158,11 +204,14 @@ def is_storage_failure(error: BaseException) -> bool:
 class BackendError(SeqlmError):
     """The backend cannot be reached, or can never run what was asked."""
 
+    KIND = "backend"
     exit_code = 3
 
 
 class LostBackendError(BackendError):
     """The backend was reached, and does not answer any more."""
+
+    KIND = "lost-backend"
 
 
 _JOINERS = "\u200c\u200d"

@@ -147,7 +147,7 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def ask(capsys: pytest.CaptureFixture[str]) -> commands.Ask:
-    """Run a command in this process: exit code, data or error of its document, and stderr."""
+    """Run a command in this process: exit code, data or error of its document, and stderr and its notes."""
 
     def run(*words: str) -> tuple[int, Any, str]:
         import launch
@@ -156,7 +156,8 @@ def ask(capsys: pytest.CaptureFixture[str]) -> commands.Ask:
         code = launch.main([*words, "--json"])
         out, err = capsys.readouterr()
         document = json.loads(out)
-        return code, document["error"] if document["data"] is None else document["data"], err
+        said = "\n".join([err, *document["notes"]])
+        return code, document["error"] if document["data"] is None else document["data"], said
 
     return run
 

@@ -228,7 +228,8 @@ class Session:
             if after:
                 wait_for(lambda: list(self.folder.glob(after[1])), after[1])
                 os.killpg(process.pid, signal.SIGINT)
-            self._printed += commands.finish(process)[0]
+            printed = commands.finish(process)[0].splitlines(keepends=True)
+            self._printed += "".join(line for line in printed if not line.startswith("next: "))  # a terminal has none
             wanted = code if number == len(lines) else 0
             assert process.returncode == wanted, f"{block.place}: {argv}: {process.returncode}\n{self._printed}"
         if exported.exists():  # for the blocks below, as in one terminal

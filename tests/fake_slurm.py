@@ -157,7 +157,8 @@ def squeue(room: Room, words: list[str]) -> str:
     found = [job for job in found if job.is_known and asked.get("-u", str(job.user)) == str(job.user)]
     if asked["-t"] == "PD":
         found = [job for job in found if job.state == "PENDING"]
-    rows = [{"i": job.id, "F": job.parent, "T": job.state, "r": job.reason, "Z": job.folder} for job in found]
+    same = {"P": "main", "S": "N/A", "l": "1:00:00", "o": "(null)"}
+    rows = [{**same, "i": job.id, "F": job.parent, "T": job.state, "r": job.reason, "Z": job.folder} for job in found]
     return "\n".join(filled(asked["-o"], row) for row in rows)
 
 

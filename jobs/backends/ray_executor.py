@@ -180,7 +180,9 @@ class RayExecutor(Executor):
     def _join(self) -> None:
         """Join or start Ray with the code of this launch."""
         assert self._code is not None, "open before anything joins"
-        terminal.tell("starting Ray on this machine" if self._cluster.is_embedded else "joining the Ray cluster")
+        terminal.tell_progress(
+            "starting Ray on this machine" if self._cluster.is_embedded else "joining the Ray cluster"
+        )
         self._cluster.open(self._code)
         self._starts += 1
         self._is_lost, self._total, self._refreshed_at = False, None, -math.inf

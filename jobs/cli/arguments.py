@@ -18,6 +18,8 @@ from seqlm.state import KINDS
 
 EXIT_RUN_FAILED = 1
 """Exit code of a command one of whose runs failed or was cancelled."""
+EXIT_UNFINISHED = 4
+"""Exit code of ``wait`` if runs go on."""
 MANIFESTS = ("quickstart", "search", "ablation", "strong", "paper")
 """The manifests that come with seqlm, for users."""
 STUDY = "a study's folder, its manifest, or its name"
@@ -28,7 +30,10 @@ RUN = "a run: its name, its id, a unique beginning of its id, or best (lowest va
 class Common:
     """The arguments of every command."""
 
-    json: bool = option("print one JSON document on stdout, all else on stderr")
+    json: bool = option("print one JSON document on stdout, and warnings and errors on stderr")
+    fields: str | None = option(
+        "print the JSON document with these fields of each run alone: name,state", metavar="NAMES"
+    )
     verbose: bool = option("print the settings in use too, and the traceback of an error", "-v")
     runs_dir: Path = option("folder of the studies (default: SEQLM_RUNS, else runs)", metavar="DIR")
 
@@ -121,6 +126,7 @@ class Arguments(PlanArguments, Launching):
     beginning: str = positional("how the text begins, one word or several", metavar="prompt", type=str)
     name: str = positional("the name of the study, and of its file NAME.toml")
     source: str = positional("the class, as in model.source", metavar="FILE.py:CLASS")
+    document: str = positional("the command whose JSON document is described (default: manifests)", nargs="?")
     shell: str = positional("the shell", choices=("bash", "zsh", "fish"))
     corpus: str = positional("ptb: Penn Treebank", choices=("ptb",))
     kind: tuple[str, ...] = option(
@@ -133,6 +139,9 @@ class Arguments(PlanArguments, Launching):
     # What one command takes:
     machine: bool = option("show who uses the GPUs of this machine, and who waits for one")
     watch: bool = option("show changes, draw or export them, until every run is over")
+    seconds: float | None = option(
+        "longest wait (default: until every run is over)", "--for", type=above_zero, metavar="SECONDS"
+    )
     follow: bool = option("print new lines until the run is over", "-f")
     lines: int = option("last lines of each log (default: 20)", "-n", default=20)
     all: bool = option("stop every run, without a question")
@@ -194,7 +203,7 @@ class Arguments(PlanArguments, Launching):
     to: Path | None = option("default: the folder in which runs look for it", metavar="DIR")
 
 
-COMMON = ("json", "verbose", "runs_dir")
+COMMON = ("json", "fields", "verbose", "runs_dir")
 """What every command takes; the help shows it last."""
 FILTERS = ("only", "exclude")
 PLACEMENT = ("data", "backend", "ray_address", "max_parallel")
@@ -222,6 +231,11 @@ COMMANDS = {
         ("words", *FILTERS, "key", "watch"),
     ),
     "list": Command("follow a study", "studies.show_studies", "--json", "show the studies in the runs folder", ()),
+    "wait": Command(
+        "follow a study", "studying.wait", "first --for 300",
+        "wait until every run is over, and print what changes; exit code 4 if runs go on",
+        ("study", *FILTERS, "seconds"),
+    ),
     "logs": Command(
         "follow a study", "studying.logs", "first rnn-adam-lr0.001 -f", "print the logs of the latest attempts",
         ("study", "one_run", *FILTERS, "follow", "lines"),
@@ -320,7 +334,8 @@ COMMANDS = {
     ),
     "schema": Command(
         "this machine", "studying.schema", "> manifest.schema.json",
-        "print the JSON Schema of manifests, with which editors complete and check them", (),
+        "print the JSON Schema of manifests, with which editors complete and check them; or of a command's --json",
+        ("document",),
     ),
     "completion": Command(
         "this machine", "completion.completion", "bash",
@@ -351,4 +366,5 @@ def read(words: Sequence[str]) -> Arguments | None:
     if found["command"] is None:
         return None
     values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}
+    values["json"] = values["json"] or values["fields"] is not None
     return Arguments(argv=tuple(words), **{**values, "runs_dir": values["runs_dir"] or RUNS.read()})

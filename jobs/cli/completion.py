@@ -44,6 +44,8 @@ def completion(arguments: Arguments) -> CompletionResult:
 
 def complete(parser: Parser) -> None:
     """Write what may follow on the command line that the shell asks about, and exit."""
+    for command in parser.of_commands:
+        command.add_fields()
     for action in (action for command in parser.of_commands for action in command._actions):
         if action.dest in COMPLETERS:
             vars(action)["completer"] = COMPLETERS[action.dest]  # argcomplete looks for it

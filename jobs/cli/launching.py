@@ -281,7 +281,7 @@ def _submit_once(
     launched = launch(study, order, backend, _told)
     jobs, number = list(launched.jobs), len(to_do(launched.planned))
     what = f"jobs {', '.join(jobs)}" if jobs else "nothing to submit"
-    terminal.tell(f"{study_name(study.path)}: {number} of {len(launched.planned)} runs to do: {what}")
+    terminal.tell_progress(f"{study_name(study.path)}: {number} of {len(launched.planned)} runs to do: {what}")
     if not waits:
         return {"study": study_name(study.path), "jobs": jobs}, launched.planned
     try:
@@ -313,7 +313,7 @@ def report(arguments: Arguments) -> tuple[Any, int]:
 
 def write_report_of(arguments: Arguments, study_dirs: Sequence[Path]) -> tuple[str, list[dict[str, Any]]]:
     """Return the path of a report, and what became of each missing behaviour job."""
-    terminal.tell(f"writing the report of {', '.join(map(study_name, study_dirs))}")
+    terminal.tell_progress(f"writing the report of {', '.join(map(study_name, study_dirs))}")
     from analysis.report import folder_of, write_report  # pandas and matplotlib: a second that only the report needs
 
     folder_of(*study_dirs, output=arguments.output)  # refused before anything is computed

@@ -7,7 +7,9 @@ one. The name of the field is that of the flag, and its annotation says how it i
 import argparse
 import contextlib
 import dataclasses
+import itertools
 import math
+import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -111,6 +113,8 @@ class Parser(argparse.ArgumentParser):
 
     commands: Mapping[str, Command] = {}
     """The commands, by name. Empty for the parser of one command."""
+    fields: Sequence[dataclasses.Field[Any]] = ()
+    """Of the parser of one command: arguments that it gets before it parses."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
@@ -139,13 +143,22 @@ class Parser(argparse.ArgumentParser):
             epilog = f"example:\n{examples[name]}"
             made = below.add_parser(name, help=command.text, description=command.text, epilog=epilog)
             self.of_commands.append(made)
-            for key in (*command.takes, *common):
-                flags, how = arguments[key].metadata["flags"], arguments[key].metadata["how"]
-                if flags is None:
-                    made.add_argument(key, **how)
-                else:
-                    names = [*(flag for flag in flags if not flag.startswith("--")), flag_of(arguments[key])]
-                    made.add_argument(*names, **{**BY_TYPE.get(arguments[key].type, {}), **how, "dest": key})
+            made.fields = [arguments[key] for key in (*command.takes, *common)]
+
+    def add_fields(self) -> None:
+        """Add the arguments of :attr:`fields`. It takes long, and a command line has one command."""
+        for field in self.fields:
+            flags, how = field.metadata["flags"], field.metadata["how"]
+            if flags is None:
+                self.add_argument(field.name, **how)
+            else:
+                names = [*(flag for flag in flags if not flag.startswith("--")), flag_of(field)]
+                self.add_argument(*names, **{**BY_TYPE.get(field.type, {}), **how, "dest": field.name})
+        self.fields = ()
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print help. Argparse itself ignores that it cannot be written."""
+        file.write(message)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see {self.prog} --help)")
@@ -162,6 +175,7 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         """Parse, and refuse unknown words here, so that the message names the help of the command."""
+        self.add_fields()
         if self.commands and args and args[0] not in self._option_string_actions and args[0].startswith("-"):
             place = next((place for place, word in enumerate(args) if word in self.commands), None)
             if place is not None:
@@ -175,9 +189,11 @@ class Parser(argparse.ArgumentParser):
     def _hint(self, unknown: list[str], args: list[str]) -> str:
         """Return what unknown words may mean: a key of ``--set``, a filter, or another flag."""
         flags = [known for known in self._option_string_actions if known.startswith("--")]
-        for flag, key, value in zip(args, args[1:], args[2:], strict=False):
-            if flag == "--set" and "=" not in key and not value.startswith("-"):
-                return f'; did you mean "--set {key}={value}"?'
+        for place, (flag, key) in enumerate(itertools.pairwise(args)):
+            following = [key, *args[place + 2 :]]
+            written = re.match(r"([\w.]+)\s*=?\s*([^\s=-]\S*)", " ".join(following[: 3 if "=" in following else 2]))
+            if flag == "--set" and written is not None:
+                return f'; did you mean "--set {written[1]}={written[2]}"?'
         if not unknown[0].startswith("--"):
             has_filter = any(word in ("--only", "--exclude") for word in args)
             return "; --only and --exclude take one argument each: --only 'arch=gru lr>1'" if has_filter else ""

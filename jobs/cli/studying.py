@@ -1,22 +1,24 @@
-"""The commands that follow a study: status, logs, export, cancel; and schema, data.
+"""The commands that follow a study: status, wait, logs, export, cancel; and schema, data.
 
 Each command imports what only it needs inside its function, so that ``status``, ``logs`` and ``cancel`` start fast.
 """
 
 import contextlib
 import json
+import math
 import os
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 from jobs import terminal
-from jobs.cli.arguments import EXIT_RUN_FAILED, Arguments
+from jobs.cli.arguments import EXIT_RUN_FAILED, EXIT_UNFINISHED, Arguments
 from jobs.cli.naming import chosen_runs, find_trained, named_runs, text_of
-from jobs.cli.view import Watcher, status_of, watch
+from jobs.cli.view import STATES, StatusResult, Watcher, changes, status_of, watch
 from jobs.registry import BACKENDS, backend_class
 from jobs.study.folder import (
     ObservedRun,
@@ -67,6 +69,50 @@ def status(arguments: Arguments) -> Result | tuple[Any, int]:
         watch(Watcher(study_dir, {run.run.id for run in runs} if arguments.only or arguments.exclude else None))
         return None, 0
     return status_of(runs, study_dir)
+
+
+# -- wait ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class WaitResult(StatusResult):
+    """The state of each run after a wait."""
+
+    HIDDEN = frozenset({"lines", "seconds"})
+
+    is_over: bool
+    changed: Sequence[str]
+    """A line for each change."""
+    seconds: float | None
+    """How long the command was to wait at most."""
+
+    @property
+    def exit_code(self) -> int:
+        return 0 if self.is_over else EXIT_UNFINISHED
+
+    def render(self) -> None:
+        states = ", ".join(f"{self.counts[state]} {state}" for state in STATES if state in self.counts) or "no runs"
+        end = "over" if self.is_over else f"goes on after {self.seconds:g} s"
+        terminal.say(f"{self.study}: {end}: {states}")
+
+
+def wait(arguments: Arguments) -> WaitResult:
+    """Wait until the runs of a study are over, for so many seconds at most, and print what changes."""
+    study_dir = find_study(arguments.study, arguments.runs_dir)
+    chosen = chosen_runs(arguments, study_dir)
+    ids = {run.run.id for run in chosen} if arguments.only or arguments.exclude else None
+    watcher, changed = Watcher(study_dir, ids), list[str]()
+    until = time.monotonic() + (math.inf if arguments.seconds is None else arguments.seconds)
+    before = study = watcher.look()
+    while not study.is_over and time.monotonic() < until:
+        time.sleep(max(0.0, min(watcher.pause_seconds, until - time.monotonic())))
+        before, study = study, watcher.look()
+        lines = changes(before, study)
+        terminal.say(*lines) if lines else None
+        changed += lines
+    runs = [run for run in observe_study(study_dir) if ids is None or run.run.id in ids]
+    found = status_of(runs, study_dir)
+    return WaitResult(**vars(found), is_over=study.is_over, changed=changed, seconds=arguments.seconds)
 
 
 # -- logs ----------------------------------------------------------------------------------------------------------
@@ -329,10 +375,15 @@ def wait_until_stopped(runs: Iterable[ObservedRun]) -> dict[Path, str]:
 
 
 def schema(arguments: Arguments) -> tuple[Any, int]:
-    """Print the JSON Schema of manifests."""
-    from jobs.manifests.json_schema import manifest_schema
+    """Print the JSON Schema of manifests, or of the document of a command."""
+    if arguments.document:
+        from jobs.cli.documents import schema_of
 
-    found = manifest_schema()
+        found = schema_of(arguments.document)
+    else:
+        from jobs.manifests.json_schema import manifest_schema  # it imports pydantic
+
+        found = manifest_schema()
     if not arguments.json:
         terminal.say(*json.dumps(found, indent=1).split("\n"))
     return found, 0

@@ -234,6 +234,7 @@ class StatusResult(Result):
 
     study: str
     runs: Sequence[Record]
+    counts: Mapping[State, int]
     seconds_left: float | None
     budget: Mapping[str, Any] | None
     lines: Sequence[str]
@@ -253,6 +254,7 @@ def status_of(runs: Sequence[ObservedRun], study_dir: Path) -> StatusResult:
     return StatusResult(
         study=study.name,
         runs=study.runs,
+        counts=Counter(run["state"] for run in study.runs),
         seconds_left=left,
         budget=budget.to_dict(),
         lines=[line for line in (time_left, study.slow_line, budget.line()) if line is not None],
@@ -441,7 +443,7 @@ def following(study_dir: Path, where: str, planned: Sequence[PlannedRun]) -> Ite
     actions = Counter(item.action for item in planned if item.action != "skip")
     kinds = ", ".join(f"{actions[action]} {action}" for action in ("start", "resume", "extend") if actions[action])
     todo = f"{actions.total()} of {len(planned)} runs to do on {where}"
-    terminal.tell(f"{study_name(study_dir)}: {todo}: {kinds}" if kinds else f"{study_name(study_dir)}: {todo}")
+    terminal.tell_progress(f"{study_name(study_dir)}: {todo}: {kinds}" if kinds else f"{study_name(study_dir)}: {todo}")
     tell_skipped(planned)
     ended = threading.Event()
 
@@ -451,7 +453,7 @@ def following(study_dir: Path, where: str, planned: Sequence[PlannedRun]) -> Ite
                 display.look()
 
     watcher, thread = Watcher(study_dir, [item.run.id for item in planned]), threading.Thread(target=follow)
-    with _display(watcher, sys.stderr, terminal.tell, transient=True) as display:
+    with _display(watcher, terminal.progress(), terminal.tell_progress, transient=True) as display:
         display.look()
         thread.start()
         try:

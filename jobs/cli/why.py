@@ -81,7 +81,9 @@ def why(arguments: Arguments) -> WhyResult:
         starts_at = job.starts_at if job else starts.get(one.run.id)
         details = details_of(one, job, starts_at) if arguments.one_run else {}
         start = None if starts_at is None else timestamp(starts_at)
-        records.append({**one.to_dict(), "headline": headline, "details": details, "starts_at": start})
+        action = job.action if job else None
+        known = {"headline": headline, "details": details, "starts_at": start, "action": action}
+        records.append({**one.to_dict(), **known})
     return WhyResult(study=study_dir.name, runs=records)
 
 

@@ -49,7 +49,7 @@ def requested(todo: Sequence[PlannedRun], study_dir: Path, backend: str) -> Cana
     if not chosen:
         return None
     pairs = ", ".join(pair_of(item.spec.config) for item in chosen)
-    terminal.tell(f"canaries first, {CANARY_STEPS} steps each: {pairs} (--no-canary starts without them)")
+    terminal.tell_progress(f"canaries first, {CANARY_STEPS} steps each: {pairs} (--no-canary starts without them)")
     canaries, folders = [], dict[str, Folder]()
     for item in chosen:
         run = RunDirectory.canary(study_dir, item.run.id)
@@ -84,9 +84,9 @@ def check(todo: Sequence[PlannedRun], executor: Executor, code: Code, study: Stu
         pair, seen, record = pair_of(item.spec.config), item.run.observe(), item.run.read_canary()
         if seen.state == "done" and record is not None:
             figures = f"{record.step_seconds:.2g} s a step, {terminal.memory(record.peak_memory_bytes)}"
-            terminal.tell(f"canary {pair} passes: {figures}")
+            terminal.tell_progress(f"canary {pair} passes: {figures}")
         else:
-            terminal.tell(f"canary {pair} fails")
+            terminal.tell_progress(f"canary {pair} fails")
             kinds.add(seen.kind)
             log = item.run.stderr_log(max(1, item.run.last_attempt()))
             failed.append(f"canary {pair} ({item.spec.name}): {seen.reason}; see {log}")

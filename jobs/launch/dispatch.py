@@ -448,7 +448,7 @@ class Dispatcher:
         self._interrupts.request()
         try:
             workers = f"{len(self._alive)} run{'s' if len(self._alive) > 1 else ''}"
-            terminal.tell(f"stopping {workers} between two steps; once more ends them at once")
+            terminal.tell_progress(f"stopping {workers} between two steps; once more ends them at once")
             for one in self._alive:
                 self._executor.stop(one.id, force=False)
             seconds = stop_seconds(self._host.stop_seconds, self._executor.ends_at)

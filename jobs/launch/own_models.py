@@ -73,7 +73,7 @@ def ask(requests: Sequence[tuple[CustomConfig, ModelFiles, int, int]]) -> list[d
         ModelError: the process ended without an answer, as a file does that exits when it is imported.
     """
     names = ", ".join(dict.fromkeys(config.source for config, *_ in requests))
-    terminal.tell(f"testing {names} on small windows; on a busy machine this takes a minute")
+    terminal.tell_progress(f"testing {names} on small windows; on a busy machine this takes a minute")
     with tempfile.TemporaryDirectory(prefix="seqlm-models-") as name:
         folder = Path(name)
         models = []

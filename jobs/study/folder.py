@@ -113,6 +113,7 @@ class ObservedRun:
             "name": self.name,
             "id": self.run.id,
             "state": seen.state,
+            "kind": seen.kind,
             "epoch": seen.epoch,
             "epochs_done": None if total is None else seen.epochs_done,
             "epochs_total": total,
@@ -178,7 +179,10 @@ def find_any_study(argument: str, runs_dir: Path) -> Path:
         folder = runs_dir / load_manifest(path).study
         confine(folder)
         if not is_folder(folder):
-            raise UsageError(f"{path}: this study has not been launched yet (no folder {folder}); use run {path}")
+            raise UsageError(
+                f"{path}: this study has not been launched yet (no folder {folder}); "
+                f"`seqlm plan {path}` shows its runs, `seqlm run {path}` starts them"
+            )
         return folder
     if folders:
         raise UsageError(f"{folders[0]}: expected a manifest (.toml) or a study's folder, found no runs in it")

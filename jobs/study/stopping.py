@@ -61,7 +61,7 @@ class Stopping:
             if waited >= TELL_SECONDS and not is_told:
                 is_told = True
                 number = f"{len(living)} run{'s' if len(living) > 1 else ''}"
-                terminal.tell(f"waiting for {number} {for_what}, at most {seconds:g} s")
+                terminal.tell_progress(f"waiting for {number} {for_what}, at most {seconds:g} s")
             time.sleep(max(LOOK_SECONDS, time.monotonic() - looked_at))
         return living
 

@@ -154,7 +154,10 @@ def answered(folder: Path, block: str) -> str:
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.partition("\n")[0])
 def test_bad_usage_is_one_clear_line_and_leaves_nothing_behind(study: Study, block: str) -> None:
     found = answered(study.folder, block)
-    assert found.count("\n") == 1, "one line each"
+    error, *following = found.splitlines()[1:]
+    assert error.startswith("error: ")
+    assert len(following) <= 1, "what to do next"
+    assert all(arguments.read(shlex.split(line)[3:]) for line in following), "next: python launch.py ..."
     assert found == block
     assert not (study.folder / "runs").exists()
 
@@ -165,9 +168,11 @@ def test_bad_usage_is_one_clear_line_and_leaves_nothing_behind(study: Study, blo
 @pytest.mark.parametrize("flag", ["-n", "--dry-run"])
 def test_a_dry_run_is_the_plan_and_starts_nothing(study: Study, capsys: pytest.CaptureFixture[str], flag: str) -> None:
     assert launch.main(["plan", "small.toml", "--json"]) == 0
-    plan = capsys.readouterr().out
+    plan = json.loads(capsys.readouterr().out)
     assert launch.main(["run", "small.toml", "--json", "--report", flag]) == 0
-    assert capsys.readouterr().out == plan
+    found = json.loads(capsys.readouterr().out)
+    assert found["data"] == plan["data"]
+    assert [step["command"] for step in found["next"]] == ["python launch.py run small.toml --report"]
     assert not (study.folder / "runs").exists()
 
 

@@ -108,7 +108,6 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 def test_what_is_chosen_is_computed_once_and_anew_only_when_its_checkpoint_changes(study: Study) -> None:
     code, states, err = study.behaviour()
     assert (code, states) == (0, {"rnn-b": ("done", "computed"), "gru": ("done", "computed")}), err
-    assert "small/behaviour: 2 of 2 runs to do on this machine" in err
     assert study.attempts() == {"rnn-a": 0, "rnn-b": 1, "gru": 1}
     assert json.loads(study.runs["gru"].behaviour_file.read_text())["data"] == str(study.folder / "text")
     task = json.loads(study.job("gru").task_file.read_text())
@@ -124,7 +123,7 @@ def test_what_is_chosen_is_computed_once_and_anew_only_when_its_checkpoint_chang
 
     code, states, err = study.behaviour()
     assert (code, states) == (0, {"rnn-b": ("done", "up to date"), "gru": ("done", "up to date")})
-    assert "runs to do" not in err
+    assert not err
     study.runs["rnn-b"].best_checkpoint.write_bytes(b"others")
     study.runs["gru"].behaviour_file.unlink()
     assert study.behaviour("--only", "name=rnn-b")[1] == {"rnn-b": ("done", "computed")}
@@ -276,7 +275,6 @@ def test_a_report_computes_what_is_missing_first_and_then_nothing(study: Study) 
         ("rnn-b", "computed"),
         ("gru", "computed"),
     ]
-    assert "small/behaviour: 2 of 2 runs to do on this machine" in err
     assert (study.path / "report/index.html").exists()
     assert study("report", "small") == (0, "runs/small/report/index.html\n", "")
     assert study.behaviour("--only", "name=gru", "--window", "4")[0] == 0

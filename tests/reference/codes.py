@@ -5,7 +5,7 @@ import inspect
 import itertools
 
 import launch
-from jobs.cli.arguments import EXIT_RUN_FAILED
+from jobs.cli.arguments import EXIT_RUN_FAILED, EXIT_UNFINISHED
 from seqlm import errors
 from seqlm.errors import SeqlmError
 from tests.reference.markdown import prose, table
@@ -16,6 +16,7 @@ MEANINGS = {
     "run of a search that diverged is no failure.",
     2: "The command line, the manifest or the data is wrong. Nothing was started.",
     3: "The backend cannot be reached, or can never run this. Nothing was started, unless the message says so.",
+    4: "`wait` has ended before the runs have.",
     130: "Interrupted: Ctrl-C, SIGTERM or a closed terminal. The workers have saved and stopped; jobs of SLURM go on.",
 }
 
@@ -29,7 +30,7 @@ def _command_line() -> str:
     by_code: dict[int, list[str]] = {code: [] for code in MEANINGS}
     for kind in _family(SeqlmError):
         by_code[kind.exit_code].append(f"`{kind.__name__}`")
-    assert {0, EXIT_RUN_FAILED, launch.EXIT_INTERRUPTED} <= by_code.keys()
+    assert {0, EXIT_RUN_FAILED, EXIT_UNFINISHED, launch.EXIT_INTERRUPTED} <= by_code.keys()
     rows = [[str(code), meaning, ", ".join(by_code[code])] for code, meaning in MEANINGS.items()]
     return table(["code", "meaning", "errors"], rows)
 

@@ -30,6 +30,8 @@ def _commands() -> dict[str, argparse.ArgumentParser]:
     (action,) = top._subparsers._group_actions
     found = action.choices
     assert isinstance(found, dict)
+    for one in found.values():
+        one.add_fields()
     return found
 
 

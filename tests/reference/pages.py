@@ -7,6 +7,7 @@ from tests.reference import (
     codes,
     columns,
     command_line,
+    documents,
     layers,
     manifest,
     python_api,
@@ -17,7 +18,7 @@ from tests.reference import (
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PART = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
-SUBJECTS = (codes, columns, command_line, layers, manifest, python_api, states, variables)
+SUBJECTS = (codes, columns, command_line, documents, layers, manifest, python_api, states, variables)
 
 
 def parts() -> dict[str, str]:

@@ -164,9 +164,10 @@ def test_on_a_terminal_keys_are_left_out_until_the_table_fits(
 
 
 def test_a_key_by_which_nothing_can_be_sorted_is_one_line(seqlm: Any) -> None:
-    (line,) = seqlm("results", "optimizers", "--sort", "val_pl", code=2).err.splitlines()
+    line, following = seqlm("results", "optimizers", "--sort", "val_pl", code=2).err.splitlines()
     assert "optim.lr" in line
     assert 'did you mean "val_ppl"' in line
+    assert "--sort val_ppl" in following
 
 
 # -- names of runs --------------------------------------------------------------------------------------------------
