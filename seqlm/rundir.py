@@ -196,6 +196,16 @@ class RunDirectory:
     position_file = _Below("checkpoints", Position.FILE)
     """Epoch and step of :attr:`last_checkpoint`, readable without PyTorch."""
     best_checkpoint = _Below("checkpoints", "best.pt")
+
+    def epoch_checkpoint(self, epochs: int) -> Path:
+        """The checkpoint after so many epochs, which ``policy.keep_epochs`` keeps."""
+        return self.path / "checkpoints" / f"epoch-{epochs}.pt"
+
+    def kept_epochs(self) -> list[int]:
+        """Return after which numbers of epochs there is such a checkpoint, ascending."""
+        names = (path.stem.removeprefix("epoch-") for path in listed(self.path / "checkpoints", "epoch-*.pt"))
+        return sorted(int(name) for name in names if re.fullmatch("[1-9][0-9]{0,6}", name))
+
     lease_dir = _Below("lease")
     """The owners of the run (:mod:`seqlm.lease`)."""
     task_file = _Below(TaskFile.FILE)
@@ -749,6 +759,7 @@ class RunDirectory:
             is_cancelled=is_cancelled,
             stopped=stopped if attempts else self.left_out(),
             failure=self._failure(end, newest, first) if end and not has_owner else None,
+            before=self._failed_before(first) if end and end.kind is None and not has_owner else None,
             has_attempt=bool(attempts),
             has_begun=bool(attempts) and attempts[-1] >= first,
             epochs=epochs,
@@ -778,6 +789,11 @@ class RunDirectory:
         # Without a request, nobody tries it again.
         found = Verdict() if request is None else self.verdict(request.policy, self.failures(first))
         return RunState("failed", f"{end.kind}: {end.message}{found.why}", end.kind, is_final=found.delay is None)
+
+    def _failed_before(self, first: int) -> str | None:
+        """Return kind and message of the last failure of the attempts from ``first`` on. ``None``: there is none."""
+        failures = self.failures(first)
+        return f"{failures[-1].kind}: {failures[-1].message}" if failures else None
 
     def observe(
         self,

@@ -76,6 +76,9 @@ class Facts:
     failure: RunState | None = None
     """That the newest attempt failed, or its job was cancelled. ``None``: neither, or the attempt is older than the
     newest request that names the run."""
+    before: str | None = None
+    """Kind and message of the failure before the newest attempt, if that has recorded no end. ``None``: there is none
+    since the newest request that names the run."""
     has_attempt: bool = False
     has_begun: bool = False
     """Whether an attempt has begun that the newest request is about."""
@@ -120,13 +123,16 @@ def rows(facts: Facts, view: View, spent: Callable[[], str | None]) -> Iterator[
     #: a search or comparison stopped the run, or it is a final seed of a setting that stopped -> its place at the rung,
     #: the verdict, or the run that it follows
     yield facts.stopped, RunState("stopped", facts.stopped)
-    again = RunState("queued", f"tried again after {failure.reason}")
-    #: its attempt failed, the policy allows a retry, and a launcher or a job can start it -> kind and message
-    yield has_failed and not failure.is_final and view.may_run, again
+    why_again = f"tried again after {failure.reason if has_failed else facts.before}"
+    waits = f"{why_again}; {view.reason}" if view.reason else why_again
+    #: its attempt failed, the policy allows a retry, and a launcher or a job can start it -> kind and message, and what
+    #: it waits for
+    yield has_failed and not failure.is_final and view.may_run, RunState("queued", waits)
     #: its attempt failed -> kind and message
     yield has_failed, failure
-    #: a launcher or a job will start the run, or the scheduler does not answer -> what it waits for
-    yield view.stage in ("queued", "unknown"), RunState("queued", view.reason or None)
+    #: a launcher or a job will start the run, or the scheduler does not answer -> what it waits for, and how the
+    #: attempt before failed
+    yield view.stage in ("queued", "unknown"), RunState("queued", waits if facts.before else view.reason or None)
     #: its job runs, and its worker has not reported yet
     yield view.stage == "running", running
     #: its job was cancelled with `scancel` -> what the scheduler reports
@@ -141,8 +147,10 @@ def rows(facts: Facts, view: View, spent: Callable[[], str | None]) -> Iterator[
     yield view.kind, ended
     epochs = f"{facts.epochs} epoch{'s' if facts.epochs > 1 else ''}"
     after = f"after {epochs}" if facts.epochs else "before the first epoch ended"
-    interrupted = RunState("pending", view.reason or f"interrupted {after}; run again to resume")
-    #: it has an attempt, or had a job that is no longer listed -> after which epoch it was interrupted
+    before = f" (the attempt before failed: {facts.before})" if facts.before else ""
+    interrupted = RunState("pending", view.reason or f"interrupted {after}{before}; run again to resume")
+    #: it has an attempt, or had a job that is no longer listed -> after which epoch it was interrupted, and how the
+    #: attempt before failed
     yield facts.has_attempt or view.reason, interrupted
     #: none of these
     yield True, RunState("pending")

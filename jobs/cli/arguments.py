@@ -18,6 +18,8 @@ from seqlm.state import KINDS
 
 EXIT_RUN_FAILED = 1
 """Exit code of a command one of whose runs failed or was cancelled."""
+MANIFESTS = ("quickstart", "search", "ablation", "strong", "paper")
+"""The manifests that come with seqlm, for users."""
 STUDY = "a study's folder, its manifest, or its name"
 RUN = "a run: its name, its id, a unique beginning of its id, or best (lowest validation perplexity)"
 
@@ -67,7 +69,10 @@ class Where:
 class PlanArguments(Common, Filters, Where):
     """The arguments of ``plan``, and what other commands that open a manifest take of it."""
 
-    manifest: str = positional("the study: a TOML file; quickstart, search, ablation, strong and paper come with seqlm")
+    manifest: str = positional(
+        "a TOML file, the study of an earlier launch (its manifest as it was then), or one that comes with seqlm: "
+        f"{', '.join(MANIFESTS)}"
+    )
     changes: tuple[str, ...] = option("such as train.epochs=2", "--set", metavar="KEY=VALUE", empty=())
     oversized: bool = option("also start runs that need more memory than there is", "--force")
 
@@ -115,6 +120,7 @@ class Arguments(PlanArguments, Launching):
     beginning: str = positional("how the text begins, one word or several", metavar="prompt", type=str)
     name: str = positional("the name of the study, and of its file NAME.toml")
     source: str = positional("the class, as in model.source", metavar="FILE.py:CLASS")
+    shell: str = positional("the shell", choices=("bash", "zsh", "fish"))
     corpus: str = positional("ptb: Penn Treebank", choices=("ptb",))
     kind: tuple[str, ...] = option(
         "only failures of this kind, or runs that a search or comparison stopped; repeat for more kinds",
@@ -296,6 +302,10 @@ COMMANDS = {
     "schema": Command(
         "this machine", "studying.schema", "> manifest.schema.json",
         "print the JSON Schema of manifests, with which editors complete and check them", (),
+    ),
+    "completion": Command(
+        "this machine", "completion.completion", "bash",
+        "print what sets up completion of commands, options, studies and runs in a shell", ("shell",),
     ),
     "data": Command("this machine", "studying.data", "ptb", "download a corpus", ("corpus", "to")),
 }  # fmt: skip

@@ -17,7 +17,7 @@ from jobs.backends.base import Backend
 from jobs.backends.local import LocalBackend
 from jobs.cli.arguments import EXIT_RUN_FAILED, Arguments
 from jobs.cli.naming import chosen_runs, find_trained
-from jobs.cli.planning import choose, choose_again, open_manifest, plan
+from jobs.cli.planning import choose, choose_again, launch_of, open_manifest, plan
 from jobs.cli.view import Watcher, following, status_of, tell_skipped, watch
 from jobs.launch import notify
 from jobs.launch.background import detach
@@ -51,7 +51,13 @@ def run(arguments: Arguments) -> Result | tuple[Any, int]:
 
 def run_manifest(arguments: Arguments) -> tuple[Any, int]:
     """Launch what is not done yet and print how it ended. Exit code 1 if a run failed."""
-    manifest, specs, study_dir = open_manifest(arguments)
+    study, order, backend = prepared(arguments)
+    return train(arguments, study, order, backend)
+
+
+def prepared(arguments: Arguments) -> tuple[StudySettings, Order, Backend]:
+    """Return the settings of a manifest's study, what its launch is asked to do, and where its runs go."""
+    arguments, manifest, specs, study_dir = open_manifest(arguments)
     data = find_data(arguments.data, manifest.data_path)
     terminal.detail(f"data: {data or 'the default place'}")
     for line in manifest.advice:
@@ -66,10 +72,10 @@ def run_manifest(arguments: Arguments) -> tuple[Any, int]:
     changes = [word for text in arguments.changes for word in ("--set", text)]
     paths = ["--data", str(arguments.data)] if arguments.data else []
     alone = [*terminal.program().split(), "run", arguments.manifest, "--only"]
-    record = record_of(manifest, specs, data)
+    record = record_of(manifest, specs, data, launch_of(arguments, manifest))
     specs = [replace(spec, command=[*alone, f"name={spec.name}", *changes, *paths]) for spec in specs]
     decides = None if arguments.only or arguments.exclude else manifest.decides
-    return train(arguments, study, _ordered(arguments, specs, record=record, decides=decides), backend)
+    return study, _ordered(arguments, specs, record=record, decides=decides), backend
 
 
 def _ordered(arguments: Arguments, specs: Sequence[RunSpec], **more: Any) -> Order:
@@ -192,7 +198,7 @@ def train(arguments: Arguments, study: StudySettings, order: Order, backend: Bac
     result = status_of(runs, study.path)
     result.render()
     if arguments.report:
-        terminal.say(f"report: {_write_report(arguments, [study.path])[0]}")
+        terminal.say(f"report: {write_report_of(arguments, [study.path])[0]}")
     is_search = study.search is not None
     has_failed = any(_is_bad(one.observation, is_search=is_search) for one in runs)
     return result.document(), EXIT_RUN_FAILED if has_failed or short else 0
@@ -299,13 +305,13 @@ def _told(planned: Sequence[PlannedRun]) -> Iterator[None]:
 def report(arguments: Arguments) -> tuple[Any, int]:
     """Write the report, with the behaviour of trained models that is missing."""
     study_dirs = [find_study(name, arguments.runs_dir) for name in arguments.studies]
-    page, behaviour = _write_report(arguments, study_dirs)
+    page, behaviour = write_report_of(arguments, study_dirs)
     terminal.say(page)
     names = [study_dir.name for study_dir in study_dirs]
     return {"study": names[0], "studies": names, "report": page, "behaviour": behaviour}, 0
 
 
-def _write_report(arguments: Arguments, study_dirs: Sequence[Path]) -> tuple[str, list[dict[str, Any]]]:
+def write_report_of(arguments: Arguments, study_dirs: Sequence[Path]) -> tuple[str, list[dict[str, Any]]]:
     """Return the path of a report, and what became of each missing behaviour job."""
     terminal.tell(f"writing the report of {', '.join(map(study_name, study_dirs))}")
     from analysis.report import folder_of, write_report  # pandas and matplotlib: a second that only the report needs

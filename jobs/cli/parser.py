@@ -113,6 +113,8 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
+        self.of_commands: list[Parser] = []
+        """The parser of each of the commands."""
 
     def add_commands(
         self, commands: Mapping[str, Command], arguments: Mapping[str, dataclasses.Field[Any]], common: Sequence[str]
@@ -135,6 +137,7 @@ class Parser(argparse.ArgumentParser):
         for name, command in commands.items():
             epilog = f"example:\n{examples[name]}"
             made = below.add_parser(name, help=command.text, description=command.text, epilog=epilog)
+            self.of_commands.append(made)
             for key in (*command.takes, *common):
                 flags, how = arguments[key].metadata["flags"], arguments[key].metadata["how"]
                 if flags is None:

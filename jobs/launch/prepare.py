@@ -16,6 +16,7 @@ from jobs.launch import canary
 from jobs.launch.job import Order, StudySettings
 from jobs.launch.own_models import check_models
 from jobs.manifests.decide import compared_in
+from jobs.manifests.policy import Policy
 from jobs.plan.capacity import with_noun
 from jobs.plan.estimate import Throughput, earlier_throughput, estimate, memory_bytes, weights_bytes
 from jobs.plan.own_models import model_sizes
@@ -285,16 +286,16 @@ def estimated(
     planned: Sequence[PlannedRun],
     throughput: Throughput,
     *,
-    keep_last: bool = True,
+    policy: Policy = Policy(),  # noqa: B008 -- immutable
 ) -> list[PlannedRun]:
     """Return the runs with estimates of what is left of them. Those whose corpus has not been read stay as they are.
 
-    ``keep_last`` is that of the study's policy.
+    ``policy`` is that of the study.
     """
 
     def made(item: PlannedRun, facts: CorpusFacts) -> PlannedRun:
         config, ranks = item.spec.config, item.spec.resources.ranks
-        return replace(item, estimate=estimate(config, facts, throughput, ranks, item.epochs_done, keep_last))
+        return replace(item, estimate=estimate(config, facts, throughput, ranks, item.epochs_done, policy))
 
     return [item if item.facts is None else made(item, item.facts) for item in planned]
 

@@ -98,6 +98,8 @@ TOP_KEYS = ("study", "defaults", *_LISTS, "report", "seeds", "resources", "polic
 CONFIG_KEYS = tuple(valid_keys())
 SET_KEYS = (*CONFIG_KEYS, *Resources.full_keys(), *Policy.full_keys(), *Search.full_keys(), "study.name")
 """The keys of ``--set``."""
+_FILE_ONLY = ("study.", "report.", "notify.", "backend.")
+"""Beginnings of keys that only the file may have, ``study.name`` apart."""
 _TOP: type[Table] = make_dataclass(
     "_Top",
     [(key, _list_of_tables(key) if key in _LISTS else Any, None) for key in TOP_KEYS],
@@ -306,6 +308,9 @@ class ManifestFile:
             self.problems.add(where, "expected KEY=VALUE, for example --set train.epochs=2")
         elif inner := [one for one in SET_KEYS if one.startswith(f"{key}.")]:
             self.problems.add(where, f'"{key}" is a table, expected one of its keys: {", ".join(inner)}')
+        elif key not in SET_KEYS and key.startswith(_FILE_ONLY):
+            table, _, name = key.rpartition(".")
+            self.problems.add(where, f"--set does not change [{table}]; write {name} = ... there in {self.name}")
         elif base_key(key) not in SET_KEYS and not key.startswith(("policy.", "search.")):
             self._unknown(where, key, SET_KEYS)
         else:

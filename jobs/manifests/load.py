@@ -54,6 +54,8 @@ class Manifest:
     """Name of the study, and of its folder."""
     path: Path
     """The manifest's file."""
+    tables: Mapping[str, Any]
+    """Its content as written."""
     data_path: Path | None
     """Absolute path of the corpus (``[study] data``). ``None``: the manifest gives no path."""
     backend_name: str | None
@@ -91,13 +93,16 @@ class Manifest:
     """Notes and warnings, each one line: the manifest is right, and may not say what was meant."""
 
 
-def load_manifest(path: Path, overrides: Sequence[str] = ()) -> Manifest:
+def load_manifest(path: Path, overrides: Sequence[str] = (), *, tables: Mapping[str, Any] | None = None) -> Manifest:
     """Read and check a manifest; ``overrides`` are the texts of ``--set``, such as ``train.epochs=2``.
+
+    ``tables`` are those that the file had when it was launched. ``None``: those that it has now.
 
     Raises:
         ManifestError: with one line for each problem of the file and of the overrides.
     """
-    file = ManifestFile(read_toml_file(path), path, overrides)
+    tables = read_toml_file(path) if tables is None else tables
+    file = ManifestFile(tables, path, overrides)
     problems = file.problems
     counts = [number_of_runs(entry) for entry in file.entries]
     runs: list[_Run] = []
@@ -147,6 +152,7 @@ def load_manifest(path: Path, overrides: Sequence[str] = ()) -> Manifest:
     return Manifest(
         study=file.study.name,
         path=path,
+        tables=tables,
         data_path=(file.folder / Path(data).expanduser()).resolve() if data else None,
         backend_name=file.study.backend,
         backend=file.backend,

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
-from seqlm.schema import Line, NotNegative, Table, Valid
+from seqlm.schema import Count, Line, NotNegative, Table, Valid
 from seqlm.state import KINDS
 
 UNLIMITED = "unlimited"
@@ -47,6 +47,9 @@ class Policy(Table):
     `--max-stalled-retries` overrides it."""
     keep_last: bool = True
     """Whether a finished run keeps ``checkpoints/last.pt``. With ``false`` it is deleted once the run is done."""
+    keep_epochs: Annotated[tuple[Count, ...], Valid("a list of whole numbers above 0")] = ()
+    """Epochs after which a run keeps its checkpoint, such as `[10, 20]`, as ``checkpoints/epoch-10.pt``: `audit` can
+    train again from there."""
     gpu_hours: _Hours = "unlimited"
     """Budget of the whole study: hours times GPUs, over all attempts. When it is spent, runs stop at a checkpoint and
     the others wait; `run` with a higher budget goes on."""

@@ -84,9 +84,7 @@ class Queue:
         """Set how many runs there may be at once. ``None``: as many as there is room for."""
         self._max_parallel = max_parallel
 
-    def put_back(
-        self, item: PlannedRun, *, not_before: float = -math.inf, why: str = "tried again in a moment"
-    ) -> None:
+    def put_back(self, item: PlannedRun, *, not_before: float = -math.inf, why: str = "starts in a moment") -> None:
         """Put a run that was taken out back at its old position. ``not_before``: its earliest start.
 
         A run that was never in the queue goes to the end.

@@ -14,6 +14,7 @@ from jobs.manifests.policy import Notify, Policy
 from jobs.manifests.reader import Problems, check_tables
 from seqlm.config import RunConfig
 from seqlm.errors import UsageError, printable
+from seqlm.records.base import Record
 from seqlm.records.runs import Provenance
 from seqlm.records.studies import Entry, StudyFile
 from seqlm.requests import Requests
@@ -26,8 +27,11 @@ COMMANDING = {
     "notify": "[notify] of study.json",
     "backend": "[backend.*] of study.json",
     "behaviour": "behaviour of study.json",
+    "launched": "the manifest in study.json",
 }
 """Tables of ``study.json`` that say what is run, in words. They are used only as this user has launched them."""
+UNPLANNED: tuple[Origin, ...] = ("text", "model", "orphaned")
+"""Origins of runs that no manifest of the study asks for any more."""
 NOTES: Mapping[Origin | None, str] = {
     "text": "of another text or tokenizer",
     "model": "of another version of its model",
@@ -39,6 +43,8 @@ NOTES: Mapping[Origin | None, str] = {
 def commanding(file: StudyFile, name: str) -> Any:
     """Return a table of ``COMMANDING`` as plain data, of which a launch records the digest."""
     table = getattr(file, name)
+    if isinstance(table, Record):
+        return table.to_plain()
     return list(table) if isinstance(table, tuple) else table
 
 

@@ -345,6 +345,8 @@ def test_plan_adds_up_time_on_the_clock_and_disk(study: Study, capsys: pytest.Ca
     }
     freed = plan_of(capsys, "--set", "policy.keep_last=false")["totals"]["disk_bytes"]
     assert freed == 4 * run["parameters"] + 18 * 17, "last.pt is deleted"
+    kept = plan_of(capsys, "--set", "policy.keep_epochs=[1, 3, 99]")["totals"]["disk_bytes"]
+    assert kept == found["totals"]["disk_bytes"] + 12 * run["parameters"] + 18 * 17, "of 3 epochs; the last is last.pt"
     assert launch.main(["plan", "small.toml"]) == 0
     assert "3.0 GiB" in capsys.readouterr().out
 

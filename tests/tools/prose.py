@@ -1,4 +1,4 @@
-"""Print the words of each page of docs/, and the mean and the longest of its sentences: ``python -m tests.tools.prose``.
+"""Print the words of each page of docs/, and the mean and longest of its sentences: ``python -m tests.tools.prose``.
 
 With paths, only of these pages; ``--long`` adds the sentences of more than 28 words. A help for writing, not a gate.
 Words are those of the whole file. Sentences are those of paragraphs and list items: not of code, tables and headings.
