@@ -181,6 +181,7 @@ class Arguments(PlanArguments, Launching):
     files: tuple[str, ...] = option(
         "a further file that it imports, as in model.files; repeat --files for more", metavar="FILE"
     )
+    test: bool = option("send one message")
     target: str | None = option("the tracker", "--to", choices=("csv", "tensorboard", "mlflow", "wandb"))
     to: Path | None = option("default: the folder in which runs look for it", metavar="DIR")
 
@@ -234,6 +235,11 @@ COMMANDS = {
     "retry": Command(
         "launch", "launching.retry", "first --kind oom", "launch failed and cancelled runs again",
         ("study", *TRAIN, "kind", "kept_models", "trust", "dry_run"),
+    ),
+    "notify": Command(
+        "follow a study", "messages.notify_of", "first.toml --test",
+        "show who gets messages about a study or a manifest, or send one to see that they arrive",
+        ("study", "test", "trust"),
     ),
     "clean": Command(
         "follow a study", "studies.clean_study", "first --dry-run",

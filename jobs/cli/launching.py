@@ -229,7 +229,7 @@ def carry_out(
     settings, command = backend.settings, study.notify.command if study.notify else None
     for line in [*secrets.advice(settings.env, f"backend.{backend.name}.env"), *secrets.advice_on_command(command)]:
         terminal.tell(f"warning: {line}")
-    needed = notify.variables(study.notify)
+    needed = notify.require(study.notify)
     if backend.is_scheduled:
         backend.settings = replace(settings, env_pass=(*settings.env_pass, *needed))
         return _submit(study, order, backend, waits=not arguments.no_wait)

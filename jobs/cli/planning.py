@@ -13,6 +13,7 @@ from jobs import terminal
 from jobs.backends.base import Backend, SharedTable
 from jobs.cli.arguments import Arguments, PlanArguments, Where
 from jobs.cli.parser import flag_of
+from jobs.launch import notify
 from jobs.launch.job import StudySettings
 from jobs.launch.own_models import ask, check_models, is_bad
 from jobs.launch.prepare import (
@@ -50,7 +51,6 @@ from seqlm.environment import BACKEND, DEVICE, RUNS
 from seqlm.errors import (
     BackendError,
     ConfigError,
-    DataError,
     ManifestError,
     ModelError,
     SeqlmError,
@@ -304,10 +304,11 @@ def plan(arguments: PlanArguments) -> PlanResult:
     planned = estimated(planned, earlier_throughput(arguments.runs_dir), policy=policy)
     refused: SeqlmError | None = None
     try:
+        notify.require(manifest.notify)
         check_data(planned)  # plan knows the size of a corpus that run has to read
         if not arguments.oversized:
             require_memory(planned, backend)
-    except (DataError, BackendError) as error:
+    except (UsageError, BackendError) as error:
         refused = error
     costs = expected_costs = totals(planned, backend.capacity, max_parallel=limit)
     expected = None if manifest.search is None else expectation(manifest.search, planned)
