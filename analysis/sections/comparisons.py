@@ -36,6 +36,7 @@ def _table(study: StudyFiles) -> Table:
             number("difference", "Difference", nats, lambda one: end(one.mean, math.nan)),
             number("low", "From", nats, lambda one: end(one.low, -math.inf)),
             number("high", "To", nats, lambda one: end(one.high, math.inf)),
+            number("epochs", "Epochs", units.whole),
             number("seeds", "Seeds", units.whole, lambda one: len(one.seeds)),
             number("comparisons", "Of", units.whole),
             number("margin", "Margin", units.decimals("g")),
