@@ -169,7 +169,7 @@ def read_settings(manifest_table: Mapping[str, Any], *, where: str, environ: Map
             check_table("slurm", site, str(path), problems, prefix="")
         except ManifestError as error:
             for line in error.problems:
-                problems.add(SLURM_CONFIG.name if named else "slurm site file", line)
+                problems.add_told(SLURM_CONFIG.name if named else "slurm site file", line)
     check_table("slurm", manifest_table, where, problems, prefix=_PREFIX)
     if problems.lines:
         raise ManifestError(problems.lines)

@@ -41,6 +41,10 @@ class Problems:
     def add(self, where: str, what: str) -> None:
         self._lines[one_line(f"{where}: {what}")] = None
 
+    def add_told(self, where: str, told: str) -> None:
+        """Add a problem that an error of another file tells, as it stands; it may have further, indented lines."""
+        self._lines[f"{where}: {told}"] = None
+
     def add_unmatched(self, where: str, what: str) -> None:
         self.unmatched.append(one_line(f"{where}: {what}"))
 

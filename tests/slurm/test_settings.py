@@ -32,7 +32,7 @@ def problems(folder: Path, site: str | None = None, **table: Any) -> list[str]:
     with pytest.raises(ManifestError) as caught:
         read(folder, site, **table)
     assert caught.value.exit_code == 2
-    assert all(line.isprintable() for line in caught.value.problems), "each problem is one line"
+    assert all(line.isprintable() for problem in caught.value.problems for line in problem.split("\n"))
     return [line.replace(f"{folder}/", "") for line in caught.value.problems]
 
 
