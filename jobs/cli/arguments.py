@@ -58,7 +58,7 @@ class Where:
 
     data: Path | None = option("folder or zip of the corpus (default: SEQLM_DATA)", metavar="PATH")
     backend: str | None = option(
-        "where runs go (default: SEQLM_BACKEND, the manifest's, ray with GPUs or an address, local)",
+        "where runs go (default: SEQLM_BACKEND, the manifest's, ray with two GPUs or an address, local)",
         choices=tuple(BACKENDS),
     )
     ray_address: str | None = option(
@@ -78,7 +78,9 @@ class PlanArguments(Common, Filters, Where):
         "a TOML file, the study of an earlier launch (its manifest as it was then), or one that comes with seqlm: "
         f"{', '.join(MANIFESTS)}"
     )
-    changes: tuple[str, ...] = option("such as train.epochs=2", "--set", metavar="KEY=VALUE", empty=())
+    changes: tuple[str, ...] = option(
+        "set a key of the runs, such as train.epochs=2", "--set", metavar="KEY=VALUE", empty=()
+    )
     oversized: bool = option("also start runs that need more memory than there is", "--force")
 
 
@@ -206,20 +208,21 @@ class Arguments(PlanArguments, Launching):
 COMMON = ("json", "fields", "verbose", "runs_dir")
 """What every command takes; the help shows it last."""
 FILTERS = ("only", "exclude")
-PLACEMENT = ("data", "backend", "ray_address", "max_parallel")
-LAUNCH = (*PLACEMENT, *FILTERS, "max_stalled_retries", "no_wait", "live_code")
-TRAIN = (*LAUNCH, "oversized", "canary", "behaviour", "then_report", "report")
+PLACEMENT = ("backend", "data", "max_parallel", "ray_address")
+LAUNCH = (*PLACEMENT, "no_wait", "max_stalled_retries", "live_code")
+TRAIN = ("report", "dry_run", *LAUNCH, "canary", "behaviour", "then_report", "oversized")
+"""These commands list what is used most first."""
 COMMANDS = {
     "init": Command(
         "launch", "beginning.init", "first", "write a short manifest that runs, with comments", ("name",)
     ),
     "plan": Command(
         "launch", "planning.plan", "first.toml", "show what run would do, and its costs",
-        ("manifest", *PLACEMENT, *FILTERS, "changes"),
+        ("manifest", "changes", *FILTERS, *PLACEMENT),
     ),
     "run": Command(
         "launch", "launching.run", "first.toml --report", "launch every run that is not done yet, and wait",
-        ("manifest", *TRAIN, "changes", "dry_run"),
+        ("manifest", "changes", *FILTERS, *TRAIN),
     ),
     "status": Command(
         "follow a study", "studying.status", "first --watch", "show the state of each run",
@@ -256,7 +259,7 @@ COMMANDS = {
     ),
     "retry": Command(
         "launch", "launching.retry", "first --kind oom", "launch failed and cancelled runs again",
-        ("study", *TRAIN, "kind", "kept_models", "trust", "dry_run"),
+        ("study", *FILTERS, "kind", "kept_models", *TRAIN, "trust"),
     ),
     "notify": Command(
         "follow a study", "messages.notify_of", "first.toml --test",
@@ -304,7 +307,7 @@ COMMANDS = {
     ),
     "behaviour": Command(
         "results", "launching.behaviour", "first --prompt 'the'", "compute what trained models do",
-        ("study", *LAUNCH, "window", "samples", "temperature", "prompt", "seed", "force", "trust"),
+        ("study", *FILTERS, "window", "samples", "temperature", "prompt", "seed", "force", *LAUNCH, "trust"),
     ),
     "report": Command(
         "results", "launching.report", "first second", "write the report of one study, or of several together",

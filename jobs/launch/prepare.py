@@ -5,7 +5,7 @@ import difflib
 import functools
 import getpass
 import socket
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -357,6 +357,7 @@ def preparing(study: StudySettings, order: Order, place: Backend) -> Iterator[tu
             now = _planned(study, order, place)
         if now != unchecked:
             planned = _checked(now, study, order, place)
+        _warn(planned, study, order, place)
         if to_do(planned):
             planned = estimated(planned, earlier_throughput(study.path.parent))
         _record_launch(study, order)
@@ -392,14 +393,16 @@ def _checked(planned: Sequence[PlannedRun], study: StudySettings, order: Order, 
     """Return the runs with the facts of their corpora and their resources, if they can all be carried out."""
     checked = resolve_resources(check_data(planned), place, place.settings.max_parallel)
     check_models(checked)
-    if not order.tasks:  # jobs that do not train need less
-        if not order.oversized:
-            require_memory(checked, place)
-        if line := memory_warning(checked, place):
-            terminal.tell(f"warning: {line}")
-    for line in changes(checked, study.path):
-        terminal.tell(f"warning: {line}")
+    if not order.tasks and not order.oversized:  # jobs that do not train need less
+        require_memory(checked, place)
     return checked
+
+
+def _warn(planned: Sequence[PlannedRun], study: StudySettings, order: Order, place: Backend) -> None:
+    """Print what does not stop a launch: that memory may not suffice, and what has changed since runs began."""
+    line = None if order.tasks else memory_warning(planned, place)
+    for warning in [*filter(None, [line]), *changes(planned, study.path)]:
+        terminal.tell(f"warning: {warning}")
 
 
 def require_trusted(specs: Iterable[RunSpec]) -> None:
@@ -554,7 +557,7 @@ def changes(planned: Sequence[PlannedRun], study_dir: Path) -> list[str]:
     starting = [item for item in planned if item.action == "start" and any(_digests(item.spec.config).values())]
     runs = list(RunDirectory.unordered_in(study_dir)) if starting else []
     by_rest = {_without_digests(item.spec.config): item for item in starting if runs}
-    found: Counter[str] = Counter()
+    found: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for run in runs:
         with contextlib.suppress(FileError, ModelError):
             before = run.read_config()
@@ -563,11 +566,11 @@ def changes(planned: Sequence[PlannedRun], study_dir: Path) -> list[str]:
                 for name, now in _digests(item.spec.config).items():
                     if now != then[name]:
                         digests = f"sha256 {str(then[name])[:12]} -> {str(now)[:12]}"
-                        found[f"{name} has changed ({', '.join([digests, *_sizes(before, run, item)])})"] += 1
+                        found[name][", ".join([digests, *_sizes(before, run, item)])] += 1
     return [
-        f"{what} since {'1 run' if number == 1 else f'{number} runs'} of this study began; "
-        "earlier runs keep what they began with, and new runs start with what is there now"
-        for what, number in sorted(found.items())
+        f"{name} has changed ({'; '.join(sorted(versions))}) since {with_noun(versions.total(), 'run')} of this study "
+        "began; earlier runs keep what they began with, and new runs start with what is there now"
+        for name, versions in sorted(found.items())
     ]
 
 
