@@ -24,7 +24,7 @@ from analysis.claims.claim import (
     written,
 )
 from analysis.claims.expected import expected_points
-from analysis.claims.facts import Facts, best_of_each, highest, timed_on_one_machine
+from analysis.claims.facts import Facts, best_of_each, highest, middle, timed_on_one_machine
 from analysis.claims.mechanisms import curious
 from analysis.claims.models import gradients, steps
 from analysis.claims.next_runs import next_runs
@@ -214,19 +214,27 @@ def soonest(facts: Facts, question: str, best: Setting, against: Sequence[Claim]
     timed = timed_on_one_machine(facts)
     if len(timed) < 2:
         return [], "Time: fewer than two settings have recorded times on one machine."
-    near = WITHIN * min(one.val_ppl for one in timed)
+    half, near = middle(timed, facts), WITHIN * min(one.val_ppl for one in timed)
     claims, parts = [], []
-    for words, target in ((", which all reach", highest(timed, facts)), (f", {WITHIN:g} times the lowest", near)):
+    for target in dict.fromkeys((half, near)):
         claim = first_to(facts, question, timed, target)
         if claim is not None:
             claims.append(claim)
-            told = ranked(claim, most=2) if len(claim.members) > 1 else f"{ranked(claim)} alone"
-            parts.append(f"to {units.perplexity(target)}{words}: {told}")
-    first = first_setting(facts, timed, near)
-    cost = next((claim for claim in against if first is not None and claim.members[1] == first.reference), None)
-    end = f" Cost of the setting for time: {comparison(cost)}." if cost is not None else ""
+            count = len(claim.members)
+            words = f"which {'all' if count == len(timed) else f'{count} of {len(timed)} settings'} reach"
+            words = words if target == half else f"{WITHIN:g} times the lowest"
+            told = ranked(claim, most=2) if count > 1 else f"{ranked(claim)} alone"
+            parts.append(f"to {units.perplexity(target)}, {words}: {told}")
+    first = first_setting(facts, timed, half)
+    end = ""
     if first is best:
         end = " Both picks are one setting, so neither costs the other anything."
+    elif first is not None:
+        cost = next((claim for claim in against if claim.members[1] == first.reference), None)
+        end = f" Cost of the setting for time: {comparison(cost)}." if cost is not None else ""
+        seconds = dict(zip(claims[0].members, written(claims[0]), strict=True)).get(best.reference)
+        if seconds is not None:
+            end += f" Cost of the one for generalisation: it reaches {units.perplexity(half)} after {seconds}."
     left = len(facts.settings) - len(timed)
     if left:
         end += f" Without {units.count(left, 'setting')} on another machine than {timed[0].machine}."
@@ -283,7 +291,7 @@ def reliability(facts: Facts) -> Answer:
     )
     listed = "; ".join(
         f"{units.architecture(arch)} {units.perplexity(ordered[0].val_ppl)} to {units.perplexity(ordered[-1].val_ppl)} "
-        f"({found.nats:.3f} nats)"
+        f"({ordered[-1].reference}; {found.nats:.3f} nats)"
         for arch, ordered, found in spreads
     )
     first, last = (units.architecture(spreads[place][0]) for place in (0, -1))

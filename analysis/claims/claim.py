@@ -206,8 +206,14 @@ def brief(claim: Claim) -> str:
         error = f" ± {NATS(claim.error)}" if math.isfinite(claim.error) else ""
         text = f"{units.signed(-claim.difference)}{error}"
     else:
-        text = " against ".join(map(MEASURES[claim.measure].write, claim.values))
+        text = reached(claim) + " against ".join(map(MEASURES[claim.measure].write, claim.values))
     return f"{text}{unclear(claim)}"
+
+
+def reached(claim: Claim) -> str:
+    """Return the perplexity to which the times of a claim are, with a space at the end; nothing for other claims."""
+    target = claim.given.get("target")
+    return "" if target is None else f"to {units.perplexity(target)} in "
 
 
 def unclear(claim: Claim, other: str = "") -> str:

@@ -71,6 +71,19 @@ def test_a_number_at_the_right_edge_stays_in_the_figure() -> None:
     assert 0 <= text.get_window_extent().x0 < text.get_window_extent().x1 <= figure.bbox.x1
 
 
+@pytest.mark.parametrize("style", ["default", "steps-post"])
+@pytest.mark.parametrize("level", [4.9, 5.0, 5.1])
+def test_a_number_moves_out_of_the_way_of_a_line_that_goes_on(style: str, level: float) -> None:
+    """As in a panel over time, where one run is over and another passes right of its end."""
+    axes = Figure(figsize=(6, 4), dpi=72).add_subplot(xlim=(0, 10), ylim=(0, 10))
+    axes.plot([1.0, 4.0], [8.0, 5.0])
+    axes.plot([1.0, 9.0], [level, level], drawstyle=style)
+    place_numbers(axes, [Mark(9.0, level, "2", "black"), Mark(4.0, 5.0, "1", "black")])
+    line = float(axes.transData.transform((0, level))[1])
+    assert abs(heights_of(axes)["1"] - line) > 4, "half the height of a number in points"
+    assert heights_of(axes)["2"] == line, "right of both"
+
+
 def test_a_curve_above_the_axis_has_no_number(tmp_path: Path) -> None:
     for order, value in enumerate((100.0, 101.0, 102.0, 1e7)):
         add_run(tmp_path, order, f"r{order}", "gru", "sgd", [2 * value, value], lr=0.1 + order)
