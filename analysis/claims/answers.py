@@ -11,7 +11,7 @@ from analysis.claims.answer import Answer, cannot
 from analysis.claims.claim import (
     Claim,
     Kind,
-    brief,
+    among,
     compare,
     comparison,
     direction,
@@ -107,7 +107,10 @@ def optimizers(facts: Facts) -> Answer:
     for values, group in itertools.groupby(pairs, key=lambda pair: pair.values):
         members = [(pair, next(found)) for pair in group]
         claims += [claim for _, claim in members]
-        listed = ", ".join(f"{units.architecture(pair.a.arch)} {brief(claim)}" for pair, claim in members)
+        listed = ", ".join(
+            f"{units.architecture(arch)} {among([claim for pair, claim in members if pair.a.arch == arch])}"
+            for arch in dict.fromkeys(pair.a.arch for pair, _ in members)
+        )
         together = f": {direction([claim for _, claim in members])}" if len(members) > 1 else ""
         a, b = (units.optimizer(value) for value in values)
         points.append(f"Loss with {b} less {a}: {listed}{together}.")
@@ -185,6 +188,10 @@ def picks(facts: Facts) -> Answer:
     if not ordered:
         return cannot(name, title, "no run has finished")
     best, others = ordered[0], ordered[1 : 1 + MOST_COMPARED]
+    timed = timed_on_one_machine(facts)
+    soon = first_setting(facts, timed, middle(timed, facts)) if len(timed) > 1 else None
+    if soon is not None and soon not in ordered[: 1 + MOST_COMPARED]:
+        others.append(soon)
     test = f", test {units.perplexity(best.test_ppl)}" if units.is_number(best.test_ppl) else ""
     if not others:
         claim = values_of(name, "val_ppl", [best.reference], [best.val_ppl])
@@ -195,7 +202,7 @@ def picks(facts: Facts) -> Answer:
     points = [f"Generalisation: {lowest}{test}. Against the next, {following}: {outcome(against[0])}."]
     level = [claim.members[1] for claim in against[1:] if claim.verdict in (Verdict.NOT_APART, Verdict.EQUAL)]
     details = [f"Also not told apart from it: {first_few(level, MOST_NAMED)}."] if level else []
-    claims, said = soonest(facts, name, best, against)
+    claims, said = soonest(facts, name, timed, best, against)
     return Answer(
         name=name,
         title=title,
@@ -206,12 +213,13 @@ def picks(facts: Facts) -> Answer:
     )
 
 
-def soonest(facts: Facts, question: str, best: Setting, against: Sequence[Claim]) -> tuple[list[Claim], str]:
-    """Name the settings that reach a perplexity first, and what the first of them costs.
+def soonest(
+    facts: Facts, question: str, timed: Sequence[Setting], best: Setting, against: Sequence[Claim]
+) -> tuple[list[Claim], str]:
+    """Name which of the ``timed`` settings reach a perplexity first, and what the first of them costs.
 
-    ``against``: comparisons of the setting with the lowest perplexity with others.
+    ``against``: comparisons of ``best``, the setting with the lowest perplexity, with others.
     """
-    timed = timed_on_one_machine(facts)
     if len(timed) < 2:
         return [], "Time: fewer than two settings have recorded times on one machine."
     half, near = middle(timed, facts), WITHIN * min(one.val_ppl for one in timed)

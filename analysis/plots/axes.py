@@ -218,6 +218,9 @@ MARK_POINTS = 9.5
 MOST_NUMBERS = 8
 """At most this many numbers stand in a pair of axes."""
 
+MOST_CUT_OFF = 3
+"""So many of them are kept for runs above the axis."""
+
 FARTHEST_MOVED = 40
 """A number moves at most this many points out of the way of lines."""
 
@@ -244,8 +247,9 @@ PLACED: "WeakKeyDictionary[Axes, tuple[list[Mark], list[Annotation]]]" = WeakKey
 def place_numbers(axes: Axes, marks: Iterable[Mark]) -> None:
     """Write the numbers of the first ``MOST_NUMBERS`` marks right of their points, the best first.
 
-    Numbers that would cover one another move up and down, and stay between the ends of the vertical axis. Limits and
-    size of the axes are those that they have now.
+    ``MOST_CUT_OFF`` of those above the axis are among them, since their points are drawn at its end. Numbers that would
+    cover one another or a line move up and down, and stay between the ends of the vertical axis. Limits and size of the
+    axes are those that they have now.
     """
     axes.autoscale_view()
     figure = axes.get_figure(root=True)
@@ -256,7 +260,8 @@ def place_numbers(axes: Axes, marks: Iterable[Mark]) -> None:
     edge = figure.get_size_inches()[0] * 72
     low, high = axes.bbox.y0 * to_points + MARK_POINTS / 2, axes.bbox.y1 * to_points - MARK_POINTS / 2
     fitting = int(max(high - low, 0) / MARK_POINTS) + 1
-    chosen = marks[: min(MOST_NUMBERS, fitting)]
+    cut_off = [mark for mark in marks if mark.text.endswith(ABOVE)][:MOST_CUT_OFF]
+    chosen = list(dict.fromkeys([*cut_off, *marks]))[: min(MOST_NUMBERS, fitting)]
     points, spans, texts = [], [], []
     for mark in chosen:
         left, height = axes.transData.transform((mark.x, mark.y)) * to_points
@@ -327,7 +332,7 @@ def spread(points: Sequence[float], spans: Sequence[tuple[float, float]], low: f
 
 
 def obstacles(axes: Axes) -> Values:
-    """Return points, in pixels, close to one another along each line and on each mark of axes, but for the grey crowd."""
+    """Return points in pixels, (points, 2): close together along each line, and each mark, but for the grey crowd."""
     found = [np.empty((0, 2))]
     for line in axes.lines:
         if line.get_color() == look.CROWD[0]:

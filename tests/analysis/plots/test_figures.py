@@ -84,6 +84,20 @@ def test_a_number_moves_out_of_the_way_of_a_line_that_goes_on(style: str, level:
     assert heights_of(axes)["2"] == line, "right of both"
 
 
+def test_a_run_above_the_axis_has_an_arrow_also_if_eight_others_are_lower(tmp_path: Path) -> None:
+    for order in range(12):
+        value = 1e6 if order == 11 else 100.0 + order
+        add_run(
+            tmp_path, order, f"r{order}", "gru", "sgd", [value], lr=0.1 + order, result={"parameters": 1000 + order}
+        )
+    study = load_study(tmp_path).compared
+    for chart, panels in ((costs_chart(study), 2), (spread_chart(study), 1)):
+        assert chart is not None
+        for axes in chart.figure.axes[:panels]:
+            assert "12 ↑" in {text.get_text() for text in axes.texts}
+        assert "↑: above the axis" in chart.caption
+
+
 def test_a_curve_above_the_axis_has_no_number(tmp_path: Path) -> None:
     for order, value in enumerate((100.0, 101.0, 102.0, 1e7)):
         add_run(tmp_path, order, f"r{order}", "gru", "sgd", [2 * value, value], lr=0.1 + order)

@@ -121,17 +121,17 @@ def test_the_results_have_columns_for_what_varies_before_those_for_what_does_not
         add_run(tmp_path, 4 + order, f"seed{order}", "gru", "sgd", [100.0], seed=2, lr=lr, num_layers=layers)
     study = load_study(tmp_path)
     shown = [column.key for column in results_table(study).columns]
-    assert shown[:6] == ["number", "name", "val_ppl", "test_ppl", "optim.lr", "model.num_layers"]
+    assert shown[:7] == ["number", "name", "val_ppl", "test_ppl", "train_ppl", "optim.lr", "model.num_layers"]
     assert shown[-3:] == ["architecture", "optimizer", "state"]
     assert "seed" not in shown, "a run's name has it"
-    rows = {tuple(row.cells[place].text for place in (4, 5)) for row in results_table(study).rows}
+    rows = {tuple(row.cells[place].text for place in (5, 6)) for row in results_table(study).rows}
     assert rows == {("0.1", "1"), ("0.1", "2"), ("0.2", "1"), ("0.2", "2")}
 
 
 def test_the_results_have_no_column_for_what_follows_from_architecture_and_optimizer(study: StudyFiles) -> None:
     assert study.runs["optim.lr"].nunique() > 1
     shown = [column.key for column in results_table(study).columns]
-    assert shown[2:7] == ["val_ppl", "test_ppl", "architecture", "optimizer", "train_ppl"]
+    assert shown[2:8] == ["val_ppl", "test_ppl", "train_ppl", "architecture", "optimizer", "epochs_to_best"]
 
 
 @pytest.mark.parametrize("worse", [False, True])
