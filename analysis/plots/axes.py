@@ -361,7 +361,8 @@ def clear_of_lines(
         steps = sorted(np.arange(-FARTHEST_MOVED, FARTHEST_MOVED + 1), key=lambda step: (abs(step), step))
         for height in (heights[place] + float(step) for step in steps):
             is_free = not (np.abs(inside - height) < 0.5 * MARK_POINTS).any()
-            if is_free and low <= height <= high and all(abs(height - other) >= MARK_POINTS for other in others):
+            is_free &= all(abs(height - other) > 0.99 * MARK_POINTS for other in others)  # spread to a hair's breadth
+            if is_free and low - 0.01 <= height <= high + 0.01:
                 placed[place] = height
                 break
     return placed

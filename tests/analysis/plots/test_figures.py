@@ -84,6 +84,15 @@ def test_a_number_moves_out_of_the_way_of_a_line_that_goes_on(style: str, level:
     assert heights_of(axes)["2"] == line, "right of both"
 
 
+def test_numbers_that_meet_no_line_keep_the_order_of_their_points() -> None:
+    axes = Figure(figsize=(6, 2.3), dpi=72).add_subplot(xlim=(0, 10), ylim=(0, 10))
+    ends = (0.0, 0.1, 0.2)
+    for y in ends:
+        axes.plot([1.0, 9.0], [8.0, y])
+    place_numbers(axes, [Mark(9.0, y, str(place), "black") for place, y in enumerate(ends)])
+    assert sorted(heights_of(axes), key=heights_of(axes).__getitem__) == ["0", "1", "2"]
+
+
 def test_a_run_above_the_axis_has_an_arrow_also_if_eight_others_are_lower(tmp_path: Path) -> None:
     for order in range(12):
         value = 1e6 if order == 11 else 100.0 + order
