@@ -23,6 +23,10 @@ EXIT_INTERRUPTED = 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 1, 2, 3 or 130 (docs/reference/exit-codes.md)."""
+    if "_ARGCOMPLETE" in os.environ:
+        from jobs.cli.completion import complete
+
+        complete(parser(terminal.program()))
     words = list(sys.argv[1:] if argv is None else argv)
     as_json = "--json" in words
     terminal.configure(json=as_json)
@@ -69,8 +73,8 @@ def handler(command: str) -> Callable[[Any], Answer]:
 
 
 def _fail(message: str, code: int, as_json: bool) -> int:
-    for line in message.split("\n"):
-        terminal.tell(f"error: {line}")
+    for line in message.split("\n"):  # a line that is indented belongs to the one before
+        terminal.tell(line if line.startswith(" ") else f"error: {line}")
     if as_json:
         _print_document(None, {"code": code, "message": message}, ok=False)
     return code

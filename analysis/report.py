@@ -29,6 +29,7 @@ from analysis.plots.curve_figures import curve_charts
 from analysis.plots.files import FORMATS, figure_bytes, inline_svg
 from analysis.plots.scatter import costs_chart, spread_chart
 from analysis.sections.behaviour import behaviour_data, behaviour_section, samples_page
+from analysis.sections.comparisons import comparisons_section
 from analysis.sections.cost import cost_section
 from analysis.sections.effects import effects_section
 from analysis.sections.published import published_section
@@ -136,7 +137,7 @@ def _json_texts(values: list[Any]) -> list[str]:
 
 # -- what it says ------------------------------------------------------------------------------------------------------
 
-SHOWN = ("results", "settings", "search-frontier", "published", "validation")
+SHOWN = ("results", "settings", "comparisons", "search-frontier", "published", "validation")
 """Tables and figures that the page shows at once. A table of settings takes the place of that of runs."""
 
 
@@ -148,6 +149,7 @@ def report_sections(study: StudyFiles, found: Sequence[Answer]) -> list[Section]
     opened = [
         answers_section(study, found),
         Section(name="results", title="Results", blocks=results_blocks(study)),
+        comparisons_section(study),
         search_section(study, next((one for one in found if one.name == "search"), None)),
         published_section(study),
         Section(

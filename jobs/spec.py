@@ -34,6 +34,9 @@ class RunSpec:
     """Of a final seed (``[search] final_seeds``): the seed of the run that it follows, whose setting is the same.
     ``None``: it follows no run."""
 
+    turn: int = 0
+    """Of a run of a ``[[decide]]``: the place of its seed, from 0. Runs of earlier seeds start first."""
+
     panel: tuple[RunConfig, ...] = ()
     """Of a behaviour job: the configurations of the models that rate the texts."""
     launched: tuple[str, ...] = ()

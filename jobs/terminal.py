@@ -20,7 +20,7 @@ LEVELS = {"error:": "red", "warning:": "yellow"}
 """First word of a line on stderr -> its color."""
 
 
-_json = _verbose = False
+_json = _verbose = _is_library = False
 
 
 def configure(*, json: bool = False, verbose: bool = False) -> None:
@@ -29,9 +29,25 @@ def configure(*, json: bool = False, verbose: bool = False) -> None:
     _json, _verbose = json, verbose
 
 
+@contextlib.contextmanager
+def called_from_python() -> Iterator[None]:
+    """Mark the block as called from a script or a notebook: what it prints names the command ``seqlm``."""
+    global _is_library
+    before, _is_library = _is_library, True
+    try:
+        yield
+    finally:
+        _is_library = before
+
+
+def is_library() -> bool:
+    """Whether a script or a notebook has called, and no command runs."""
+    return _is_library
+
+
 def program() -> str:
     """Return what the user typed to start this program: ``seqlm``, or ``python launch.py`` from a checkout."""
-    return "seqlm" if Path(sys.argv[0]).name == "seqlm" else "python launch.py"
+    return "seqlm" if _is_library or Path(sys.argv[0]).name == "seqlm" else "python launch.py"
 
 
 def paint(text: str, color: str | None) -> str:
@@ -103,7 +119,12 @@ def tell(line: str) -> None:
     if level in LEVELS and has_color(sys.stderr):
         text = paint(level, LEVELS[level]) + text.removeprefix(level)
     with survives(sys.stderr):
-        print(text, file=sys.stderr, flush=True)
+        if _is_library:
+            from tqdm.std import tqdm
+
+            tqdm.write(text, file=sys.stderr)  # above a bar
+        else:
+            print(text, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """seqlm: a language-model study from one manifest.
 
-``open_study`` is where notebooks and scripts begin; docs/reference/python.md describes what it returns.
+``plan``, ``run`` and ``open_study`` are where notebooks and scripts begin; docs/reference/python.md describes them.
 """
 
 import importlib
@@ -19,26 +19,31 @@ def command() -> Any:
     return importlib.import_module("launch").main()
 
 
+PUBLIC = {"open_study": "analysis", "plan": "jobs.cli.python", "run": "jobs.cli.python"}
+"""Public name -> the module that has it."""
+
+
 def __dir__() -> list[str]:
-    return sorted({*globals(), "open_study"})
+    return sorted({*globals(), *PUBLIC})
 
 
 def __getattr__(name: str) -> Any:
-    """Import ``open_study`` when it is first used, so that workers and commands start without pandas.
+    """Import a public name when it is first used, so that workers and commands start without pandas.
 
-    A user's folder may hold an ``analysis`` of its own, so the one next to this package is searched first.
+    A user's folder may hold an ``analysis`` or ``jobs`` of its own, so those next to this package are searched first.
 
     Raises:
         AttributeError: ``name`` is not public.
-        ImportError: another module ``analysis`` has been imported before.
+        ImportError: another module of the package's name has been imported before.
     """
-    if name != "open_study":
+    if name not in PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    top = PUBLIC[name].partition(".")[0]
     sys.path.insert(0, _PLACE)
     try:
-        package = importlib.import_module("analysis")
+        package = importlib.import_module(top)
+        if package.__file__ == str(Path(_PLACE, top, "__init__.py")):
+            return getattr(importlib.import_module(PUBLIC[name]), name)
     finally:
         sys.path.remove(_PLACE)
-    if package.__file__ != str(Path(_PLACE, "analysis", "__init__.py")):
-        raise ImportError(f"open_study is in seqlm's package analysis, but {package.__file__} has that name; rename it")
-    return package.open_study
+    raise ImportError(f"{name} is in seqlm's package {top}, but {package.__file__} has that name; rename it")

@@ -50,13 +50,15 @@ class End:
     progress: Progress | None = None
     """What was saved at that time. ``None``: unknown."""
     micro_batches: int = 1
+    before_batch: bool = False
+    """Whether an allocation failed before the first batch, so that smaller micro-batches change nothing."""
     node: str | None = None
     """The node that failed. ``None``: not recorded, or one of several."""
     memory_mb: int | None = None
     """Memory of each node of its job, if the system killed a run on a GPU for it: smaller micro-batches spare none of
     that. ``None``: it did not, or the memory is not known."""
     stands: bool = False
-    """Whether its launcher or job has given the run up."""
+    """Whether nothing tries it again: its launcher or job has given the run up, or its weights do not fit."""
 
 
 def end_of(attempt: int, ranks: Iterable[RankEnd], exits: Iterable[Exit]) -> End:
@@ -86,8 +88,9 @@ def end_of(attempt: int, ranks: Iterable[RankEnd], exits: Iterable[Exit]) -> End
         at=_cut(cause.ended_at),
         progress=cause.progress,
         micro_batches=cause.micro_batches or 1,
+        before_batch=isinstance(cause, RankEnd) and cause.before_batch is True,
         node=_cut(cause.node),
-        stands=isinstance(cause, Exit) and cause.stands is True,
+        stands=cause.stands is True if isinstance(cause, Exit) else cause.before_batch is True,
     )
 
 

@@ -150,6 +150,8 @@ CHECKPOINT_MINUTES = Variable("SEQLM_CHECKPOINT_MINUTES", MINUTES, 10.0, is_inte
 """Time between two checkpoints within an epoch. ``policy.checkpoint_min`` sets it."""
 KEEP_LAST = Variable("SEQLM_KEEP_LAST", FLAG, True, is_internal=True)
 """0: delete ``last.pt`` as soon as the run is done. ``policy.keep_last`` sets it."""
+KEEP_EPOCHS = Variable("SEQLM_KEEP_EPOCHS", Annotated[str, Valid("numbers of epochs")], "", is_internal=True)
+"""Epochs after which the checkpoint is kept, separated by commas. ``policy.keep_epochs`` sets it. Unset: none."""
 SEARCH = Variable("SEQLM_SEARCH", Annotated[str, Valid("the table as JSON")], "", is_internal=True)
 """The table ``[search]`` of the manifest as JSON: at its rungs the worker may stop the run. Unset: no search."""
 GPU_SHARE = Variable(

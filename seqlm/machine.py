@@ -40,8 +40,10 @@ def cpu_count() -> int:
 
 
 def memory_bytes() -> int:
-    """Return the memory of this machine."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """Return the memory of this machine, or the limit of this process's control group if that is less."""
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    _, limit = group_memory(own_groups())
+    return physical if limit is None else min(physical, limit)
 
 
 def memory_groups(membership: str, root: Path = Path("/sys/fs/cgroup")) -> list[Path]:

@@ -58,7 +58,7 @@ from seqlm.reading import (
 )
 from seqlm.records.attempts import Environment, Exit, Position, ProgressFile, RankEnd, Start, Worker
 from seqlm.records.requests import Folder
-from seqlm.records.runs import CanaryResult, Provenance, Result, Rung
+from seqlm.records.runs import CanaryResult, Provenance, Result, Rung, Settled
 from seqlm.records.studies import StudyFile, TaskFile
 from seqlm.requests import RUN_ID, Request, Requests
 from seqlm.state import Facts, RunState, View, state_of
@@ -169,6 +169,8 @@ class RunDirectory:
     token_losses_file = _Below("valid.f32")
     """Loss of each token of the validation text (:mod:`seqlm.token_losses`)."""
     result_file = _Below(Result.FILE)
+    settled_file = _Below(Settled.FILE)
+    """That all comparisons of the run were decided before its end (:mod:`seqlm.comparisons`)."""
     model_dir = _Below("model")
     """The files of the user's own model, kept when the run was launched. Other runs have no such folder."""
     canary_file = _Below(CanaryResult.FILE)
@@ -194,6 +196,16 @@ class RunDirectory:
     position_file = _Below("checkpoints", Position.FILE)
     """Epoch and step of :attr:`last_checkpoint`, readable without PyTorch."""
     best_checkpoint = _Below("checkpoints", "best.pt")
+
+    def epoch_checkpoint(self, epochs: int) -> Path:
+        """The checkpoint after so many epochs, which ``policy.keep_epochs`` keeps."""
+        return self.path / "checkpoints" / f"epoch-{epochs}.pt"
+
+    def kept_epochs(self) -> list[int]:
+        """Return after which numbers of epochs there is such a checkpoint, ascending."""
+        names = (path.stem.removeprefix("epoch-") for path in listed(self.path / "checkpoints", "epoch-*.pt"))
+        return sorted(int(name) for name in names if re.fullmatch("[1-9][0-9]{0,6}", name))
+
     lease_dir = _Below("lease")
     """The owners of the run (:mod:`seqlm.lease`)."""
     task_file = _Below(TaskFile.FILE)
@@ -669,6 +681,26 @@ class RunDirectory:
         is_history = newest.attempt is not None and newest.attempt < (first or self.first_attempt())
         return None if is_history else newest
 
+    def why_settled(self, first: int | None = None) -> str | None:
+        """Return the verdicts for which the run was stopped. ``None``: it was not, or a later request lets it go on.
+
+        ``first``: as for :meth:`read_stopped`.
+        """
+        settled = None
+        with contextlib.suppress(DamagedFileError):
+            settled = Settled.read(self.path)
+        if settled is None or (settled.attempt or 0) < (first or self.first_attempt()):
+            return None
+        return settled.reason
+
+    def why_stopped(self, first: int | None = None) -> str | None:
+        """Return why a search or a comparison stopped the run. ``None``: none did, or a later request lets it go on.
+
+        ``first``: as for :meth:`read_stopped`.
+        """
+        stopped = self.read_stopped(first)
+        return stopped_reason(stopped) if stopped else self.why_settled(first)
+
     def read_metrics(self) -> tuple[list[dict[str, Any]], list[str]]:
         """Return the epochs of ``metrics.jsonl``, and one warning for each line that is no complete record."""
         records, warnings = read_json_lines(self.metrics_file, _is_epoch, is_kept=False)
@@ -721,12 +753,13 @@ class RunDirectory:
         attempts = self.attempts()
         end = self.end(attempts[-1]) if attempts else None
         has_owner = self._has_owner(attempts, end)
-        stopped = self.read_stopped(first) if attempts and not has_owner else None
+        stopped = self.why_stopped(first) if attempts and not has_owner else None
         return Facts(
             has_owner=has_owner,
             is_cancelled=is_cancelled,
-            stopped=stopped_reason(stopped) if stopped else None if attempts else self.left_out(),
+            stopped=stopped if attempts else self.left_out(),
             failure=self._failure(end, newest, first) if end and not has_owner else None,
+            before=self._failed_before(first) if end and end.kind is None and not has_owner else None,
             has_attempt=bool(attempts),
             has_begun=bool(attempts) and attempts[-1] >= first,
             epochs=epochs,
@@ -756,6 +789,11 @@ class RunDirectory:
         # Without a request, nobody tries it again.
         found = Verdict() if request is None else self.verdict(request.policy, self.failures(first))
         return RunState("failed", f"{end.kind}: {end.message}{found.why}", end.kind, is_final=found.delay is None)
+
+    def _failed_before(self, first: int) -> str | None:
+        """Return kind and message of the last failure of the attempts from ``first`` on. ``None``: there is none."""
+        failures = self.failures(first)
+        return f"{failures[-1].kind}: {failures[-1].message}" if failures else None
 
     def observe(
         self,

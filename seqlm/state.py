@@ -69,10 +69,16 @@ class Facts:
     is_cancelled: bool = False
     """Whether the newest request that names the run cancels it."""
     stopped: str | None = None
-    """Why a search stopped the run, or does not train it. ``None``: none did, or a later request lets the run go on."""
+    """Why a search or a comparison stopped the run, or why a search does not train it.
+
+    ``None``: none did, or a later request lets the run go on.
+    """
     failure: RunState | None = None
     """That the newest attempt failed, or its job was cancelled. ``None``: neither, or the attempt is older than the
     newest request that names the run."""
+    before: str | None = None
+    """Kind and message of the failure before the newest attempt, if that has recorded no end. ``None``: there is none
+    since the newest request that names the run."""
     has_attempt: bool = False
     has_begun: bool = False
     """Whether an attempt has begun that the newest request is about."""
@@ -114,16 +120,19 @@ def rows(facts: Facts, view: View, spent: Callable[[], str | None]) -> Iterator[
     cancelled = RunState("cancelled", "cancelled by the user" if facts.is_cancelled else failure.reason, "cancelled")
     #: the newest request that names the run cancels it, or its job has recorded a `scancel` -> by whom
     yield facts.is_cancelled or failure.state == "cancelled", cancelled
-    #: a search stopped the run, or it is a final seed of a setting that a search has stopped -> its place at the rung,
-    #: or the run that it follows
+    #: a search or comparison stopped the run, or it is a final seed of a setting that stopped -> its place at the rung,
+    #: the verdict, or the run that it follows
     yield facts.stopped, RunState("stopped", facts.stopped)
-    again = RunState("queued", f"tried again after {failure.reason}")
-    #: its attempt failed, the policy has it tried again, and a launcher or a job is there for that -> kind and message
-    yield has_failed and not failure.is_final and view.may_run, again
+    why_again = f"tried again after {failure.reason if has_failed else facts.before}"
+    waits = f"{why_again}; {view.reason}" if view.reason else why_again
+    #: its attempt failed, the policy allows a retry, and a launcher or a job can start it -> kind and message, and what
+    #: it waits for
+    yield has_failed and not failure.is_final and view.may_run, RunState("queued", waits)
     #: its attempt failed -> kind and message
     yield has_failed, failure
-    #: a launcher or a job will start the run, or the scheduler does not answer -> what it waits for
-    yield view.stage in ("queued", "unknown"), RunState("queued", view.reason or None)
+    #: a launcher or a job will start the run, or the scheduler does not answer -> what it waits for, and how the
+    #: attempt before failed
+    yield view.stage in ("queued", "unknown"), RunState("queued", waits if facts.before else view.reason or None)
     #: its job runs, and its worker has not reported yet
     yield view.stage == "running", running
     #: its job was cancelled with `scancel` -> what the scheduler reports
@@ -134,13 +143,14 @@ def rows(facts: Facts, view: View, spent: Callable[[], str | None]) -> Iterator[
     # A job that had begun to follow its workers records what goes wrong, unless it is killed or cannot write.
     kind = "node" if facts.has_begun and view.kind == "code" else view.kind or "code"
     ended = RunState("failed", f"{kind}: {view.reason}", kind, is_final=not is_retried(kind))
-    #: its job ended in another way than well, and wrote nothing -> what the scheduler reports; `node` if an attempt had
-    #: begun
+    #: its job failed and wrote nothing -> what the scheduler reports; `node` if an attempt had begun
     yield view.kind, ended
     epochs = f"{facts.epochs} epoch{'s' if facts.epochs > 1 else ''}"
     after = f"after {epochs}" if facts.epochs else "before the first epoch ended"
-    interrupted = RunState("pending", view.reason or f"interrupted {after}; run again to resume")
-    #: it has an attempt, or had a job that is no longer listed -> after which epoch it was interrupted
+    before = f" (the attempt before failed: {facts.before})" if facts.before else ""
+    interrupted = RunState("pending", view.reason or f"interrupted {after}{before}; run again to resume")
+    #: it has an attempt, or had a job that is no longer listed -> after which epoch it was interrupted, and how the
+    #: attempt before failed
     yield facts.has_attempt or view.reason, interrupted
     #: none of these
     yield True, RunState("pending")

@@ -59,7 +59,7 @@ REASONS: Mapping[str, tuple[str, str]] = {
     "Priority": ("other jobs have priority", _OTHERS),
     "Resources": ("it waits for free nodes", _OTHERS),
     "DependencyNeverSatisfied": ("a job that it depends on has failed", "`cancel` it, then `run` again"),
-    "Dependency": ("another job has to end first", "`scontrol show job {job}` names that job"),
+    "Dependency": ("it waits for the canaries or earlier jobs of its launch", "`scontrol show job {job}` names them"),
     "JobHeldUser": ("it is held by its user", _RELEASE),
     "JobHeldAdmin": ("it is held by an administrator", _ASK),
     "JobHoldMaxRequeue": ("it was requeued too often, and is held", _RELEASE),

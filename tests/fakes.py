@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import final
 
 from jobs.attempt.supervisor import Ended
-from jobs.backends.base import Backend, Executor
+from jobs.backends.base import Backend, Executor, Room
 from jobs.plan.capacity import Capacity, Node
 from jobs.plan.estimate import Estimate
 from jobs.plan.planned import PlannedRun, plan
@@ -72,6 +72,8 @@ class FakeBackend(Backend, Executor):
         self.can_be_killed = True
         self.out_of_memory = False
         """What jobs that a signal kills are said to have been."""
+        self.memory_bytes: float | None = None
+        """What a rank can have."""
         self.is_open = False
         self.when_started: Callable[[Submission], object] = lambda submission: None
         """Called when a job has been submitted."""
@@ -87,6 +89,9 @@ class FakeBackend(Backend, Executor):
     def resolve(self, spec: RunSpec, at_most: int) -> Resources:
         resources = spec.resources
         return self.capacity().resolve(replace(resources, cpus=resources.cpus or 1), at_most)
+
+    def room(self, resources: Resources) -> Room | None:
+        return None if self.memory_bytes is None else Room(self.memory_bytes, "the fake machine")
 
     def executor(self, study_dir: Path) -> Executor:
         return self

@@ -28,11 +28,13 @@ COMMANDS = {
     "results": ["results", "stored"],
     "note": ["note", "stored", "--tag", "good", "--text", "a"],
     "diff": ["diff", "stored/rnn-adam", "stored/gru-adam", "--patch"],
+    "compare": ["compare", "stored", "name=gru-adam", "name=rnn-adam"],
     "export": ["export", "stored", "--to", "csv", "--output", "exported"],
     "list": ["list"],
     "logs": ["logs", "stored"],
     "why": ["why", "stored"],
     "cancel": ["cancel", "stored", "--only", "name=rnn-adam"],
+    "notify": ["notify", "told.toml"],
     "clean": ["clean", "stored", "--dry-run"],
 }
 ROW = re.compile(r"^\| `([^`]+)` \| ([^|]+) \|", re.M)
@@ -87,6 +89,8 @@ def test_every_field_of_an_answer_is_described_with_its_type(
 ) -> None:
     STORED.extractall(tmp_path)
     write_text(tmp_path / "text", train_lines=220)
+    told = (tmp_path / "stored.toml").read_text()
+    (tmp_path / "told.toml").write_text(told + '\n[notify]\ncommand = "true"\n')
     monkeypatch.chdir(tmp_path)
     card = Card(index=0, whole=Gpu("GPU-0", "Fake"))
     monkeypatch.setattr("seqlm.machine.cards", lambda: [card])

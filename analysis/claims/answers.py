@@ -71,8 +71,12 @@ def answers(study: StudyFiles) -> tuple[list[Answer], list[str]]:
 
 
 def rival(own: Answer) -> str | None:
-    """Return the first setting that is not told apart from the one with the lowest perplexity; ``None``: all are."""
+    """Return the first setting that is not told apart from the one with the lowest perplexity; ``None``: all are.
+
+    Seeds that show no difference above the margin of their comparison are enough.
+    """
     unclear = [claim for claim in own.claims if claim.kind == Kind.COMPARE and not claim.is_clear]
+    unclear = [claim for claim in unclear if claim.given.get("over_seeds", {}).get("outcome") != "no difference"]
     return unclear[0].members[1] if unclear else None
 
 
@@ -377,8 +381,8 @@ def compared_losses(facts: Facts, question: str, pairs: Sequence[tuple[Setting, 
     assert len(texts) < 2, "perplexities compare on one text"
     noise = facts.noise(*texts) if texts else Noise()
     return [
-        compare(question, "val_ppl", (a.reference, b.reference), (a.val_ppl, b.val_ppl), one, verdict, noise)
-        for (a, b), one, verdict in zip(pairs, found, verdicts(found, noise), strict=True)
+        compare(question, "val_ppl", (a.reference, b.reference), (a.val_ppl, b.val_ppl), one, *judged, noise)
+        for (a, b), one, judged in zip(pairs, found, facts.judged(pairs, found, noise), strict=True)
     ]
 
 

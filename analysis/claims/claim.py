@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from analysis.claims.verdict import Difference, Noise, Verdict
 from analysis.study import units
+from seqlm.records.comparisons import ComparisonVerdict
 
 MANY_SECONDS = 600
 """From here on times are written in minutes."""
@@ -129,10 +130,19 @@ def compare(
     values: tuple[float, float],
     found: Difference,
     verdict: Verdict,
+    over_seeds: ComparisonVerdict | None,
     noise: Noise,
     **given: Any,
 ) -> Claim:
-    """Return the claim that a verdict on two losses is. One whose tokens say otherwise than its table says nothing."""
+    """Return the claim that a verdict on two losses is. One whose tokens say otherwise than its table says nothing.
+
+    ``over_seeds``: the comparison that gives the verdict. ``None``: none does, but the policy.
+    """
+    needed = found.seeds_needed(noise)
+    if over_seeds is not None:
+        kept = ("outcome", "low", "high", "seeds", "comparisons", "error", "epochs")
+        plain, needed = over_seeds.to_plain(), None
+        given["over_seeds"] = {key: plain[key] for key in kept}
     is_contrary = (values[1] - values[0]) * found.nats < 0
     return Claim(
         question,
@@ -143,7 +153,7 @@ def compare(
         verdict=Verdict.NOT_APART if is_contrary and verdict in (Verdict.APART, Verdict.THIS_TEXT) else verdict,
         difference=found.nats,
         error=found.error(noise),
-        given={"seeds": list(found.seeds), "seeds_needed": found.seeds_needed(noise), **given},
+        given={"seeds": list(found.seeds), "seeds_needed": needed, **given},
     )
 
 

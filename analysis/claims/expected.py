@@ -138,10 +138,15 @@ def _claims(facts: Facts, metric: str, cases: Sequence[Case], number: int) -> li
     for text in dict.fromkeys(case.lower.setting.text for case in cases):
         noise = facts.noise(text, column)
         of_text = [(case, one) for case, one in zip(cases, found, strict=True) if case.lower.setting.text == text]
-        judged = verdicts([one for _, one in of_text], noise)
-        for (case, one), verdict in zip(of_text, judged, strict=True):
+        differences = [one for _, one in of_text]
+        pairs = [(case.lower.setting, case.higher.setting) for case, _ in of_text]
+        if metric == "val_ppl":
+            judged = facts.judged(pairs, differences, noise)
+        else:
+            judged = [(verdict, None) for verdict in verdicts(differences, noise)]
+        for (case, one), own in zip(of_text, judged, strict=True):
             claims.append(
-                compare("expected", metric, _members(case), _values(case), one, verdict, noise, expectation=number)
+                compare("expected", metric, _members(case), _values(case), one, *own, noise, expectation=number)
             )
     order = {_members(case): place for place, case in enumerate(cases)}
     return sorted(claims, key=lambda claim: order[claim.members[0], claim.members[1]])

@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from analysis.claims.verdict import Difference, EpochTimes, Losses, Noise, difference
+from analysis.claims.verdict import EQUAL_NATS, Difference, EpochTimes, Losses, Noise, Verdict, difference, verdicts
 from analysis.study import units
 from analysis.study.comparison import finished
 from analysis.study.numbering import RunNumber
 from analysis.study.settings import Setting, by_perplexity, on_one_machine
 from analysis.study.study import StudyFiles
 from analysis.study.values import read_or_warn
+from seqlm.records.comparisons import ComparisonVerdict
 from seqlm.token_losses import read_token_losses
 
 SAME_LOSS_NATS = 0.002
@@ -130,6 +131,37 @@ class Facts:
             (len(a.runs), len(b.runs)),
         )
 
+    def judged(
+        self, pairs: Sequence[tuple[Setting, Setting]], differences: Sequence[Difference], noise: Noise
+    ) -> list[tuple[Verdict, ComparisonVerdict | None]]:
+        """Return a verdict on the losses of each pair of one question, and the comparison over seeds that gives it.
+
+        ``None``: the study does not compare these settings over seeds. One that does may have added seeds until it was
+        clear, so the verdict is that of its test, which allows for that.
+        """
+        found: list[tuple[Verdict, ComparisonVerdict | None]] = []
+        for (a, b), one, verdict in zip(pairs, differences, verdicts(differences, noise), strict=True):
+            over_seeds = self._over_seeds(a, b)
+            found.append((verdict if over_seeds is None else _of_seeds(over_seeds, one.nats), over_seeds))
+        return found
+
+    def _over_seeds(self, a: Setting, b: Setting) -> ComparisonVerdict | None:
+        """Return what a comparison over seeds shows of the loss of ``a`` less that of ``b``, at the same epochs."""
+        ids = [{self.rows[run]["id"] for run in one.runs} for one in (a, b)]
+        epochs = {self.rows[run]["compared_epochs"] for run in (*a.runs, *b.runs)}
+        for one in self.study.comparisons:
+            if epochs != {one.verdict.epochs}:
+                continue
+            for sides, verdict in (((one.a, one.b), one.verdict), ((one.b, one.a), one.verdict.turned())):
+                own = [side & self._finished for side in sides]
+                if all(own) and own[0] <= ids[0] and own[1] <= ids[1]:
+                    return verdict
+        return None
+
+    @cached_property
+    def _finished(self) -> frozenset[str]:
+        return frozenset(row["id"] for row in self.rows.values())
+
     def gap(self, setting: Setting) -> float:
         """Return validation less training loss at the best epoch, both without dropout; NaN: not recorded."""
         return self.mean(setting, "val_loss") - self.mean(setting, "train_slice_loss")
@@ -186,6 +218,15 @@ class Facts:
         assert None not in times, "both have times"
         longest = max(one.median for one in times if one is not None)
         return seconds[0] is not None and (seconds[1] is None or seconds[1] - seconds[0] > longest)
+
+
+def _of_seeds(found: ComparisonVerdict, nats: float) -> Verdict:
+    """Return the verdict of a comparison over seeds. ``nats``: the loss of b less that of a, as the claim has it."""
+    if found.outcome in ("lower", "higher"):
+        return Verdict.APART if (found.outcome == "lower") == (nats > 0) else Verdict.NOT_APART
+    low, high = found.low, found.high
+    is_equal = low is not None and high is not None and -EQUAL_NATS < low <= high < EQUAL_NATS
+    return Verdict.EQUAL if is_equal else Verdict.NOT_APART
 
 
 def timed_on_one_machine(facts: Facts) -> list[Setting]:

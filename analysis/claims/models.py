@@ -107,7 +107,7 @@ def _first(facts: Facts, question: str, ordered: Sequence[ExaminedRun], length: 
     text = facts.rows[ordered[0].number]["text"] if ordered[0].number in facts.rows else ""
     noise = facts.noise(text)
     (verdict,) = verdicts([found], noise)
-    pair = compare(question, "val_ppl", (members[0], members[1]), (values[0], values[1]), found, verdict, noise)
+    pair = compare(question, "val_ppl", (members[0], members[1]), (values[0], values[1]), found, verdict, None, noise)
     return ranking(pair, members, values)
 
 

@@ -109,7 +109,7 @@ def left_over(study: StudyFiles) -> Claim:
             if is_retried(kind)
         },
         "unfinished": [*runs.loc[runs["state"].isin(OPEN), "reference"], *absent],
-        "stopped": runs.loc[runs["state"] == "stopped", "reference"].to_list(),
+        "stopped": runs.loc[(runs["state"] == "stopped") & runs["rung"].notna(), "reference"].to_list(),
     }
     found = {what: names for what, names in found.items() if names}
     return Claim(

@@ -17,6 +17,7 @@ POLICY = (
     "tokens at 5 %, times beyond the scatter of epochs. Differences: first less second, of validation losses in nats, "
     "± one standard error."
 )
+OVER_SEEDS = "Settings that are compared over seeds have the verdict of their comparison."
 ONE_SEED = "No setting has a second seed, so verdicts on losses are about this text: another seed may say otherwise."
 NO_VERDICT = (
     "Most comparisons of losses have no verdict: each setting has one seed, and the losses of tokens are not recorded. "
@@ -33,6 +34,7 @@ def answers_section(study: StudyFiles, found: Sequence[Answer]) -> Section:
     verdicts = [claim.verdict for answer in found for claim in answer.claims if claim.measure in LOSSES]
     unknown = verdicts.count(Verdict.UNKNOWN)
     policy = [POLICY]
+    policy += [OVER_SEEDS] if study.comparisons else []
     policy += [ONE_SEED] if Verdict.THIS_TEXT in verdicts else []
     policy += [NO_VERDICT] if 2 * unknown > len(verdicts) else []
     blocks: list[Block] = paragraphs([*text_sentences(study), *scope_sentences(compared), " ".join(policy)])

@@ -27,7 +27,7 @@ def search(study: StudyFiles) -> Answer | None:
 
     ``None``: it is no search.
     """
-    if not study.searches and not (study.runs["state"] == "stopped").any():
+    if not study.searches and not study.runs["rung"].notna().any():
         return None
     claims = [*counts(study), epochs_gone(study), *hours_spent(study)]
     rungs = [rung_of(study, epochs) for epochs in rungs_of(study)]

@@ -26,7 +26,8 @@ def search_section(study: StudyFiles, found: Answer | None) -> Section:
     blocks: list[Block] = []
     if found is not None:
         rungs = [claim for claim in found.claims if claim.measure == "pairs"]
-        stopped = study.runs[study.runs["state"] == "stopped"].sort_values(["rung", "rung_value", "number"])
+        stopped = study.runs[(study.runs["state"] == "stopped") & study.runs["rung"].notna()]
+        stopped = stopped.sort_values(["rung", "rung_value", "number"])
         one = study.on_one_text
         epochs, hours = spent_hours(one)
         drawn = bool(epochs["best"].notna().any())

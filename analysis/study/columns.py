@@ -140,6 +140,7 @@ EPOCHS = _meanings(
     ("train_tokens_per_second", "tokens/s", "training speed", float),
     ("peak_memory_bytes", "bytes", "peak memory of the first rank so far: on its GPU, or of its process", int),
     ("attempt", "", "attempt that finished the epoch, from 1", int),
+    ("weights", "", "SHA-256 of the model's weights after the epoch; missing for old runs"),
 )
 """Whatever else a run recorded follows these columns."""
 

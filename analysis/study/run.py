@@ -112,7 +112,7 @@ def read_run(run: RunDirectory) -> LoadedRun:
         "command": shlex.join(provenance.command) or None,
     }
     if state == "stopped":
-        stop = read_or_warn(run.read_stopped, Rung(), warnings)
+        stop = read_or_warn(run.read_stopped, None, warnings) or Rung()
         row |= {"rung": stop.rung} | {f"rung_{key}": getattr(stop, key) for key in RUNG_KEYS}
     tail: list[str] = []
     if state in ("failed", "cancelled"):

@@ -27,14 +27,32 @@ from analysis.study.record import Expectation, ManifestFacts, PlannedEntry, Writ
 from analysis.study.run import LoadedRun, origin_of, read_run
 from analysis.study.settings import Setting, timed_settings
 from analysis.study.values import as_text, clean, read_or_warn
+from seqlm.comparisons import read_comparisons, verdict_of
 from seqlm.errors import UsageError
 from seqlm.notes import Noted, read_notes
 from seqlm.reading import confine, one_look
+from seqlm.records.comparisons import ComparisonVerdict
 from seqlm.rundir import RunDirectory, require_format, slugify
 from seqlm.search import Search
 
 OVERFITTED_FROM = 1.05
 """A run whose last validation perplexity is above this multiple of its best has become worse by the end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparedSettings:
+    """Two settings that are compared over seeds."""
+
+    verdict: ComparisonVerdict
+    """What the seeds show by now."""
+    a: frozenset[str]
+    """Ids of the runs of a. Likewise ``b``."""
+    b: frozenset[str]
+
+    def named(self, prefix: str) -> Self:
+        """Return it with a prefix before each id, which names the study."""
+        a, b = (frozenset(prefix + run for run in side) for side in (self.a, self.b))
+        return dataclasses.replace(self, a=a, b=b)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +91,8 @@ class StudyFiles:
     """Where the results come from: launch, commits, devices, hosts, versions. Several values: the runs differ."""
     warnings: list[str]
     """What could not be read, one line each."""
+    comparisons: list[ComparedSettings]
+    """The comparisons over seeds: each ``[[decide]]`` and ``seqlm compare``."""
     final_seeds: frozenset[str]
     """Ids of the final seeds of searches, which no rung has compared."""
     own_models: dict[str, str]
@@ -155,6 +175,7 @@ def load_study(*study_dirs: Path) -> StudyFiles:
     """
     read: dict[str, tuple[Path, list[LoadedRun], ManifestFacts]] = {}
     warnings: list[str] = []
+    comparisons: list[ComparedSettings] = []
     for study_dir in study_dirs:
         confine(study_dir)
         require_format(study_dir)
@@ -163,6 +184,7 @@ def load_study(*study_dirs: Path) -> StudyFiles:
             record = read_manifest_facts(study_dir, lines)
             found = [read_run(run) for run in RunDirectory.unordered_in(study_dir) if run.left_out() is None]
             _add_notes(study_dir, found, lines)
+            over_seeds: list[ComparedSettings] = read_or_warn(functools.partial(_over_seeds, study_dir), [], lines)
         found.sort(key=lambda run: (math.inf if run.order is None else run.order, run.row["id"]))
         lines += (line for run in found for line in run.warnings)
         warnings += [clean(line.replace(f"{study_dir}/", "")) for line in lines]
@@ -170,7 +192,10 @@ def load_study(*study_dirs: Path) -> StudyFiles:
             raise UsageError(f"{study_dir} holds no runs, so there is nothing to report; `run` a manifest first")
         if study_dir.resolve() in (folder.resolve() for folder, _, _ in read.values()):
             raise UsageError(f"{study_dir} is given twice; name each study once")
-        read[_free_name(found, study_dir, read)] = study_dir, found, record
+        name = _free_name(found, study_dir, read)
+        read[name] = study_dir, found, record
+        prefix = f"{name}/" if len(study_dirs) > 1 else ""
+        comparisons += (one.named(prefix) for one in over_seeds)
     records = {name: record for name, (_, _, record) in read.items()}
     configs = (config for _, found, _ in read.values() for run in found for config in (run.config, run.row))
     forget_single_digests([*configs, *(entry.config for record in records.values() for entry in record.planned)])
@@ -226,10 +251,24 @@ def load_study(*study_dirs: Path) -> StudyFiles:
         log_tails={run.row["id"]: run.log_tail for run in runs if run.log_tail},
         behaviours={run.row["id"]: run.behaviour for run in runs if run.behaviour},
         origin=origin_of(runs),
+        comparisons=comparisons,
         final_seeds=frozenset(run.row["id"] for run in runs if run.provenance.first_seed is not None),
         warnings=warnings,
         own_models=own_models,
     )
+
+
+def _over_seeds(study_dir: Path) -> list[ComparedSettings]:
+    known = read_comparisons(study_dir)
+    return [
+        ComparedSettings(
+            verdict=verdict_of(study_dir, one, len(known)),
+            a=frozenset(pair.a for pair in one.pairs),
+            b=frozenset(pair.b for pair in one.pairs),
+        )
+        for one in known.values()
+        if one.pairs
+    ]
 
 
 def _add_notes(study_dir: Path, runs: Iterable[LoadedRun], warnings: list[str]) -> None:

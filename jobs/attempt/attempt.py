@@ -20,7 +20,7 @@ from seqlm.state import FailureKind
 
 
 def micro_batches(run: RunDirectory, batch_size: int, ranks: int, memory_mb: int | None = None) -> int:
-    """Return the number for the next attempt. It doubles after each attempt that ran out of memory.
+    """Return the number for the next attempt. It doubles after each attempt that ran out of memory in a batch.
 
     A run on a GPU that was killed for the memory of its node keeps its number if the job now has more memory
     (``memory_mb``). A run that needed four keeps them for the rest of its life, in every launch. A canary gets the
@@ -36,7 +36,8 @@ def micro_batches(run: RunDirectory, batch_size: int, ranks: int, memory_mb: int
     if (failed := run.last_out_of_memory()) is None:
         return 1
     has_more = failed.memory_mb is not None and (memory_mb or 0) > failed.memory_mb
-    return min((1 if has_more else 2) * failed.micro_batches, most_micro_batches(batch_size, ranks))
+    factor = 1 if has_more or failed.before_batch else 2
+    return min(factor * failed.micro_batches, most_micro_batches(batch_size, ranks))
 
 
 def end_left(run: RunDirectory, where: str) -> None:

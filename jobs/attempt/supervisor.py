@@ -57,6 +57,7 @@ def worker_variables(policy: Policy, search: Search | None = None) -> dict[str, 
     return {
         environment.CHECKPOINT_MINUTES.name: f"{policy.checkpoint_min:g}",
         environment.KEEP_LAST.name: "1" if policy.keep_last else "0",
+        environment.KEEP_EPOCHS.name: ",".join(map(str, policy.keep_epochs)),
         **({} if search is None else {environment.SEARCH.name: search.to_text()}),
     }
 

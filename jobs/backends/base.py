@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 from jobs.attempt.supervisor import Ended, progress_variables
 from jobs.manifests import secrets
@@ -117,6 +117,14 @@ def torch_finding(subject: str, found: Sequence[Any], *, gpus: str | None, advic
     return Finding("ok", subject, f"{version}, sees {sees}")
 
 
+class Room(NamedTuple):
+    """The most memory that one rank of a run can have."""
+
+    bytes: float
+    where: str
+    """Who has it, such as ``this machine``."""
+
+
 class Backend(ABC):
     """Where runs go: its settings, what it has, and what runs would get there. Its methods start nothing.
 
@@ -184,6 +192,10 @@ class Backend(ABC):
         Raises:
             BackendError: the run can never fit here, or its precision does not exist here.
         """
+
+    def room(self, resources: Resources) -> Room | None:
+        """Return the memory that each rank of a run with resolved resources can have. ``None``: it is not known."""
+        return None
 
     def worker_env(self) -> dict[str, str]:
         """Return the variables that the settings give to workers which this process starts.

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from jobs.attempt.supervisor import INTERFACE_VARIABLE, Ended, MemoryKills, Supervisor, rank_variables
-from jobs.backends.base import Backend, Executor, SharedTable
+from jobs.backends.base import Backend, Executor, Room, SharedTable
 from jobs.backends.cards import Cards, withhold_left
 from jobs.plan.capacity import TINY, Allocation, Capacity, Card, Node, with_noun
 from jobs.spec import RunSpec, Submission
@@ -51,6 +51,9 @@ class LocalBackend(Backend, Executor):
         require_left(resources, self._capacity, self.settings.leave_gpus)
         require_device(spec, resources)
         return resources
+
+    def room(self, resources: Resources) -> Room | None:
+        return room_of(self._capacity, resources)
 
     def executor(self, study_dir: Path) -> Executor:
         self._cards = cards_of(self._capacity, study_dir, self.settings.leave_gpus)
@@ -153,6 +156,14 @@ def this_machine() -> Capacity:
     gpus = dict.fromkeys(cards, 1.0)
     node = Node(name="this machine", cpus=machine.cpu_count(), gpus=gpus, cards=cards)
     return Capacity([node], where="this machine")
+
+
+def room_of(capacity: Capacity, resources: Resources) -> Room | None:
+    """Return the memory that each rank of a run can have on this machine. ``None``: that of its GPUs is not known."""
+    if not resources.gpus:
+        return Room(machine.memory_bytes() / resources.ranks, capacity.where)
+    memory_gb = capacity.gpu_memory_gb(resources)
+    return None if memory_gb is None else Room(memory_gb * 1e9, f"its share of a GPU of {capacity.where}")
 
 
 def _memory_of(gpu: str) -> float | None:

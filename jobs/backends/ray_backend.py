@@ -12,8 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, final
 
-from jobs.backends.base import Backend, Executor, Finding, SharedTable
-from jobs.backends.local import require_device, require_left, this_machine
+from jobs.backends.base import Backend, Executor, Finding, Room, SharedTable
+from jobs.backends.local import require_device, require_left, room_of, this_machine
 from jobs.backends.ray_growth import Largest
 from jobs.plan.capacity import Capacity
 from jobs.spec import RunSpec
@@ -108,6 +108,9 @@ class RayBackend(Backend):
         if self.is_here:
             require_device(spec, resources)
         return resources
+
+    def room(self, resources: Resources) -> Room | None:
+        return room_of(self._now, resources) if self.is_here else None
 
     def executor(self, study_dir: Path) -> Executor:
         if not find_spec("ray"):

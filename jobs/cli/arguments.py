@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs import terminal
-from jobs.cli.parser import Command, Parser, above_zero, option, positional, seed, whole
+from jobs.cli.parser import Command, Parser, above_zero, not_negative, option, positional, seed, share, whole
 from jobs.registry import BACKENDS
 from seqlm import __version__
 from seqlm.environment import RUNS
@@ -18,6 +18,8 @@ from seqlm.state import KINDS
 
 EXIT_RUN_FAILED = 1
 """Exit code of a command one of whose runs failed or was cancelled."""
+MANIFESTS = ("quickstart", "search", "ablation", "strong", "paper")
+"""The manifests that come with seqlm, for users."""
 STUDY = "a study's folder, its manifest, or its name"
 RUN = "a run: its name, its id, a unique beginning of its id, or best (lowest validation perplexity)"
 
@@ -67,8 +69,12 @@ class Where:
 class PlanArguments(Common, Filters, Where):
     """The arguments of ``plan``, and what other commands that open a manifest take of it."""
 
-    manifest: str = positional("the study: a TOML file; quickstart, search, ablation, strong and paper come with seqlm")
+    manifest: str = positional(
+        "a TOML file, the study of an earlier launch (its manifest as it was then), or one that comes with seqlm: "
+        f"{', '.join(MANIFESTS)}"
+    )
     changes: tuple[str, ...] = option("such as train.epochs=2", "--set", metavar="KEY=VALUE", empty=())
+    oversized: bool = option("also start runs that need more memory than there is", "--force")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,16 +113,22 @@ class Arguments(PlanArguments, Launching):
     one_run: str = positional(RUN, nargs="?", metavar="run")
     a: str = positional("the first study, or a run as STUDY/RUN")
     b: str = positional("the second study or run")
-    beginning: str = positional("how the text begins, one word or several", metavar="prompt")
+    side_a: str = positional("conditions on the runs of a setting, as after --only: 'arch=gru lr=0.01'", metavar="A")
+    side_b: str = positional("conditions on the runs of the other setting", metavar="B")
+    margin: Any = option("smaller differences do not matter, in nats (default: 0.02)", type=not_negative, metavar="X")
+    error: Any = option("share of studies with a false claim (default: 0.05)", type=share, metavar="X")
+    beginning: str = positional("how the text begins, one word or several", metavar="prompt", type=str)
     name: str = positional("the name of the study, and of its file NAME.toml")
     source: str = positional("the class, as in model.source", metavar="FILE.py:CLASS")
+    shell: str = positional("the shell", choices=("bash", "zsh", "fish"))
     corpus: str = positional("ptb: Penn Treebank", choices=("ptb",))
     kind: tuple[str, ...] = option(
-        "only failures of this kind, or runs that a search stopped; repeat for more kinds",
+        "only failures of this kind, or runs that a search or comparison stopped; repeat for more kinds",
         choices=(*KINDS, "stopped"),
     )
     trust: bool = option("from now on, run the models and commands that this study keeps as if you had launched it")
     dry_run: bool = option("show what would be done, and do nothing", "-n")
+    kept_models: bool = option("train your own models as the study keeps them, although their files have changed")
     # What one command takes:
     machine: bool = option("show who uses the GPUs of this machine, and who waits for one")
     watch: bool = option("show changes, draw or export them, until every run is over")
@@ -169,6 +181,7 @@ class Arguments(PlanArguments, Launching):
     files: tuple[str, ...] = option(
         "a further file that it imports, as in model.files; repeat --files for more", metavar="FILE"
     )
+    test: bool = option("send one message")
     target: str | None = option("the tracker", "--to", choices=("csv", "tensorboard", "mlflow", "wandb"))
     to: Path | None = option("default: the folder in which runs look for it", metavar="DIR")
 
@@ -178,7 +191,7 @@ COMMON = ("json", "verbose", "runs_dir")
 FILTERS = ("only", "exclude")
 PLACEMENT = ("data", "backend", "ray_address", "max_parallel")
 LAUNCH = (*PLACEMENT, *FILTERS, "max_stalled_retries", "no_wait", "live_code")
-TRAIN = (*LAUNCH, "canary", "behaviour", "then_report", "report")
+TRAIN = (*LAUNCH, "oversized", "canary", "behaviour", "then_report", "report")
 COMMANDS = {
     "init": Command(
         "launch", "beginning.init", "first", "write a short manifest that runs, with comments", ("name",)
@@ -221,7 +234,12 @@ COMMANDS = {
     ),
     "retry": Command(
         "launch", "launching.retry", "first --kind oom", "launch failed and cancelled runs again",
-        ("study", *TRAIN, "kind", "trust", "dry_run"),
+        ("study", *TRAIN, "kind", "kept_models", "trust", "dry_run"),
+    ),
+    "notify": Command(
+        "follow a study", "messages.notify_of", "first.toml --test",
+        "show who gets messages about a study or a manifest, or send one to see that they arrive",
+        ("study", "test", "trust"),
     ),
     "clean": Command(
         "follow a study", "studies.clean_study", "first --dry-run",
@@ -246,6 +264,11 @@ COMMANDS = {
         "results", "results.diff", "first/gru-adam-lr0.01 first/gru-adam-lr0.001",
         "show what differs between two runs, or two studies run by run, and where their losses part",
         ("a", "b", *FILTERS, "patch"),
+    ),
+    "compare": Command(
+        "results", "comparing.compare", "first 'arch=gru' 'arch=rnn'",
+        "say whether a setting is better than another, or it was the seed; all comparisons of a study count",
+        ("study", "side_a", "side_b", "margin", "error"),
     ),
     "generate": Command(
         "results", "results.generate", "first best 'the first' --temperature 0.8",
@@ -285,6 +308,10 @@ COMMANDS = {
     "schema": Command(
         "this machine", "studying.schema", "> manifest.schema.json",
         "print the JSON Schema of manifests, with which editors complete and check them", (),
+    ),
+    "completion": Command(
+        "this machine", "completion.completion", "bash",
+        "print what sets up completion of commands, options, studies and runs in a shell", ("shell",),
     ),
     "data": Command("this machine", "studying.data", "ptb", "download a corpus", ("corpus", "to")),
 }  # fmt: skip

@@ -5,8 +5,9 @@ Each finds its runs and where they go. :func:`carry_out` launches them: attended
 
 import contextlib
 import functools
+import shlex
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,9 @@ from typing import Any
 from jobs import terminal
 from jobs.backends.base import Backend
 from jobs.backends.local import LocalBackend
-from jobs.cli.arguments import EXIT_RUN_FAILED, Arguments, Launching
+from jobs.cli.arguments import EXIT_RUN_FAILED, Arguments
 from jobs.cli.naming import chosen_runs, find_trained
-from jobs.cli.planning import choose, choose_again, open_manifest, plan
+from jobs.cli.planning import choose, choose_again, launch_of, open_manifest, plan
 from jobs.cli.view import Watcher, following, status_of, tell_skipped, watch
 from jobs.launch import notify
 from jobs.launch.background import detach
@@ -33,7 +34,8 @@ from jobs.study.folder import find_study, is_behaviour_study, observe_study, stu
 from jobs.study.launched import trust_study
 from jobs.study.record import KeptManifests
 from jobs.terminal import STATE, Column, Result, show
-from seqlm.errors import SeqlmError, printable
+from seqlm.comparisons import turns_of
+from seqlm.errors import SeqlmError, UsageError, printable
 from seqlm.rundir import Observation
 from seqlm.trust import distrusted
 
@@ -49,7 +51,13 @@ def run(arguments: Arguments) -> Result | tuple[Any, int]:
 
 def run_manifest(arguments: Arguments) -> tuple[Any, int]:
     """Launch what is not done yet and print how it ended. Exit code 1 if a run failed."""
-    manifest, specs, study_dir = open_manifest(arguments)
+    study, order, backend = prepared(arguments)
+    return train(arguments, study, order, backend)
+
+
+def prepared(arguments: Arguments) -> tuple[StudySettings, Order, Backend]:
+    """Return the settings of a manifest's study, what its launch is asked to do, and where its runs go."""
+    arguments, manifest, specs, study_dir = open_manifest(arguments)
     data = find_data(arguments.data, manifest.data_path)
     terminal.detail(f"data: {data or 'the default place'}")
     for line in manifest.advice:
@@ -64,15 +72,17 @@ def run_manifest(arguments: Arguments) -> tuple[Any, int]:
     changes = [word for text in arguments.changes for word in ("--set", text)]
     paths = ["--data", str(arguments.data)] if arguments.data else []
     alone = [*terminal.program().split(), "run", arguments.manifest, "--only"]
-    record = record_of(manifest, specs, data)
+    record = record_of(manifest, specs, data, launch_of(arguments, manifest))
     specs = [replace(spec, command=[*alone, f"name={spec.name}", *changes, *paths]) for spec in specs]
-    return train(arguments, study, _ordered(arguments, specs, record=record), backend)
+    decides = None if arguments.only or arguments.exclude else manifest.decides
+    return study, _ordered(arguments, specs, record=record, decides=decides), backend
 
 
-def _ordered(arguments: Launching, specs: Sequence[RunSpec], **more: Any) -> Order:
+def _ordered(arguments: Arguments, specs: Sequence[RunSpec], **more: Any) -> Order:
     """Return what a launch of runs that train is asked to do."""
     return Order(
         specs=specs,
+        oversized=arguments.oversized,
         canary=arguments.canary,
         live_code=arguments.live_code,
         then_report=arguments.then_report,
@@ -84,7 +94,7 @@ def _ordered(arguments: Launching, specs: Sequence[RunSpec], **more: Any) -> Ord
 def retry(arguments: Arguments) -> tuple[Any, int]:
     """Launch failed and cancelled runs again and print how they ended. Exit code 1 if a run failed.
 
-    Runs that a search stopped go on only with ``--kind stopped``.
+    Runs that a search or a comparison stopped go on only with ``--kind stopped``.
     """
     study_dir = _found(arguments)
     runs = chosen_runs(arguments, study_dir)
@@ -95,22 +105,39 @@ def retry(arguments: Arguments) -> tuple[Any, int]:
     if not chosen:
         what = "was stopped" if arguments.kind == ("stopped",) else "has failed or was cancelled"
         stopped = "stopped" not in arguments.kind and any(one.observation.state == "stopped" for one in runs)
-        hint = "; --kind stopped lets runs go on that a search stopped" if stopped else ""
+        hint = "; --kind stopped lets runs go on that were stopped" if stopped else ""
         terminal.say(f"nothing to retry: no run that was chosen {what}{hint}")
         return {"study": study_dir.name, "runs": [one.to_dict() for one in runs]}, 0
+    record = KeptManifests(study_dir, terminal.tell)
+    specs = [one.to_spec() for one in chosen]
+    if not arguments.kept_models:
+        _require_same_models(specs, record, arguments)
     if arguments.dry_run:
         for one in chosen:
             terminal.say(f"would retry {one.name}: {one.observation.state}: {one.observation.reason}")
         return {"study": study_dir.name, "runs": [one.to_dict() for one in chosen]}, 0
-    specs = [one.to_spec() for one in chosen]
-    record = KeptManifests(study_dir, terminal.tell)
-    for line in edited_models(specs, record.manifest):
-        terminal.tell(f"warning: {line}")
+    turns = turns_of(study_dir)
+    specs = [replace(spec, turn=turns.get(one.run.id, 0)) for one, spec in zip(chosen, specs, strict=True)]
     specs = [replace(spec, data_path=find_data(arguments.data, spec.data_path)) for spec in specs]
     kept = StudySettings(path=study_dir, policy=record.policy or Policy(), notify=record.notify, search=record.search)
     backend = choose_again(study_dir, chosen, arguments)
     study = replace(kept, policy=kept.policy.with_retries(backend.settings.retries))
     return train(arguments, study, _ordered(arguments, specs, retry=True), backend)
+
+
+def _require_same_models(specs: Sequence[RunSpec], record: KeptManifests, arguments: Arguments) -> None:
+    """Check that no model of the user has changed since its run was launched: `retry` would train the earlier one.
+
+    Raises:
+        UsageError: one has changed.
+    """
+    if edited := edited_models(specs, record.manifest):
+        words = shlex.join(word for word in arguments.argv if word not in ("--json", "-n", "--dry-run"))
+        has_changed = f"{', '.join(edited)} {'has' if len(edited) == 1 else 'have'} changed"
+        raise UsageError(
+            f"{has_changed} since these runs were launched: `{record.run_command}` trains what is there now, "
+            f"`{words} --kept-models` what they began with"
+        )
 
 
 def _found(arguments: Arguments) -> Path:
@@ -162,17 +189,19 @@ def behaviour(arguments: Arguments) -> tuple[Any, int]:
 
 def train(arguments: Arguments, study: StudySettings, order: Order, backend: Backend) -> tuple[Any, int]:
     """Launch runs as :func:`carry_out` does, print how they ended, and write a report if wanted."""
-    left, ids = carry_out(arguments, study, order, backend)
+    left, planned = carry_out(arguments, study, order, backend)
+    short = any(item.falls_short for item in planned)
     if left is not None:
-        return left, 0
+        return left, EXIT_RUN_FAILED if short else 0
+    ids = {item.run.id for item in planned}
     runs = [one for one in observe_study(study.path) if one.run.id in ids]
     result = status_of(runs, study.path)
     result.render()
     if arguments.report:
-        terminal.say(f"report: {_write_report(arguments, [study.path])[0]}")
+        terminal.say(f"report: {write_report_of(arguments, [study.path])[0]}")
     is_search = study.search is not None
     has_failed = any(_is_bad(one.observation, is_search=is_search) for one in runs)
-    return result.document(), EXIT_RUN_FAILED if has_failed else 0
+    return result.document(), EXIT_RUN_FAILED if has_failed or short else 0
 
 
 def _is_bad(seen: Observation, *, is_search: bool) -> bool:
@@ -187,11 +216,11 @@ def _is_bad(seen: Observation, *, is_search: bool) -> bool:
 
 def carry_out(
     arguments: Arguments, study: StudySettings, order: Order, backend: Backend
-) -> tuple[dict[str, Any] | None, Collection[str]]:
+) -> tuple[dict[str, Any] | None, Sequence[PlannedRun]]:
     """Launch runs of a study on a backend, and wait unless ``--no-wait`` says otherwise.
 
-    Returns what runs on without this process (``None``: it has waited), and the ids of the runs (none for a launcher
-    in the background).
+    Returns what runs on without this process (``None``: it has waited), and what was planned for each run (nothing for
+    a launcher in the background).
 
     Raises:
         SeqlmError: nothing has been started, or a canary has failed.
@@ -200,7 +229,7 @@ def carry_out(
     settings, command = backend.settings, study.notify.command if study.notify else None
     for line in [*secrets.advice(settings.env, f"backend.{backend.name}.env"), *secrets.advice_on_command(command)]:
         terminal.tell(f"warning: {line}")
-    needed = notify.variables(study.notify)
+    needed = notify.require(study.notify)
     if backend.is_scheduled:
         backend.settings = replace(settings, env_pass=(*settings.env_pass, *needed))
         return _submit(study, order, backend, waits=not arguments.no_wait)
@@ -214,8 +243,8 @@ def carry_out(
     return {"study": study_name(study.path), "launcher_pid": pid}, ()
 
 
-def attend(study: StudySettings, order: Order, backend: Backend) -> Collection[str]:
-    """Launch from this process, wait, and return the ids of the runs. Progress goes to stderr.
+def attend(study: StudySettings, order: Order, backend: Backend) -> Sequence[PlannedRun]:
+    """Launch from this process, wait, and return what was planned for each run. Progress goes to stderr.
 
     Raises:
         SeqlmError: nothing has been started, or a canary has failed.
@@ -223,7 +252,7 @@ def attend(study: StudySettings, order: Order, backend: Backend) -> Collection[s
     """
     shown = functools.partial(following, study.path, backend.where())
     try:
-        return {item.run.id for item in launch(study, order, backend, shown).planned}
+        return launch(study, order, backend, shown).planned
     finally:
         if not isinstance(sys.exception(), KeyboardInterrupt):
             notify.over(study.path, study.notify)
@@ -231,37 +260,36 @@ def attend(study: StudySettings, order: Order, backend: Backend) -> Collection[s
 
 def _submit(
     study: StudySettings, order: Order, backend: Backend, *, waits: bool
-) -> tuple[dict[str, Any] | None, Collection[str]]:
+) -> tuple[dict[str, Any] | None, Sequence[PlannedRun]]:
     """Submit to a scheduler, and watch the jobs if the command ``waits``; they need no launcher.
 
     Final seeds of a search are submitted once the others have ended. If the command does not wait, a later launch
     submits them.
     """
-    left, ids = _submit_once(study, order, backend, waits=waits)
+    left, planned = _submit_once(study, order, backend, waits=waits)
     final = [spec for spec in order.specs if spec.first_seed is not None]
     if final and waits:
         _, more = _submit_once(study, replace(order, specs=final), backend, waits=True)
-        ids = {*ids, *more}
-    return left, ids
+        planned = [*planned, *more]
+    return left, planned
 
 
 def _submit_once(
     study: StudySettings, order: Order, backend: Backend, *, waits: bool
-) -> tuple[dict[str, Any] | None, Collection[str]]:
+) -> tuple[dict[str, Any] | None, Sequence[PlannedRun]]:
     """Submit what can start now, and watch the jobs if the command ``waits``."""
     launched = launch(study, order, backend, _told)
     jobs, number = list(launched.jobs), len(to_do(launched.planned))
     what = f"jobs {', '.join(jobs)}" if jobs else "nothing to submit"
     terminal.tell(f"{study_name(study.path)}: {number} of {len(launched.planned)} runs to do: {what}")
-    ids = {item.run.id for item in launched.planned}
     if not waits:
-        return {"study": study_name(study.path), "jobs": jobs}, ids
+        return {"study": study_name(study.path), "jobs": jobs}, launched.planned
     try:
-        watch(Watcher(study.path, ids))
+        watch(Watcher(study.path, {item.run.id for item in launched.planned}))
     except KeyboardInterrupt:
         terminal.tell("the jobs go on without this terminal; `cancel` stops them")
         raise
-    return None, ids
+    return None, launched.planned
 
 
 @contextlib.contextmanager
@@ -277,13 +305,13 @@ def _told(planned: Sequence[PlannedRun]) -> Iterator[None]:
 def report(arguments: Arguments) -> tuple[Any, int]:
     """Write the report, with the behaviour of trained models that is missing."""
     study_dirs = [find_study(name, arguments.runs_dir) for name in arguments.studies]
-    page, behaviour = _write_report(arguments, study_dirs)
+    page, behaviour = write_report_of(arguments, study_dirs)
     terminal.say(page)
     names = [study_dir.name for study_dir in study_dirs]
     return {"study": names[0], "studies": names, "report": page, "behaviour": behaviour}, 0
 
 
-def _write_report(arguments: Arguments, study_dirs: Sequence[Path]) -> tuple[str, list[dict[str, Any]]]:
+def write_report_of(arguments: Arguments, study_dirs: Sequence[Path]) -> tuple[str, list[dict[str, Any]]]:
     """Return the path of a report, and what became of each missing behaviour job."""
     terminal.tell(f"writing the report of {', '.join(map(study_name, study_dirs))}")
     from analysis.report import folder_of, write_report  # pandas and matplotlib: a second that only the report needs

@@ -31,9 +31,16 @@ def option(text: str, *flags: str, sets: str = "", empty: Any = None, **how: Any
     return dataclasses.field(default=how.get("default", empty), metadata=given)
 
 
+def not_empty(text: str) -> str:
+    """Read a text that is not empty, for the ``type`` of an argument: a variable of the shell may not be set."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected a name or a path, got an empty text")
+    return text
+
+
 def positional(text: str, **how: Any) -> Any:
     """Return a field that an argument without a flag sets; otherwise as :func:`option`."""
-    return dataclasses.field(default="", metadata={"flags": None, "how": {"help": text, **how}})
+    return dataclasses.field(default="", metadata={"flags": None, "how": {"help": text, "type": not_empty, **how}})
 
 
 def flag_of(field: dataclasses.Field[Any]) -> str:
@@ -54,17 +61,26 @@ def _number(kind: Callable[[str], float], is_valid: Callable[[float], bool], val
     return read
 
 
+def _path(text: str) -> Path:
+    """Read a path, for the ``type`` of an option. An empty text would be the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected a path, got an empty text (is a variable of the shell not set?)")
+    return Path(text)
+
+
 whole = _number(int, lambda number: number >= 0, "a whole number, 0 or more")
 positive = _number(int, lambda number: number >= 1, "a whole number, 1 or more")
 seed = _number(int, lambda number: 0 <= number < 2**32, "a whole number from 0 to 2^32 - 1")
 above_zero = _number(float, lambda number: 0 < number < math.inf, "a number above 0")
+not_negative = _number(float, lambda number: 0 <= number < math.inf, "a number, 0 or more")
+share = _number(float, lambda number: 0 < number < 1, "a number above 0 and below 1")
 
 BY_TYPE: dict[Any, dict[str, Any]] = {
     bool: {"action": "store_true"},
     bool | None: {"action": argparse.BooleanOptionalAction},
     tuple[str, ...]: {"action": "append", "default": []},
-    Path: {"type": Path},
-    Path | None: {"type": Path},
+    Path: {"type": _path},
+    Path | None: {"type": _path},
     int: {"type": positive, "metavar": "N"},
     int | None: {"type": positive, "metavar": "N"},
 }
@@ -97,6 +113,8 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
+        self.of_commands: list[Parser] = []
+        """The parser of each of the commands."""
 
     def add_commands(
         self, commands: Mapping[str, Command], arguments: Mapping[str, dataclasses.Field[Any]], common: Sequence[str]
@@ -119,6 +137,7 @@ class Parser(argparse.ArgumentParser):
         for name, command in commands.items():
             epilog = f"example:\n{examples[name]}"
             made = below.add_parser(name, help=command.text, description=command.text, epilog=epilog)
+            self.of_commands.append(made)
             for key in (*command.takes, *common):
                 flags, how = arguments[key].metadata["flags"], arguments[key].metadata["how"]
                 if flags is None:

@@ -1,17 +1,19 @@
 """``plan`` and ``check-model``, and what commands that launch share: opening a manifest, and where runs go."""
 
+import contextlib
 import functools
 import tomllib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from jobs import terminal
 from jobs.backends.base import Backend, SharedTable
 from jobs.cli.arguments import Arguments, PlanArguments, Where
 from jobs.cli.parser import flag_of
+from jobs.launch import notify
 from jobs.launch.job import StudySettings
 from jobs.launch.own_models import ask, check_models, is_bad
 from jobs.launch.prepare import (
@@ -19,7 +21,9 @@ from jobs.launch.prepare import (
     check_data,
     estimated,
     find_data,
+    memory_warning,
     plan_runs,
+    require_memory,
     resolve_resources,
     resolve_specs,
     to_do,
@@ -27,25 +31,35 @@ from jobs.launch.prepare import (
 )
 from jobs.manifests.filters import OBSERVED, asks_for_identity, asks_for_results, facts_of_spec, select
 from jobs.manifests.load import Manifest, load_manifest
-from jobs.manifests.reader import find_manifest
+from jobs.manifests.reader import find_manifest, read_toml_file
 from jobs.plan.capacity import with_noun
 from jobs.plan.estimate import earlier_throughput
 from jobs.plan.planned import Action, PlannedRun
 from jobs.plan.queue import Totals, totals
+from jobs.plan.record import kept_tables
 from jobs.plan.search import Expectation, expectation, keys_within
 from jobs.registry import BACKENDS, backend_class, default_backend
 from jobs.spec import RunSpec
 from jobs.study.budget import UNITS, Budget, hours_of, total
-from jobs.study.folder import ObservedRun, observe_study
+from jobs.study.folder import ObservedRun, find_study, is_behaviour_study, observe_study
 from jobs.study.record import KeptManifests
 from jobs.terminal import FINDINGS, Column, Result, show
 from seqlm import machine
 from seqlm.architectures import CLASS_SEPARATOR, CustomConfig
 from seqlm.data.corpus import corpus_facts
 from seqlm.environment import BACKEND, DEVICE, RUNS
-from seqlm.errors import BackendError, ConfigError, DataError, ModelError, UsageError, printable
+from seqlm.errors import (
+    BackendError,
+    ConfigError,
+    ManifestError,
+    ModelError,
+    SeqlmError,
+    UsageError,
+    printable,
+)
 from seqlm.model_files import read_model_files
-from seqlm.reading import confine, exists, is_file
+from seqlm.reading import confine, exists, is_file, is_folder
+from seqlm.records.studies import LastLaunch
 from seqlm.requests import Requests
 from seqlm.rundir import RunDirectory, study_record_file
 from seqlm.schema import read
@@ -53,6 +67,8 @@ from seqlm.search import Search
 
 VOCAB_SIZE, SEQ_LEN = 10_000, 35
 """For the sizes: those of the Penn Treebank, and the default window."""
+
+_ArgumentsT = TypeVar("_ArgumentsT", bound=PlanArguments)
 
 HERE = "local"
 """The backend that works on every machine."""
@@ -175,8 +191,8 @@ class PlanResult(Result):
     backend: Backend
     planned: Sequence[PlannedRun]
     """All runs, each with an estimate."""
-    refused: str | None
-    """Why ``run`` would refuse the data."""
+    refused: SeqlmError | None
+    """Why ``run`` would refuse this. ``None``: it would not."""
     changed: Sequence[str]
     """What has changed since runs of the study began, a line each."""
     costs: Totals
@@ -192,8 +208,8 @@ class PlanResult(Result):
 
     @property
     def exit_code(self) -> int:
-        """``run`` would refuse the data."""
-        return 0 if self.refused is None else UsageError.exit_code
+        """That of ``run``, if it would refuse this."""
+        return 0 if self.refused is None else self.refused.exit_code
 
     @property
     def todo(self) -> list[PlannedRun]:
@@ -221,7 +237,7 @@ class PlanResult(Result):
             "expected": expected,
             "totals": {**totals, **asdict(self.costs)},
             "budget": None if self.limits is None else self.limits[1],
-            "refused": self.refused,
+            "refused": None if self.refused is None else str(self.refused),
             "changes": self.changed,
         }
         return {**document, "scripts": self.scripts} if self.scripts else document
@@ -237,13 +253,16 @@ class PlanResult(Result):
         terminal.say("", f"{manifest.study}: {number} ({actions}) in {where}")
         if manifest.excluded:
             terminal.say(f"excluded by the manifest: {', '.join(run['name'] for run in manifest.excluded)}")
+        for one in manifest.decides:
+            what = f"one more seed of both after another until it is clear, at most {one.seeds}"
+            terminal.say(f'decide: "{one.a}" against "{one.b}": {what}')
         if manifest.search is not None and self.expected is not None:
             terminal.say(search_line(manifest.search, manifest, self.expected))
         terminal.say(self._costs_line())
         if self.limits is not None:
             terminal.say(self.limits[0])
-        if self.backend.is_here:
-            _warn_of_memory(todo)
+        if self.refused is None and (beyond := memory_warning(todo, self.backend)) is not None:
+            terminal.tell(f"warning: {beyond}")
         if summary := self.backend.summary(todo):
             terminal.say(summary)
         if any(item.spec.resources.gpus and item.spec.config.train.precision == "fp32" for item in todo):
@@ -271,7 +290,7 @@ class PlanResult(Result):
 
 def plan(arguments: PlanArguments) -> PlanResult:
     """Return what ``run`` would do to each run, and the costs."""
-    manifest, specs, study_dir = open_manifest(arguments)
+    arguments, manifest, specs, study_dir = open_manifest(arguments)
     backend = choose(arguments, manifest)
     limit, policy = backend.settings.max_parallel, manifest.policy
     facts = functools.cache(corpus_facts)
@@ -282,12 +301,15 @@ def plan(arguments: PlanArguments) -> PlanResult:
     planned = without_followers(planned) if backend.is_scheduled else planned
     check_models(planned)
     planned = resolve_resources(planned, backend, limit)
-    planned = estimated(planned, earlier_throughput(arguments.runs_dir), keep_last=policy.keep_last)
-    refused = None
+    planned = estimated(planned, earlier_throughput(arguments.runs_dir), policy=policy)
+    refused: SeqlmError | None = None
     try:
+        notify.require(manifest.notify)
         check_data(planned)  # plan knows the size of a corpus that run has to read
-    except DataError as error:
-        refused = str(error)
+        if not arguments.oversized:
+            require_memory(planned, backend)
+    except (UsageError, BackendError) as error:
+        refused = error
     costs = expected_costs = totals(planned, backend.capacity, max_parallel=limit)
     expected = None if manifest.search is None else expectation(manifest.search, planned)
     if expected is not None:
@@ -348,19 +370,6 @@ def search_line(search: Search, manifest: Manifest, expected: Expectation) -> st
     return f"{rule}; expected: {', '.join(likely)}"
 
 
-def _warn_of_memory(todo: Sequence[PlannedRun]) -> None:
-    """Warn of the run that needs most on the processor, if that is more than this machine has."""
-    needs = [
-        ((item.estimate.memory_bytes or 0) * item.spec.resources.ranks, item.spec.name)
-        for item in todo
-        if not item.spec.resources.gpus and item.estimate is not None
-    ]
-    most, name = max(needs, default=(0, ""))
-    if most > (has := machine.memory_bytes()):
-        what = f"{name} needs more than {terminal.memory(most)} of memory"
-        terminal.tell(f"warning: {what}, this machine has {terminal.memory(has)}")
-
-
 def _record(item: PlannedRun) -> dict[str, Any]:
     assert item.estimate is not None, "plan estimates every run"
     measures = ("parameters", "flops_per_token", "memory_bytes", "measured_memory_bytes", "seconds")
@@ -378,9 +387,84 @@ def _record(item: PlannedRun) -> dict[str, Any]:
     }
 
 
-def open_manifest(arguments: PlanArguments) -> tuple[Manifest, list[RunSpec], Path]:
-    """Return the manifest, its runs that pass the filters with the identity of their text, and the study's folder."""
-    manifest = load_manifest(find_manifest(arguments.manifest), arguments.changes)
+# -- opening a manifest, or a study with the manifest of its last launch --------------------------------------------
+
+
+def launch_of(arguments: PlanArguments, manifest: Manifest) -> LastLaunch:
+    """Return what ``study.json`` keeps of a launch, so that ``run STUDY`` can repeat it (:func:`_as_launched`)."""
+    flags = {field.name: value for field in fields(Where) if (value := getattr(arguments, field.name)) is not None}
+    if arguments.data is not None:
+        flags["data"] = str(arguments.data.absolute())
+    return LastLaunch(tables=kept_tables(manifest.tables), changes=arguments.changes, flags=flags)
+
+
+def _as_launched(arguments: _ArgumentsT, study_dir: Path) -> tuple[_ArgumentsT, Manifest]:
+    """Return the manifest of a study's last launch, and the arguments with what those of that launch have besides.
+
+    Another backend takes none of the flags about the last one.
+
+    Raises:
+        UsageError: the study keeps no manifest, or this user has not launched it.
+        ManifestError: as :func:`jobs.manifests.load.load_manifest`.
+    """
+    kept = KeptManifests(study_dir, terminal.tell, only=("manifest", "folder", "launched"))
+    launched, path = kept.file.launched, kept.manifest
+    if launched is None:
+        raise UsageError(f"{study_dir}: its last launch kept no manifest; run the manifest itself: {path}")
+    if why := kept.distrusted("launched"):
+        raise UsageError(f"{why}; read it, then run the manifest itself")
+    flags = {
+        name: value
+        for name, value in launched.flags.items()
+        if getattr(arguments, name) is None and (arguments.backend is None or name == "data")
+    }
+    now = {_key_of(text): text for text in arguments.changes}
+    before = {key: text for text in launched.changes if (key := _key_of(text)) not in now}
+    repeated = [f"--set {text}" for text in before.values()]
+    repeated += [f"{flag_of(field)} {flags[field.name]}" for field in fields(Where) if field.name in flags]
+    if repeated:
+        terminal.tell(f"as in the last launch: {' '.join(repeated)}")
+    changes = {**before, **now}
+    manifest = load_manifest(path, list(changes.values()), tables=launched.tables)
+    if manifest.study != study_dir.name and "study.name" not in now:  # its folder was renamed
+        changes["study.name"] = f"study.name={study_dir.name}"
+        manifest = load_manifest(path, list(changes.values()), tables=launched.tables)
+    with contextlib.suppress(ManifestError):  # there is no such file any more
+        if kept_tables(read_toml_file(path)) != launched.tables:
+            terminal.tell(f"note: {path} has changed since the last launch; run it to launch what it says now")
+    if "data" in flags:
+        flags["data"] = Path(flags["data"])
+    return replace(arguments, runs_dir=study_dir.parent, changes=tuple(changes.values()), **flags), manifest
+
+
+def _key_of(change: str) -> str:
+    return change.partition("=")[0].strip()
+
+
+def _opened(arguments: _ArgumentsT) -> tuple[_ArgumentsT, Manifest]:
+    """Return the manifest that is named, or that of the study that is named, and the arguments (:func:`_as_launched`).
+
+    Raises:
+        UsageError: it is the name of a folder that is no study, or as :func:`_as_launched`.
+        ManifestError: as :func:`jobs.manifests.load.load_manifest`.
+    """
+    path = find_manifest(arguments.manifest)
+    is_study = is_folder(path) or (not exists(path) and is_folder(arguments.runs_dir / arguments.manifest))
+    if not is_study:
+        return arguments, load_manifest(path, arguments.changes)
+    study_dir = find_study(arguments.manifest, arguments.runs_dir)
+    if is_behaviour_study(study_dir):
+        raise UsageError(f"{study_dir} holds behaviour jobs; expected a manifest, or a study that was launched")
+    return _as_launched(arguments, study_dir if study_dir.name else study_dir.absolute())
+
+
+def open_manifest(arguments: _ArgumentsT) -> tuple[_ArgumentsT, Manifest, list[RunSpec], Path]:
+    """Open a manifest, or a study with the manifest of its last launch.
+
+    Return the arguments with what the last launch adds, the manifest, its runs that pass the filters with the identity
+    of their text, and the study's folder.
+    """
+    arguments, manifest = _opened(arguments)
     data = find_data(arguments.data, manifest.data_path)
     study_dir = arguments.runs_dir / manifest.study
     confine(study_dir)
@@ -410,7 +494,7 @@ def open_manifest(arguments: PlanArguments) -> tuple[Manifest, list[RunSpec], Pa
         raise UsageError(
             '--data: these runs read corpus "pydoc", which has no files; set data.corpus to "ptb" or "files"'
         )
-    return manifest, resolve_specs(chosen, data), study_dir
+    return arguments, manifest, resolve_specs(chosen, data), study_dir
 
 
 # -- check-model ---------------------------------------------------------------------------------------------------

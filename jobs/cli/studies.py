@@ -14,7 +14,7 @@ from jobs.cli.arguments import Arguments, Common
 from jobs.cli.naming import chosen_runs, find_trained, text_of
 from jobs.cli.view import STATES, STATUS, records_of
 from jobs.study.folder import Observer, find_any_study, launching, observe_study, open_jobs, study_name
-from jobs.study.record import KeptManifests
+from jobs.study.record import UNPLANNED, KeptManifests
 from jobs.study.scheduler import Claim, Views
 from jobs.terminal import Column, Result, confirm, memory, perplexity, say, show, tell
 from seqlm.errors import FileError, RunBusyError, SeqlmError, UnfitFileError, UsageError, file_errors, printable
@@ -77,7 +77,7 @@ def summary(study_dir: Path, views: Views) -> dict[str, Any]:
     A run of the manifest that has no folder yet is pending.
     """
     record: dict[str, Any] = {"study": study_dir.name, "path": str(study_dir), "runs": 0, "states": {}}
-    record |= {"changed_at": None, "best_val_ppl": None, "texts": 0, "problem": None}
+    record |= {"unplanned": 0, "changed_at": None, "best_val_ppl": None, "texts": 0, "problem": None}
     states: Counter[State] = Counter()
     try:
         require_format(study_dir)
@@ -90,7 +90,8 @@ def summary(study_dir: Path, views: Views) -> dict[str, Any]:
         texts = len({text for _, text in known})
         best = min((ppl for ppl, _ in known), default=None) if texts == 1 else None
         record |= {"changed_at": changed_at.isoformat(timespec="seconds"), "best_val_ppl": best, "texts": texts}
-        states.update(one.observation.state for one in runs)
+        states.update(one.observation.state for one in runs if one.origin not in UNPLANNED)
+        record["unplanned"] = len(runs) - states.total()
         problems: list[str] = []
         states["pending"] += len(KeptManifests(study_dir, problems.append).absent(one.run.id for one in runs))
         record["problem"] = next((line.removeprefix("warning: ") for line in problems), None)
@@ -106,7 +107,8 @@ def _state(record: Mapping[str, Any]) -> str:
     states = record["states"]
     others = [f"{number} {state}" for state, number in states.items() if state != "done"]
     counts = [f"{states.get('done', 0)} of {record['runs']} done", *others] if record["runs"] else []
-    return "; ".join(filter(None, (", ".join(counts), record["problem"])))
+    more = f"{record['unplanned']} more that no manifest asks for" if record["unplanned"] else None
+    return "; ".join(filter(None, (", ".join(counts), more, record["problem"])))
 
 
 def _local_time(changed_at: str | None) -> str:

@@ -29,6 +29,7 @@ from seqlm.state import State
 if TYPE_CHECKING:
     from rich.console import Console, Group
     from rich.live import Live
+    from tqdm.std import tqdm
 
     from jobs.plan.planned import PlannedRun
 
@@ -369,14 +370,54 @@ class Display:
         return study
 
 
+@final
+class Bar:
+    """Shows a study that a script or a notebook has launched: a bar of the epochs of all of its runs."""
+
+    def __init__(self, watcher: Watcher) -> None:
+        self._watcher = watcher
+        self._bar: tqdm[Any] | None = None
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def look(self) -> StudyView:
+        """Show the study as it is now, and return it."""
+        study = self._watcher.look()
+        total = sum(run["epochs_total"] or 0 for run in study.runs)
+        if self._bar is None:
+            from tqdm.std import tqdm  # text, which a notebook shows without further packages
+
+            form = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total_fmt} epochs [{elapsed}{postfix}]"
+            self._bar = tqdm(desc=study.name, total=total, bar_format=form, file=sys.stderr)
+        counts = Counter(run["state"] for run in study.runs)
+        states = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
+        done = sum((run["epochs_done"] or 0) + (run["share"] or 0.0) for run in study.runs)
+        if (done, states) != (self._bar.n, self._bar.postfix):
+            self._bar.n, self._bar.total = done, total
+            self._bar.set_postfix_str(states)
+        return study
+
+
+def _display(watcher: Watcher, stream: TextIO, tell: Callable[[str], object], *, transient: bool) -> Display | Bar:
+    """Return what shows a study: a bar to a script or a notebook, else as :class:`Display` is made."""
+    if terminal.is_library():
+        return Bar(watcher)
+    return Display(watcher, stream, tell, transient=transient)
+
+
 def watch(watcher: Watcher) -> None:
     """Show a study as a result until every run is over."""
-    with Display(watcher, terminal.results(), terminal.say, transient=False) as display:
+    with _display(watcher, terminal.results(), terminal.say, transient=False) as display:
         first = study = display.look()
         while not study.is_over:
             time.sleep(watcher.pause_seconds)
             study = display.look()
-    if study is not first:  # whose summary the display has shown
+    if study is not first and not terminal.is_library():  # whose summary the display has shown
         terminal.say(study.summary)
 
 
@@ -386,6 +427,7 @@ def tell_skipped(planned: Sequence[PlannedRun]) -> None:
     for item in planned:
         if item.action == "skip":
             state = "done" if item.reason == "done" else f"more {item.observation.state}"
+            state = "more that cannot go on" if item.falls_short else state
             by_state[state].append(f"skipped {item.spec.name}: {item.reason}")
     terminal.detail("\n".join(by_state.pop("done", [])))
     for state, (first, *others) in by_state.items():
@@ -409,7 +451,7 @@ def following(study_dir: Path, where: str, planned: Sequence[PlannedRun]) -> Ite
                 display.look()
 
     watcher, thread = Watcher(study_dir, [item.run.id for item in planned]), threading.Thread(target=follow)
-    with Display(watcher, sys.stderr, terminal.tell, transient=True) as display:
+    with _display(watcher, sys.stderr, terminal.tell, transient=True) as display:
         display.look()
         thread.start()
         try:

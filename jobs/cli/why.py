@@ -1,6 +1,7 @@
 """The command ``why``: why a run waits, failed, was stopped or is slow, and what can be done about it."""
 
 import contextlib
+import itertools
 import math
 import statistics
 import time
@@ -22,6 +23,7 @@ from jobs.study.folder import ObservedRun, find_study, launcher_of, observe_stud
 from jobs.study.record import KeptManifests
 from jobs.study.scheduler import Waiting
 from jobs.terminal import Result
+from seqlm.architectures import CustomConfig
 from seqlm.enough import enough
 from seqlm.errors import FileError, SeqlmError
 from seqlm.hang import waiting_ranks
@@ -96,8 +98,10 @@ def details_of(one: ObservedRun, job: Waiting | None, starts_at: float | None) -
     elif seen.state in ("pending", "cancelled", "stopped", "failed"):
         advice = STOPPED if seen.state == "stopped" else None
         if seen.kind is not None and seen.is_final:
-            advice = KINDS[seen.kind].advice
+            advice = _own_model_advice(one) or KINDS[seen.kind].advice
         details["do"] = advice or GO_ON
+    if failed := _earlier_failures(one):
+        details["failed"] = failed
     if waiting := waiting_ranks(run, attempt):
         details["waiting"] = waiting
     if seen.state == "failed":
@@ -105,6 +109,33 @@ def details_of(one: ObservedRun, job: Waiting | None, starts_at: float | None) -
     with contextlib.suppress(SeqlmError):  # `status` names a damaged file if it matters
         details |= spent(one)
     return details
+
+
+def _earlier_failures(one: ObservedRun) -> str:
+    """Return which attempts of a run that is not over have failed before its newest one, and how the last did."""
+    run = one.run
+    if one.observation.state in ("done", "stopped"):
+        return ""
+    failures = [end for end in run.failures() if end.attempt != run.last_attempt()]
+    groups = [[*group] for _, group in itertools.groupby(failures, key=lambda end: end.kind)]
+    spans = [
+        f"attempt {first}: {group[0].kind}" if first == last else f"attempts {first} to {last}: {group[0].kind}"
+        for group in groups
+        for first, last in [(group[0].attempt, group[-1].attempt)]
+    ]
+    return f"{', '.join(spans)} ({failures[-1].message})" if failures else ""
+
+
+def _own_model_advice(one: ObservedRun) -> str | None:
+    """Return what to do after an error in the code of a run of the user's own model; ``None`` for any other run.
+
+    `retry` would train the copy that the study keeps.
+    """
+    model = None if one.config is None else one.config.model
+    if one.observation.kind != "code" or not isinstance(model, CustomConfig):
+        return None
+    command = KeptManifests(one.run.path.parent, only=("manifest", "folder")).run_command
+    return f"correct {model.file} as its log says, then `{command}`"
 
 
 def _clock(moment: float) -> str:
@@ -182,5 +213,6 @@ def spent(one: ObservedRun) -> dict[str, str]:
         known = [(key, str(wanted), amount) for key, wanted, _, amount in rows if wanted]
         used_amounts = ", ".join(amount for _, _, amount, _ in rows)
         details["asked"] = f"{', '.join(wanted for _, wanted, _ in known)}; used {used_amounts}"
-        details["enough"] = ", ".join(f"{key} = {amount}" for key, _, amount in known)
+        if run.end(attempt).kind is None:  # what an attempt used that failed was not enough, or it had just begun
+            details["enough"] = ", ".join(f"{key} = {amount}" for key, _, amount in known)
     return details

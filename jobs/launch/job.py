@@ -10,6 +10,7 @@ from jobs.attempt.attempt import micro_batches
 from jobs.attempt.supervisor import worker_variables
 from jobs.backends.base import Executor
 from jobs.launch.background import STOP_SECONDS, Interrupts
+from jobs.manifests.decide import Decide
 from jobs.manifests.policy import Notify, Policy
 from jobs.plan.capacity import Capacity
 from jobs.plan.planned import PlannedRun
@@ -65,10 +66,14 @@ class Order:
     """The runs."""
     record: StudyFile | None = None
     """What to write about the manifest in ``study.json``. ``None`` means that no manifest is known."""
+    decides: Sequence[Decide] | None = None
+    """The comparisons of the manifest. ``None``: no manifest is known, or not all of its runs are to be launched."""
     tasks: Mapping[str, TaskFile] = field(default_factory=dict)
     """Run id -> content of ``task.json``, for jobs that do not train. They run again, however they ended before."""
     retry: bool = False
-    """Also launch runs that failed, were cancelled, or were stopped by a search."""
+    """Also launch runs that failed, were cancelled, or were stopped by a search or comparison."""
+    oversized: bool = False
+    """Whether runs start that need more memory than there is."""
     canary: bool | None = None
     """Whether canaries run before the grid. ``None`` means that the number of runs decides."""
     live_code: bool = False

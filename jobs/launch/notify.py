@@ -9,6 +9,7 @@ import importlib.util
 import logging
 import os
 import shlex
+import shutil
 import subprocess
 import threading
 import time
@@ -19,7 +20,7 @@ from typing import Any, final
 
 from jobs import terminal
 from jobs.manifests import secrets
-from jobs.manifests.policy import Event, Notify
+from jobs.manifests.policy import Event, Notify, in_shell
 from jobs.study.folder import observe_study, study_name
 from seqlm.ends import End
 from seqlm.errors import RunBusyError, SeqlmError, UsageError
@@ -37,13 +38,20 @@ MOST_SENT = 10
 """Most messages of one kind about the runs of a request; the message at the end names all of them."""
 
 
-def variables(notify: Notify | None) -> tuple[str, ...]:
-    """Return the names of the variables that a sender needs.
+def require(notify: Notify | None) -> tuple[str, ...]:
+    """Check that messages can be sent from here. Return the names of the variables that a sender needs.
 
     Raises:
-        UsageError: one is not set, or apprise is not installed.
+        UsageError: the program does not exist, a variable is not set, or apprise is not installed.
     """
-    names = () if notify is None or notify.url_env is None else (notify.url_env,)
+    if notify is None:
+        return ()
+    if notify.command is not None:
+        program = shlex.split(notify.command)[0]
+        if shutil.which(Path.home() / program if "/" in program else program) is None:
+            advice = f"if a shell knows it, write {in_shell(notify.command)}"
+            raise UsageError(f'notify.command: there is no program "{program}"; {advice}')
+    names = () if notify.url_env is None else (notify.url_env,)
     secrets.passed(names, os.environ, "notify.url_env")
     if names and importlib.util.find_spec("apprise") is None:
         raise UsageError('notify.url_env: the package apprise is not installed; use: pip install "apprise>=1.9,<3"')
@@ -84,7 +92,7 @@ class Messages:
                     return
                 number = f"{int(self._folder.parent.name)}/{name}"
                 body = f"{study_name(self._study_dir)}: {event}: {text}\n(message {number})\n"
-                problem = _problem_of(self._notify, body)
+                problem = problem_of(self._notify, body)
                 write_once(answer, json_text({"at": timestamp(), "problem": problem}).encode())
         except RunBusyError:
             return
@@ -116,7 +124,7 @@ def over(study_dir: Path, notify: Notify | None, *, seconds: float = 0.0) -> Non
     Messages(study_dir, notify, newest).send("over", "over", "\n".join(lines))
 
 
-def _problem_of(notify: Notify, text: str) -> str | None:
+def problem_of(notify: Notify, text: str) -> str | None:
     """Deliver a message. Return why it did not arrive, without the URL, which may be a secret. ``None``: it did."""
     # Not in the study's folder: programs read files of the folder in which they start, and others may write there.
     quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": Path.home()}

@@ -6,16 +6,19 @@ import functools
 import getpass
 import socket
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jobs import terminal
-from jobs.backends.base import Backend
+from jobs.backends.base import Backend, Room
 from jobs.launch import canary
 from jobs.launch.job import Order, StudySettings
 from jobs.launch.own_models import check_models
-from jobs.plan.estimate import Throughput, earlier_throughput, estimate
+from jobs.manifests.decide import compared_in
+from jobs.manifests.policy import Policy
+from jobs.plan.capacity import with_noun
+from jobs.plan.estimate import Throughput, earlier_throughput, estimate, memory_bytes, weights_bytes
 from jobs.plan.own_models import model_sizes
 from jobs.plan.planned import PlannedRun, plan
 from jobs.plan.record import write_record
@@ -36,6 +39,7 @@ from jobs.study.launched import TASK_SETTINGS
 from jobs.study.record import COMMANDING, commanding
 from jobs.study.stopping import Stopping
 from seqlm.architectures import CustomConfig
+from seqlm.comparisons import file_declared, is_open_again
 from seqlm.config import RunConfig
 from seqlm.data.corpus import CorpusFacts, cached_facts, load_corpus, resolve_data
 from seqlm.data.layout import require_windows
@@ -56,6 +60,8 @@ from seqlm.trust import distrusted, of_run, table_digest
 
 STALE_MARGIN_SECONDS = 10.0
 """How much longer than the term of a lease to wait for workers whose launcher is gone: clocks of hosts differ."""
+LEAST_MEMORY = 2**30
+"""Bytes that every machine and every GPU has for a rank."""
 
 
 def find_data(flag: Path | None, manifest: Path | None) -> Path | None:
@@ -124,7 +130,15 @@ def plan_runs(
             is_known = run.is_known()
             before = (run.read_config_of(spec.fingerprint) if is_known and not is_task else spec.config).train.epochs
             has_checkpoint = is_known and run.has_checkpoint()
-            item = plan(spec, run, seen, has_checkpoint=has_checkpoint, retry=retry, before=before)
+            item = plan(
+                spec,
+                run,
+                seen,
+                has_checkpoint=has_checkpoint,
+                retry=retry,
+                before=before,
+                is_open=seen.state == "stopped" and is_open_again(run, before, spec.config.train.epochs),
+            )
             reason = run.cannot_go_on(before) if is_known and item.action == "start" else None
             return item if reason is None else replace(item, action="skip", reason=reason)
         except UsageError as error:
@@ -217,20 +231,71 @@ def resolve_resources(planned: Sequence[PlannedRun], target: Backend, max_parall
     return [item if item.action == "skip" else resolved(item) for item in planned]
 
 
+def require_memory(planned: Sequence[PlannedRun], target: Backend) -> None:
+    """Refuse runs that never fit in the memory of ``target``, as far as that is known.
+
+    The parameters of such a run, their gradients and the optimizer alone need more than a rank can have.
+
+    Raises:
+        BackendError: there is such a run.
+    """
+    if (line := _beyond_memory(planned, target, _least_memory)) is not None:
+        raise BackendError(
+            f"never fits: {line}; smaller batches would not help, a smaller model would; --force starts it anyway"
+        )
+
+
+def memory_warning(planned: Sequence[PlannedRun], target: Backend) -> str | None:
+    """Return a line about runs that need more memory than ``target`` has for a rank. ``None``: there are none."""
+    return _beyond_memory(planned, target, _likely_memory)
+
+
+def _least_memory(item: PlannedRun, facts: CorpusFacts) -> int | None:
+    return weights_bytes(item.spec.config, facts.vocab_size)
+
+
+def _likely_memory(item: PlannedRun, facts: CorpusFacts) -> int | None:
+    return memory_bytes(item.spec.config, facts.vocab_size, item.spec.resources.ranks)
+
+
+def _beyond_memory(
+    planned: Sequence[PlannedRun], target: Backend, needed: Callable[[PlannedRun, CorpusFacts], int | None]
+) -> str | None:
+    """Return a line about the run that needs most, if that is more than there is. ``None``: all fit.
+
+    ``needed`` returns the bytes of each rank of a run, ``None`` if they are not known.
+    """
+    beyond: list[tuple[int, RunSpec, Room]] = []
+    for item in to_do(planned):
+        need = None if item.facts is None else needed(item, item.facts)
+        if need is None or need <= LEAST_MEMORY:
+            continue  # nothing is asked: to ask for the memory of a GPU may take seconds
+        room = target.room(item.spec.resources)
+        if room is not None and need > room.bytes:
+            beyond.append((need, item.spec, room))
+    if not beyond:
+        return None
+    need, spec, room = max(beyond, key=lambda found: found[0])
+    for_each = f" for each of {spec.resources.ranks} ranks" if spec.resources.ranks > 1 else ""
+    others = f" ({with_noun(len(beyond) - 1, 'further run')} also more than there is)" if len(beyond) > 1 else ""
+    has = f"{room.where} has {terminal.memory(room.bytes)}"
+    return f"{spec.name} needs more than {terminal.memory(need)} of memory{for_each}, {has}{others}"
+
+
 def estimated(
     planned: Sequence[PlannedRun],
     throughput: Throughput,
     *,
-    keep_last: bool = True,
+    policy: Policy = Policy(),  # noqa: B008 -- immutable
 ) -> list[PlannedRun]:
     """Return the runs with estimates of what is left of them. Those whose corpus has not been read stay as they are.
 
-    ``keep_last`` is that of the study's policy.
+    ``policy`` is that of the study.
     """
 
     def made(item: PlannedRun, facts: CorpusFacts) -> PlannedRun:
         config, ranks = item.spec.config, item.spec.resources.ranks
-        return replace(item, estimate=estimate(config, facts, throughput, ranks, item.epochs_done, keep_last))
+        return replace(item, estimate=estimate(config, facts, throughput, ranks, item.epochs_done, policy))
 
     return [item if item.facts is None else made(item, item.facts) for item in planned]
 
@@ -282,7 +347,7 @@ def preparing(study: StudySettings, order: Order, place: Backend) -> Iterator[tu
     planned: list[PlannedRun] = []
     if not exists(study.path):  # a launch that is refused leaves no folder of a new study
         unchecked = _planned(study, order, place)
-        planned = _checked(unchecked, study, place)
+        planned = _checked(unchecked, study, order, place)
     with launching(study.path):
         place.tidy(study.path)
         is_empty = listed(study.path) == [launcher_dir(study.path)]
@@ -291,12 +356,17 @@ def preparing(study: StudySettings, order: Order, place: Backend) -> Iterator[tu
             Stopping(orphans).wait(stale_seconds() + STALE_MARGIN_SECONDS, "whose launcher is gone to end")
             now = _planned(study, order, place)
         if now != unchecked:
-            planned = _checked(now, study, place)
+            planned = _checked(now, study, order, place)
         if to_do(planned):
             planned = estimated(planned, earlier_throughput(study.path.parent))
         _record_launch(study, order)
         if order.record is not None:
             write_record(study.path, order.record, to_do(planned), terminal.tell)
+        if order.record is not None and order.decides is not None:
+            ids = {item.spec.fingerprint: item.run.id for item in planned}
+            specs = [item.spec for item in planned]
+            declared = [compared_in(decide, specs, ids) for decide in order.decides]
+            file_declared(study.path, order.record.manifest, declared)
         yield planned, _work(planned, study, order, place) if to_do(planned) else None
 
 
@@ -318,10 +388,15 @@ def _planned(study: StudySettings, order: Order, place: Backend) -> list[Planned
     return without_followers(planned) if place.is_scheduled else planned
 
 
-def _checked(planned: Sequence[PlannedRun], study: StudySettings, place: Backend) -> list[PlannedRun]:
+def _checked(planned: Sequence[PlannedRun], study: StudySettings, order: Order, place: Backend) -> list[PlannedRun]:
     """Return the runs with the facts of their corpora and their resources, if they can all be carried out."""
     checked = resolve_resources(check_data(planned), place, place.settings.max_parallel)
     check_models(checked)
+    if not order.tasks:  # jobs that do not train need less
+        if not order.oversized:
+            require_memory(checked, place)
+        if line := memory_warning(checked, place):
+            terminal.tell(f"warning: {line}")
     for line in changes(checked, study.path):
         terminal.tell(f"warning: {line}")
     return checked
@@ -527,14 +602,11 @@ def _lines(files: ModelFiles) -> list[str]:
 
 
 def edited_models(specs: Iterable[RunSpec], manifest: Path) -> list[str]:
-    """Return a line for each of your own models of runs to retry whose files beside ``manifest`` are not theirs."""
+    """Return the names of your own models of runs to retry whose files next to ``manifest`` have changed since."""
     models = dict.fromkeys(model for spec in specs if isinstance(model := spec.config.model, CustomConfig))
-    found = []
+    edited = []
     for model in models:
         with contextlib.suppress(FileError, ModelError):  # the manifest was moved, or its files were
             if read_model_files(replace(model, sha256=None), manifest.parent).sha256 != model.sha256:
-                found.append(
-                    f"{model.source} has changed; `retry` trains the copy that the run began with; `run {manifest}` "
-                    "starts the changed one"
-                )
-    return list(dict.fromkeys(found))  # models that differ in arguments alone have one line
+                edited.append(str(model.source))
+    return list(dict.fromkeys(edited))  # models that differ in arguments alone have one name

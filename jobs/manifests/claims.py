@@ -49,7 +49,7 @@ def _each_once(name: str, value: Any) -> Iterator[str]:
 _Text = Annotated[Line, Valid("a text in one line of at most 300 characters", most=300)]
 _RANGE = "two finite numbers above 0, the lowest and the highest"
 _Ppl = Annotated[float, Valid("a finite number above 0", above=0)]
-_Side = Annotated[str, Valid("a text of conditions on runs, such as 'arch=gru lr>1'", check=_conditions)]
+Conditions = Annotated[str, Valid("a text of conditions on runs, such as 'arch=gru lr>1'", check=_conditions)]
 _Names = Annotated[tuple[str, ...], Valid("a list of names of runs, at least one", least=1)]
 
 
@@ -78,9 +78,9 @@ class Claim(Table):
     """The expectation in your own words."""
     metric: ComparedMetric = "val_ppl"
     """What is compared."""
-    lower: _Side
+    lower: Conditions
     """Conditions on runs, as after `--only`: `"arch=gru"`."""
-    higher: _Side
+    higher: Conditions
     """The same for the other side. Each side has at least one run, and no run is on both."""
     why: _Text | None = None
     """Why you expect it. The report prints it only if it came out as expected."""

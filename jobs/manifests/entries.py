@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, final
 
 from jobs.manifests.claims import Claim, Published, Report
 from jobs.manifests.constraints import are_met, parse_constraint
+from jobs.manifests.decide import Decide
 from jobs.manifests.draws import Distribution, draw, number_of_settings, read_distribution
 from jobs.manifests.expand import SECTIONS, Entry, EntryKind, applying, config_of, has_several, problems_of
 from jobs.manifests.filters import Condition
@@ -92,11 +93,13 @@ def _list_of_tables(key: str) -> Any:
 
 
 ENTRY_KINDS: tuple[EntryKind, ...] = ("run", "grid", "zip", "sample")
-_LISTS = (*ENTRY_KINDS, "exclude", "expect")
+_LISTS = (*ENTRY_KINDS, "exclude", "expect", "decide")
 TOP_KEYS = ("study", "defaults", *_LISTS, "report", "seeds", "resources", "policy", "notify", "search", "backend")
 CONFIG_KEYS = tuple(valid_keys())
 SET_KEYS = (*CONFIG_KEYS, *Resources.full_keys(), *Policy.full_keys(), *Search.full_keys(), "study.name")
 """The keys of ``--set``."""
+_FILE_ONLY = ("study.", "report.", "notify.", "backend.")
+"""Beginnings of keys that only the file may have, ``study.name`` apart."""
 _TOP: type[Table] = make_dataclass(
     "_Top",
     [(key, _list_of_tables(key) if key in _LISTS else Any, None) for key in TOP_KEYS],
@@ -164,6 +167,14 @@ class ManifestFile:
         for number, table in _numbered(raw, "expect"):
             if claim := self.problems.read(Claim, table, f"{self.name}: expect {number}"):
                 self.claims[number] = claim
+        self.decides: dict[int, Decide] = {}
+        """Number -> comparison. Wrong ones are left out."""
+        for number, table in _numbered(raw, "decide"):
+            if decide := self.problems.read(Decide, table, f"{self.name}: decide {number}"):
+                self.decides[number] = decide
+        if self.decides and self.search:
+            what = "a search chooses settings by single seeds; decide between those that it found in a manifest of "
+            self.problems.add(self.name, f"expected one of [search] and [[decide]], got both: {what}their own")
         self.report = self._table(raw, Report) or Report()
         self.setting = {
             k: value for k, value in self.setting.items() if base_key(k) in (*CONFIG_KEYS, *Resources.full_keys())
@@ -297,6 +308,9 @@ class ManifestFile:
             self.problems.add(where, "expected KEY=VALUE, for example --set train.epochs=2")
         elif inner := [one for one in SET_KEYS if one.startswith(f"{key}.")]:
             self.problems.add(where, f'"{key}" is a table, expected one of its keys: {", ".join(inner)}')
+        elif key not in SET_KEYS and key.startswith(_FILE_ONLY):
+            table, _, name = key.rpartition(".")
+            self.problems.add(where, f"--set does not change [{table}]; write {name} = ... there in {self.name}")
         elif base_key(key) not in SET_KEYS and not key.startswith(("policy.", "search.")):
             self._unknown(where, key, SET_KEYS)
         else:

@@ -35,6 +35,9 @@ tokenizer; with another version of its own model; an entry of another manifest; 
 
 _CONDITION = re.compile(r"(?P<key>[\w.]+)(?P<operator>!=|>=|<=|=|>|<)(?P<value>[^=<>!]\S*)")
 _FORM = "expected conditions KEY=VALUE (or != > >= < <=) with spaces between, for example 'arch=gru lr>1'"
+_SPACED = re.compile(r"\s*(!=|>=|<=|=|>|<|,)\s*")
+"""An operator or a comma, with the spaces around it, which mean nothing."""
+_CUT = "; a shell takes > and < for itself unless the filter is quoted: --only 'lr>0.001'"
 _ORDER = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
 _KEYS = ("name", "id", "fingerprint", *valid_keys(), *(f"resources.{name}" for name in Resources.__dataclass_fields__))
 """Keys of any run. Its facts may have more, such as ``state``."""
@@ -161,10 +164,11 @@ def parse(text: str) -> list[Condition]:
         UsageError: the text is empty or not a list of conditions.
     """
     conditions = []
-    for word in text.split():
+    for word in _SPACED.sub(r"\1", text).split():
         match = _CONDITION.fullmatch(word)
         if match is None or "" in match["value"].split(","):
-            raise UsageError(f'filter "{text}": cannot read "{word}"; {_FORM}')
+            cut = _CUT if word.replace(".", "").isidentifier() else ""
+            raise UsageError(f'filter "{text}": cannot read "{word}"; {_FORM}{cut}')
         values = tuple(match["value"].split(","))
         conditions.append(Condition(text=text, key=match["key"], operator=match["operator"], values=values))
     if not conditions:

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 from pydantic import TypeAdapter
 
 from jobs.manifests.claims import Claim, Published, Report
+from jobs.manifests.decide import Decide
 from jobs.manifests.entries import ENTRY_KINDS, TOP_KEYS, EntryTable, SampleTable, StudyTable
 from jobs.manifests.expand import SECTIONS
 from jobs.manifests.policy import Notify, Policy
@@ -42,6 +43,7 @@ def manifest_schema() -> Schema:
             "items": _table(_nested(_or_lists({"name": pattern, **config_keys()})), minProperties=1),
         },
         "expect": {"type": "array", "items": _table(table_keys(Claim), required=["text", "lower", "higher"])},
+        "decide": {"type": "array", "items": _table(table_keys(Decide), required=["a", "b"])},
         "report": _table(
             {
                 "behaviour": {**report["behaviour"], "uniqueItems": True},

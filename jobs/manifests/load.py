@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from jobs.manifests.claims import Published, check_notes, expectations, runs_named
+from jobs.manifests.decide import Decide, further_seeds, in_turn, seeded
 from jobs.manifests.draws import Real, is_distribution
 from jobs.manifests.entries import ManifestFile
 from jobs.manifests.expand import (
@@ -53,6 +54,8 @@ class Manifest:
     """Name of the study, and of its folder."""
     path: Path
     """The manifest's file."""
+    tables: Mapping[str, Any]
+    """Its content as written."""
     data_path: Path | None
     """Absolute path of the corpus (``[study] data``). ``None``: the manifest gives no path."""
     backend_name: str | None
@@ -65,6 +68,8 @@ class Manifest:
     """Who gets messages (``[notify]``). ``None``: nobody."""
     search: Search | None
     """When the runs are compared and stopped (``[search]`` and ``--set search.KEY``). ``None``: no run is stopped."""
+    decides: tuple[Decide, ...]
+    """Settings that are compared, with one more seed of both after another (``[[decide]]``)."""
     runs: tuple[RunSpec, ...]
     excluded: tuple[Mapping[str, Any], ...]
     """Name, architecture and optimizer of each run that an ``[[exclude]]`` dropped, as far as they are texts."""
@@ -88,13 +93,16 @@ class Manifest:
     """Notes and warnings, each one line: the manifest is right, and may not say what was meant."""
 
 
-def load_manifest(path: Path, overrides: Sequence[str] = ()) -> Manifest:
+def load_manifest(path: Path, overrides: Sequence[str] = (), *, tables: Mapping[str, Any] | None = None) -> Manifest:
     """Read and check a manifest; ``overrides`` are the texts of ``--set``, such as ``train.epochs=2``.
+
+    ``tables`` are those that the file had when it was launched. ``None``: those that it has now.
 
     Raises:
         ManifestError: with one line for each problem of the file and of the overrides.
     """
-    file = ManifestFile(read_toml_file(path), path, overrides)
+    tables = read_toml_file(path) if tables is None else tables
+    file = ManifestFile(tables, path, overrides)
     problems = file.problems
     counts = [number_of_runs(entry) for entry in file.entries]
     runs: list[_Run] = []
@@ -114,6 +122,13 @@ def load_manifest(path: Path, overrides: Sequence[str] = ()) -> Manifest:
         _check_seeds(file.search, specs, file)
         specs, written = (with_final_seeds(found, file.search) for found in (specs, written))
         _check_names(specs, file)
+    if file.decides:
+        further = further_seeds(specs, file.decides, file.name, problems)
+        specs, written = (
+            [*found, *(seeded(found[place], seed, order) for order, (place, seed) in enumerate(further, len(found)))]
+            for found in (specs, written)
+        )
+        specs = specs if problems.lines else in_turn(specs, file.decides.values())
     unmatched = len(problems.unmatched)
     expected = expectations(file.claims, written, file.name, problems)
     names, dropped = [spec.name for spec in written], [run["name"] for run in excluded]
@@ -137,12 +152,14 @@ def load_manifest(path: Path, overrides: Sequence[str] = ()) -> Manifest:
     return Manifest(
         study=file.study.name,
         path=path,
+        tables=tables,
         data_path=(file.folder / Path(data).expanduser()).resolve() if data else None,
         backend_name=file.study.backend,
         backend=file.backend,
         policy=file.policy,
         notify=file.notify,
         search=file.search,
+        decides=tuple(file.decides.values()),
         runs=tuple(replace(spec, entry=plan.name) for spec, plan in zip(specs, written, strict=True)),
         excluded=tuple(excluded),
         written=tuple(written),

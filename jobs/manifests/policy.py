@@ -4,12 +4,13 @@ Neither is part of a run's identity. Both are kept in ``study.json``, for launch
 each job of a scheduler.
 """
 
+import re
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
-from seqlm.schema import Line, NotNegative, Table, Valid
+from seqlm.schema import Count, Line, NotNegative, Table, Valid, show
 from seqlm.state import KINDS
 
 UNLIMITED = "unlimited"
@@ -47,6 +48,9 @@ class Policy(Table):
     `--max-stalled-retries` overrides it."""
     keep_last: bool = True
     """Whether a finished run keeps ``checkpoints/last.pt``. With ``false`` it is deleted once the run is done."""
+    keep_epochs: Annotated[tuple[Count, ...], Valid("a list of whole numbers above 0")] = ()
+    """Epochs after which a run keeps its checkpoint, such as `[10, 20]`, as ``checkpoints/epoch-10.pt``: `audit` can
+    train again from there."""
     gpu_hours: _Hours = "unlimited"
     """Budget of the whole study: hours times GPUs, over all attempts. When it is spent, runs stop at a checkpoint and
     the others wait; `run` with a higher budget goes on."""
@@ -90,7 +94,24 @@ class Notify(Table):
         if (self.command is None) == (self.url_env is None):
             got = "neither" if self.command is None else "both"
             yield f"notify.command: expected it or notify.url_env, got {got}"
+        if self.command is None:
+            return
         try:
-            shlex.split(self.command or "")
+            words = shlex.split(self.command)
         except ValueError as error:
             yield f"notify.command: cannot be split into words: {error}"
+            return
+        if not words:
+            yield "notify.command: expected a program, got an empty text"
+        elif for_shell := _FOR_SHELL.search(_QUOTED.sub("", self.command)):
+            yield f'notify.command: no shell runs it, so "{for_shell[0]}" means nothing; write {in_shell(self.command)}'
+
+
+_QUOTED = re.compile(r"""'[^']*'|"[^"]*"|\\.""")
+_FOR_SHELL = re.compile(r"\||(?<!\S)\d*[<>]\S*|[;&]+(?=\s|$)|`|\$\(|(?<!\S)\$\w+")
+"""What only a shell understands: pipelines, redirections, lists of commands, and what it puts in place of words."""
+
+
+def in_shell(command: str) -> str:
+    """Return the value of ``notify.command``, as TOML has it, that has a shell run this command."""
+    return show(shlex.join(["sh", "-c", command]))

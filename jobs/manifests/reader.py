@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import json
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,9 @@ from seqlm.schema import Table, TableT, fields_of, one_line, read, show, unknown
 MAX_DEPTH = 20
 MAX_WHOLE_NUMBER = 10**300
 MAX_BYTES = 16 * 2**20
+MARKED, INDENT = 90, "  "
+"""Most characters of a line that an error of TOML shows, and what precedes them."""
+_PLACE = re.compile(r"\(at line (\d+), column (\d+)\)")
 
 
 class Problems:
@@ -114,6 +118,7 @@ def read_toml_file(path: Path) -> dict[str, Any]:
     Raises:
         ManifestError: with one line; no such file, no TOML file, not UTF-8.
     """
+    marked = ""
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
@@ -135,6 +140,7 @@ def read_toml_file(path: Path) -> dict[str, Any]:
         what = f"cannot be read: {error.strerror or error}"
     except tomllib.TOMLDecodeError as error:
         what = f"not TOML: {error}"
+        marked = _marked(raw.decode("utf-8-sig"), str(error))
     except UnicodeDecodeError as error:
         what = f"not UTF-8 text (byte {error.start})"
     except RecursionError:
@@ -143,7 +149,17 @@ def read_toml_file(path: Path) -> dict[str, Any]:
         what = str(error)
     else:
         return data
-    raise ManifestError([one_line(f"{path}: {what}")])
+    raise ManifestError([f"{one_line(f'{path}: {what}')}{marked}"])
+
+
+def _marked(text: str, error: str) -> str:
+    """Return the line of a text that an error of TOML names, and a line that marks the column. Long lines are cut."""
+    place = _PLACE.search(error)
+    lines = (text if place else text.rstrip()).split("\n")
+    number, column = (int(place[1]), int(place[2])) if place else (len(lines), len(lines[-1]) + 1)
+    line = "".join(char if char.isprintable() else " " for char in lines[number - 1])
+    start = max(0, column - MARKED // 2)
+    return f"\n{INDENT}{line[start : start + MARKED].rstrip()}\n{INDENT}{' ' * (column - 1 - start)}^"
 
 
 def check_plain(data: Any, depth: int = 0) -> None:

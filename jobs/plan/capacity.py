@@ -157,6 +157,15 @@ class Capacity:
             cpus -= 1
         return replace(resolved, cpus=cpus)
 
+    def gpu_memory_gb(self, resources: Resources) -> float | None:
+        """Return the most memory that a rank can hold of one GPU, in 10^9 bytes. ``None``: it is not known."""
+        found = [
+            (node.cards.get(device, UNKNOWN).memory(), share)
+            for node in self.nodes.values()
+            for device, share in node.shares(resources).items()
+        ]
+        return max((memory * share for memory, share in found if memory is not None), default=None)
+
     def _default_gpus(self, resources: Resources) -> float:
         """Return the least that a rank holds of any GPU, if its resources do not say it."""
         if resources.gpu_memory_gb is None and resources.accelerator_type is None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from jobs.manifests.policy import Policy
 from jobs.plan.own_models import model_sizes
 from seqlm.architectures import CustomConfig
 from seqlm.config import DataConfig, RunConfig
@@ -92,17 +93,20 @@ def estimate(
     throughput: Throughput,
     ranks: int = 1,
     epochs_done: int = 0,
-    keep_last: bool = True,
+    policy: Policy = Policy(),  # noqa: B008 -- immutable
 ) -> Estimate:
     """Return all estimates of one run, which has trained ``epochs_done``, on the corpus described by ``facts``.
 
-    ``keep_last`` is that of the study's policy: whether a finished run keeps ``last.pt``.
+    ``policy`` is that of the study: it says which checkpoints a finished run keeps.
     """
     train, tokens, vocab_size = config.train, facts.tokens["train"], facts.vocab_size
     left = train.epochs - epochs_done
     flops = flops_per_token(config, vocab_size)
     seconds = seconds_estimate(config, vocab_size, tokens, throughput)
-    sizes = [checkpoint_bytes(config, vocab_size, to_resume=to_resume) for to_resume in (False, True)[: 1 + keep_last]]
+    kept = {epochs for epochs in policy.keep_epochs if epochs <= train.epochs}
+    if policy.keep_last:
+        kept.add(train.epochs)  # last.pt, of which a kept epoch is another name
+    sizes = [checkpoint_bytes(config, vocab_size, to_resume=to_resume) for to_resume in (False, *[True] * len(kept))]
     return Estimate(
         parameters=parameter_count(config, vocab_size),
         flops_per_token=flops,
@@ -160,6 +164,15 @@ def memory_bytes(config: RunConfig, vocab_size: int, ranks: int = 1) -> int | No
         kept = FLOAT_BYTES * (2 * min(tokens, CHUNK_TOKENS) * vocab_size + activations)
     copies = 2 + config.optim.moments + (1 if ranks > 1 else 0)
     return FLOAT_BYTES * copies * (parameter_count(config, vocab_size) or 0) + kept
+
+
+def weights_bytes(config: RunConfig, vocab_size: int) -> int | None:
+    """Return the bytes of the parameters, their gradients and the optimizer's moments, which each rank has in training.
+
+    A step needs them however few columns it takes at a time. ``None``: as for :func:`parameter_count`.
+    """
+    parameters = parameter_count(config, vocab_size)
+    return None if parameters is None else FLOAT_BYTES * (2 + config.optim.moments) * parameters
 
 
 def checkpoint_bytes(config: RunConfig, vocab_size: int, *, to_resume: bool) -> int | None:

@@ -32,6 +32,12 @@ class PlannedRun:
     """Of a final seed of a search: the run that it follows, which has to be done before it starts. ``None``: none."""
 
     @property
+    def falls_short(self) -> bool:
+        """Whether the run is done with fewer epochs than requested, and cannot go on."""
+        seen = self.observation
+        return seen.state == "done" and self.action == "skip" and 0 < seen.epochs_done < self.spec.config.train.epochs
+
+    @property
     def epochs_done(self) -> int:
         """Finished epochs that the run does not repeat."""
         return self.observation.epochs_done if self.action in ("resume", "extend") else 0
@@ -55,13 +61,15 @@ def plan(
     has_checkpoint: bool,
     retry: bool,
     before: int | None = None,
+    is_open: bool = False,
 ) -> PlannedRun:
     """Decide what to do with one run, from its observed state. Pure: nothing is read or written.
 
     A run that is running or queued is skipped. A run that is done is extended if more epochs are requested, else
-    skipped. A run that a search stopped is skipped unless ``retry`` is set, however many epochs are requested. A run
-    that was cancelled or failed is skipped, unless ``retry`` is set, the failure is not final, or it was not the run's
-    own fault. Every other run resumes from its checkpoint, or starts if it has none.
+    skipped. A run that was stopped is skipped unless ``retry`` is set, or comparisons stopped it and it ``is_open``
+    again: they are undecided by now, or of another number of epochs. A run that was cancelled or failed is skipped,
+    unless ``retry`` is set, the failure is not final, or it was not the run's own fault. Every other run resumes from
+    its checkpoint, or starts if it has none.
 
     ``before`` is the number of epochs that the latest launch requested; ``None``: there was none. This launch replaces
     it, so a run may also end earlier than planned. A run that has trained more epochs than requested ends where it is.
@@ -90,7 +98,7 @@ def plan(
             reason += f"; move {run.path} away to train it again"
     elif has_failed and observation.is_final and not (retry or ends_here or is_free):
         reason = f"{observation.reason or observation.state}; `retry` starts it again"
-    elif was_stopped and not retry:
+    elif was_stopped and not (retry or is_open):
         reason = f"{observation.reason}; `retry --kind stopped` lets it go on"
     elif not has_checkpoint:
         action = "start"

@@ -12,19 +12,24 @@ from jobs.plan.planned import PlannedRun
 from seqlm.architectures import CustomConfig
 from seqlm.resources import Resources
 
-SortKey: TypeAlias = tuple[float, float, int]
+SortKey: TypeAlias = tuple[float, int, float, int]
 """A run's sort key in the queue; the lowest starts first."""
 
 
 def places(items: Iterable[PlannedRun]) -> dict[str, SortKey]:
     """Return the sort key of each run, by run id: higher priority first, then longer runs, then manifest order.
 
+    Of the runs of comparisons, those of lower seeds go first, whatever their length, so that later seeds may be spared.
+
     Length is the expected time if that is known for all runs, else the number of operations.
     """
     items = list(items)
     timed = all(item.seconds is not None for item in items)
     length = {item.run.id: (item.seconds or 0.0) if timed else item.flops for item in items}
-    return {item.run.id: (-item.spec.resources.priority, -length[item.run.id], item.spec.order) for item in items}
+    return {
+        item.run.id: (-item.spec.resources.priority, item.spec.turn, -length[item.run.id], item.spec.order)
+        for item in items
+    }
 
 
 @final
@@ -79,9 +84,7 @@ class Queue:
         """Set how many runs there may be at once. ``None``: as many as there is room for."""
         self._max_parallel = max_parallel
 
-    def put_back(
-        self, item: PlannedRun, *, not_before: float = -math.inf, why: str = "tried again in a moment"
-    ) -> None:
+    def put_back(self, item: PlannedRun, *, not_before: float = -math.inf, why: str = "starts in a moment") -> None:
         """Put a run that was taken out back at its old position. ``not_before``: its earliest start.
 
         A run that was never in the queue goes to the end.
@@ -92,7 +95,7 @@ class Queue:
         self.reasons = {other.run.id: reasons.get(other.run.id, why) for other in self._items}
 
     def _place(self, item: PlannedRun) -> SortKey:
-        return self._places.get(item.run.id, (math.inf, 0.0, 0))
+        return self._places.get(item.run.id, (math.inf, 0, 0.0, 0))
 
     def hold(self, reason: str) -> None:
         """Note why all runs wait that are left."""

@@ -18,7 +18,7 @@ from jobs.spec import RunSpec
 from seqlm.config import RunConfig
 from seqlm.data.corpus import resolve_data
 from seqlm.errors import FileError, SeqlmError
-from seqlm.records.studies import Claim, Entry, Estimate, Excluded, Group, ManifestNote, StudyFile
+from seqlm.records.studies import Claim, Entry, Estimate, Excluded, Group, LastLaunch, ManifestNote, StudyFile
 from seqlm.references import runs_in
 from seqlm.rundir import STUDY_FORMAT, study_record_file
 
@@ -31,7 +31,9 @@ class _OfManifest(Protocol):
 _PartT = TypeVar("_PartT", bound=_OfManifest)
 
 
-def record_of(manifest: Manifest, chosen: Sequence[RunSpec], data_path: Path | None) -> StudyFile:
+def record_of(
+    manifest: Manifest, chosen: Sequence[RunSpec], data_path: Path | None, launched: LastLaunch | None = None
+) -> StudyFile:
     """Return what ``study.json`` records of a manifest. Runs are identified by their fingerprints, as folders are.
 
     ``chosen`` are the runs to launch, with the digest of their corpus filled in. For the other runs it is filled in if
@@ -105,7 +107,14 @@ def record_of(manifest: Manifest, chosen: Sequence[RunSpec], data_path: Path | N
         notify=None if manifest.notify is None else manifest.notify.to_dict(),
         search=None if manifest.search is None else manifest.search.to_dict(),
         backend={backend: _without_secrets(table) for backend, table in manifest.backend.items()},
+        launched=launched,
     )
+
+
+def kept_tables(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the tables of a manifest as ``study.json`` keeps them: without values that look like secrets."""
+    backends = {backend: _without_secrets(table) for backend, table in tables.get("backend", {}).items()}
+    return {**tables, "backend": backends} if backends else dict(tables)
 
 
 def _without_secrets(table: Mapping[str, Any]) -> dict[str, Any]:

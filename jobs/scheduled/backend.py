@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from jobs import registry, terminal
-from jobs.backends.base import Backend
+from jobs.backends.base import Backend, Room
 from jobs.launch import canary
 from jobs.launch.canary import Canaries
 from jobs.launch.job import StudySettings
@@ -124,6 +124,12 @@ class ScheduledBackend(Backend, Submitter):
             return site.resolve(spec.resources, self.settings)
         except BackendError as error:
             raise BackendError(f"{spec.name}: {error}") from None
+
+    def room(self, resources: Resources) -> Room | None:
+        mem_gb, nodes = self.settings.mem_gb, self.settings.shape(resources).nodes
+        if mem_gb is None or resources.gpus:  # the cluster does not say how much memory a GPU has
+            return None
+        return Room(mem_gb * 2**30 * nodes / resources.ranks, f"a job with mem_gb = {mem_gb:g}")
 
     def check(self, study_dir: Path) -> None:
         self.require_path(study_dir.absolute())

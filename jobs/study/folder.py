@@ -180,7 +180,7 @@ def find_any_study(argument: str, runs_dir: Path) -> Path:
             raise UsageError(f"{path}: this study has not been launched yet (no folder {folder}); use run {path}")
         return folder
     if folders:
-        raise UsageError(f"{folders[0]}: expected a study's folder, found no runs in it")
+        raise UsageError(f"{folders[0]}: expected a manifest (.toml) or a study's folder, found no runs in it")
     known = [entry.name for entry in listed(runs_dir) if is_folder(entry)]
     there = f" (found: {', '.join(known)})" if known else f"; {runs_dir} has no study yet"
     raise UsageError(f"{argument}: expected a study's folder, a manifest, or a study in {runs_dir}{there}")
@@ -324,7 +324,7 @@ class Observer:
         """
         view, launcher = self.jobs.get(run.id), self.launcher
         if view is None and launcher is not None and (run.id in launcher.waiting or launcher.serves(run)):
-            view = View(stage="queued", reason=launcher.waiting.get(run.id, ""))
+            view = View(stage="queued", reason=launcher.waiting.get(run.id, "its worker starts"))
         return RunDirectory(run.path, run.seen or self._requests).observe(view, self._is_spent, config)
 
     def look_at(self, run: RunDirectory) -> ObservedRun:

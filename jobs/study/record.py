@@ -4,6 +4,7 @@
 """
 
 import functools
+import shlex
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, final
@@ -13,6 +14,7 @@ from jobs.manifests.policy import Notify, Policy
 from jobs.manifests.reader import Problems, check_tables
 from seqlm.config import RunConfig
 from seqlm.errors import UsageError, printable
+from seqlm.records.base import Record
 from seqlm.records.runs import Provenance
 from seqlm.records.studies import Entry, StudyFile
 from seqlm.requests import Requests
@@ -25,8 +27,11 @@ COMMANDING = {
     "notify": "[notify] of study.json",
     "backend": "[backend.*] of study.json",
     "behaviour": "behaviour of study.json",
+    "launched": "the manifest in study.json",
 }
 """Tables of ``study.json`` that say what is run, in words. They are used only as this user has launched them."""
+UNPLANNED: tuple[Origin, ...] = ("text", "model", "orphaned")
+"""Origins of runs that no manifest of the study asks for any more."""
 NOTES: Mapping[Origin | None, str] = {
     "text": "of another text or tokenizer",
     "model": "of another version of its model",
@@ -38,6 +43,8 @@ NOTES: Mapping[Origin | None, str] = {
 def commanding(file: StudyFile, name: str) -> Any:
     """Return a table of ``COMMANDING`` as plain data, of which a launch records the digest."""
     table = getattr(file, name)
+    if isinstance(table, Record):
+        return table.to_plain()
     return list(table) if isinstance(table, tuple) else table
 
 
@@ -105,6 +112,11 @@ class KeptManifests:
     def manifest(self) -> Path:
         """Where the manifest of the last launch was: beside this process if that was not kept."""
         return Path(self.file.folder or "", self.file.manifest or "")
+
+    @property
+    def run_command(self) -> str:
+        """The command, without the program's name, that launches the manifest of the last launch again."""
+        return f"run {shlex.quote(printable(str(self.manifest)) if self.file.manifest else 'MANIFEST')}"
 
     def _table(self, kind: type[TableT], raw: Mapping[str, Any] | None) -> TableT | None:
         problems = Problems()

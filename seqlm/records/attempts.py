@@ -53,7 +53,7 @@ class RankEnd(Record):
 
     FILE: ClassVar[str] = "end.json"
     OPTIONAL: ClassVar[frozenset[str]] = frozenset(
-        {"progress", "kind", "message", "where", "peer_lost", "node", "micro_batches"}
+        {"progress", "kind", "message", "where", "peer_lost", "node", "micro_batches", "before_batch"}
     )
 
     rank: NotNegative = 0
@@ -72,6 +72,8 @@ class RankEnd(Record):
     node: str | None = None
     """The node that failed. ``None``: unknown."""
     micro_batches: Count | None = None
+    before_batch: bool | None = None
+    """Whether an allocation failed before the first batch: the model and its optimizer alone do not fit."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Self, TypeAlias
 
 from seqlm.reading import LEAST_PERPLEXITY, MOST_EPOCHS
 from seqlm.records.base import Record, Tell
+from seqlm.records.comparisons import ComparisonVerdict
 from seqlm.resources import Resources
 from seqlm.schema import Count, NotNegative, Valid
 
@@ -204,6 +205,20 @@ class Rung(Record):
     """Value of a model that gives each token the same probability."""
     group: Mapping[str, Any] | None = None
     """Dotted key -> value, in which the runs that were compared are equal."""
+    attempt: int | None = None
+    """Attempt that made the decision."""
+    at: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Settled(Record):
+    """``settled.json``: that all comparisons of a run were decided before its end, with the evidence."""
+
+    FILE: ClassVar[str] = "settled.json"
+
+    reason: str = ""
+    """The verdicts, in one line."""
+    verdicts: tuple[ComparisonVerdict, ...] = ()
     attempt: int | None = None
     """Attempt that made the decision."""
     at: str | None = None

@@ -105,6 +105,18 @@ class Estimate(Record):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class LastLaunch(Record):
+    """What ``run STUDY`` repeats: the manifest of the last launch from one, and what its flags said."""
+
+    tables: Mapping[str, Any] = field(default_factory=dict)
+    """The manifest's tables as written, without values that look like secrets."""
+    changes: tuple[str, ...] = ()
+    """The texts of ``--set``."""
+    flags: Mapping[str, Any] = field(default_factory=dict)
+    """Name of an argument of the command line that says where runs go -> its value."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class StudyFile(Record):
     """``study.json``: what the manifests of a study say, for readers that have only its folder.
 
@@ -134,6 +146,8 @@ class StudyFile(Record):
     search: Mapping[str, Any] | None = None
     backend: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """The ``[backend.*]`` tables, without values that look like secrets."""
+    launched: LastLaunch | None = None
+    """``None``: launched by an earlier version."""
     estimates: Mapping[str, Estimate] = field(default_factory=dict)
     """By fingerprint."""
 

@@ -34,7 +34,7 @@ from seqlm.hang import explain
 from seqlm.lease import claim, kept, require_attempt
 from seqlm.reading import timestamp
 from seqlm.records.attempts import RankEnd, Worker
-from seqlm.rundir import RunDirectory, stopped_reason
+from seqlm.rundir import RunDirectory
 from seqlm.training.distributed import AllLeave, Rank
 from seqlm.training.failure import describe_failure, failure_text, tell
 from seqlm.training.witness import process_seconds, watched
@@ -123,8 +123,8 @@ class Attempt:
         if run.is_done():
             print("this run is done; nothing to do")
             return 0
-        if (stopped := run.read_stopped()) is not None:
-            print(stopped_reason(stopped))
+        if (reason := run.why_stopped()) is not None:
+            print(reason)
             return EXIT_RUNG
         record = self.record_start()
         try:

@@ -8,6 +8,7 @@ What a file takes in memory is limited by its size before PyTorch sees it. Its e
 would unpack others, and the pickle in it makes nothing but plain data and tensors.
 """
 
+import hashlib
 import io
 import pickletools
 import re
@@ -215,6 +216,19 @@ def _fault_of_pickles(file: BinaryIO) -> str | None:
             except Exception as error:  # many kinds for a malicious file
                 return f"no pickle: {str(error)[:80]}"
     return None
+
+
+def weights_digest(model: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of the parameters and buffers of a model: of their names, types, shapes and bytes.
+
+    It does not depend on the device, nor on the order or strides of the tensors.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.items()):
+        content = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {content.dtype} {tuple(content.shape)}\n".encode())
+        digest.update(content.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _shapes(parameters: Mapping[str, Tensor]) -> Iterable[tuple[str, torch.Size]]:

@@ -3,6 +3,7 @@
     new checkpoint  ->  a file beside last.pt, read back and flushed
     last.pt         ->  previous.pt, a second name (none on a file system without hard links)
     the new file    ->  last.pt
+    last.pt         ->  epoch-10.pt, a second name, if ``policy.keep_epochs`` has the epoch that has just ended
     its parameters  ->  best.pt, if the epoch that has just ended is the best one
 
 So there is a whole checkpoint at any moment, whatever ends the process or the machine, and a last.pt that turns out to
@@ -18,13 +19,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
+from seqlm.environment import KEEP_EPOCHS
 from seqlm.errors import CheckpointError, DamagedError, file_errors
-from seqlm.files import delete, hard_link, rename, write_json_lines
+from seqlm.files import delete, hard_link, rename, second_name, write_json_lines
 from seqlm.reading import exists, timestamp
 from seqlm.records.attempts import Position
 from seqlm.rundir import RunDirectory
 from seqlm.training.attempt import Attempt
-from seqlm.training.checkpoint import Checkpoint, load_checkpoint, require_text, save_checkpoint
+from seqlm.training.checkpoint import Checkpoint, load_checkpoint, require_text, save_checkpoint, weights_digest
 from seqlm.training.failure import tell
 from seqlm.training.records import best_epoch
 
@@ -68,6 +70,7 @@ class CheckpointFiles:
             with file_errors("write", last):
                 rename(previous, last)
             tell(f"warning: {error}; going on from {previous.name}, the checkpoint before it")
+        self._keep(checkpoint)  # the worker may have been killed before it had
         if checkpoint.history:
             try:
                 self.load_best(checkpoint.history)
@@ -117,12 +120,17 @@ class CheckpointFiles:
         """Write ``last.pt`` and what follows from it; ``best.pt`` too, if its epoch, just ended, is the best.
 
         The epochs of ``metrics.jsonl`` are the checkpoint's own history: none stands there twice, and none is missing.
+        The record of an epoch that has just ended gets the digest of its weights here, since hashing takes time that
+        the thread of the training does not have. Trainer and checkpoint share the record.
 
         Raises:
             FileError: a file cannot be written, or cannot be read back.
         """
         run = self.run
+        if checkpoint.position.step == 0 and checkpoint.history:
+            checkpoint.history[-1]["weights"] = weights_digest(checkpoint.model)
         save_checkpoint(run.last_checkpoint, checkpoint, guard=self._make_room)
+        self._keep(checkpoint)
         position, history = checkpoint.position, checkpoint.history
         if position.step == 0:
             if best_epoch(history) == len(history) - 1:
@@ -145,6 +153,16 @@ class CheckpointFiles:
         _delete(self.run.previous_checkpoint)
         if not keep_last:
             _delete(self.run.last_checkpoint)
+
+    def _keep(self, checkpoint: Checkpoint) -> None:
+        """Give ``last.pt`` a second name if it stands at the end of an epoch whose checkpoint is kept."""
+        position = checkpoint.position
+        if position.step > 0 or str(position.epoch) not in KEEP_EPOCHS.read().split(","):
+            return
+        kept = self.run.epoch_checkpoint(position.epoch)
+        self.attempt.guard()
+        _delete(kept)  # of an epoch that was repeated
+        second_name(self.run.last_checkpoint, kept)
 
     def _save_best(self, checkpoint: Checkpoint) -> None:
         save_checkpoint(self.run.best_checkpoint, replace(checkpoint, optimizer=None), guard=self.attempt.guard)

@@ -5,6 +5,7 @@ import errno
 import os
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -73,6 +74,9 @@ _NCCL_MISUSED = ("ncclinvalidusage", "ncclinvalidargument")
 """What NCCL says of a call that is wrong each time, such as two ranks on one GPU."""
 
 
+NO_ROOM = "the model and its optimizer alone need more memory than there is"
+
+
 def failure_kind(error: BaseException, ranks: int = 1) -> FailureKind:
     """The kind of a failure of a run with ``ranks``: ``diverged``, ``oom``, ``node``, ``preempted`` or ``code``.
 
@@ -117,6 +121,17 @@ def failed_allocation(error: BaseException) -> BaseException | None:
     return None
 
 
+@contextlib.contextmanager
+def making_weights() -> Iterator[None]:
+    """Mark an allocation that fails in the block, in which the model and its optimizer are made."""
+    try:
+        yield
+    except Exception as error:
+        if (allocation := failed_allocation(error)) is not None:
+            allocation.add_note(NO_ROOM)
+        raise
+
+
 def _is_of_the_gpu(error: BaseException) -> bool:
     """Whether a failed allocation is one of a GPU's memory, not of the machine's."""
     is_cuda = isinstance(error, torch.cuda.OutOfMemoryError)
@@ -153,6 +168,9 @@ def describe_failure(error: BaseException, *, rank: int, ranks: int = 1) -> Rank
     if kind == "oom" and _is_of_the_gpu(error) and (others := gpus.others_beside_this_process()):
         # Smaller micro-batches would not help, since nobody knows how much the others take. Another GPU does.
         kind, message = "node", f"out of memory on a GPU that is also used by {others} ({message})"
+    is_weights = kind == "oom" and NO_ROOM in getattr(error, "__notes__", ())
+    if is_weights:
+        message = f"{NO_ROOM}, so smaller micro-batches would not help ({message})"
     if peer_lost:
         message = f"rank {rank} lost another rank of the run, which ended or whose machine is gone ({message})"
     if kind == "node" and _is_code_gone():
@@ -168,6 +186,7 @@ def describe_failure(error: BaseException, *, rank: int, ranks: int = 1) -> Rank
         peer_lost=peer_lost,
         node=(NODE.read() or None) if kind == "node" and not peer_lost else None,
         micro_batches=MICRO_BATCHES.read(),
+        before_batch=is_weights or None,
     )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import torch
 
+from seqlm.comparisons import is_compared, settle
 from seqlm.environment import CANARY, KEEP_LAST
 from seqlm.errors import CheckpointError
 from seqlm.models.products import onednn_fault
@@ -36,7 +37,7 @@ def train(trainer: Trainer, attempt: Attempt, search: Search | None = None) -> R
 
     Raises:
         CheckpointError: the run's own checkpoint cannot be used.
-        LeftAtRungError: ``search`` ends the training at one of its rungs, between two epochs. The state has been saved.
+        LeftAtRungError: ``search`` or a comparison ends the training between two epochs. The state has been saved.
         DivergedError: a loss or gradient norm is not finite. Nothing of that step is saved.
         StopRequested: the attempt was asked to stop. The state has been saved.
         FileError: a file of the run cannot be written.
@@ -55,13 +56,17 @@ def train(trainer: Trainer, attempt: Attempt, search: Search | None = None) -> R
         if line := trainer.prepare():
             progress.say(line)
         saving.begin_trace()
+        epochs = trainer.config.train.epochs
+        has_comparisons = trainer.rank.from_rank(0, trainer.rank.is_first and is_compared(attempt.run, epochs))
         for event in trainer.events(
-            trainer.config.train.epochs,
+            epochs,
             asks=lambda: (attempt.stop.received, saving.is_due()),
             before_window=progress.before_window,
         ):
             if isinstance(event, EpochBegins) and trainer.step == 0 and search and trainer.epoch in search.rungs:
                 _decide(trainer, attempt, search, saving)
+            if isinstance(event, EpochBegins) and trainer.step == 0 and has_comparisons:
+                _settle(trainer, attempt, saving)
             progress.show(event)
             if isinstance(event, StepsDone | Diverged):
                 saving.trace(event)
@@ -90,6 +95,21 @@ def _decide(trainer: Trainer, attempt: Attempt, search: Search, saving: Saving) 
         found = decide(attempt.run, search, trainer.epoch, attempt.number, vocab_size=size, guard=attempt.guard)
         if found == "stopped":
             reason = stopped_reason(attempt.run.read_stopped() or Rung())
+    _leave(trainer, reason)
+
+
+def _settle(trainer: Trainer, attempt: Attempt, saving: Saving) -> None:
+    """Leave if all comparisons of the run are decided. The first rank decides, and finishes its files."""
+    reason = None
+    if trainer.rank.is_first:
+        reason = settle(attempt.run, trainer.config.train.epochs, attempt.number, guard=attempt.guard)
+        if reason is not None:
+            saving.wait()
+    _leave(trainer, reason)
+
+
+def _leave(trainer: Trainer, reason: str | None) -> None:
+    """Leave if the first rank has a reason to."""
     reason = trainer.rank.from_rank(0, reason)
     if reason is not None:
         raise LeftAtRungError(reason)

@@ -22,6 +22,7 @@ from seqlm.rundir import RunDirectory
 from seqlm.search import search_of
 from seqlm.training.attempt import Attempt, StopSignal, attempt_number
 from seqlm.training.distributed import limit_memory, process_group, rank_from_environment, run_program
+from seqlm.training.failure import making_weights
 from seqlm.training.self_check import check_device
 from seqlm.training.step import micro_batches_from
 from seqlm.training.train import canary_steps, run_canary, train
@@ -64,9 +65,10 @@ def main(argv: list[str] | None = None) -> int:
         corpus = load_corpus(config.data, DATA.read(), run.tokenizer_file)
         limit_memory(rank, os.environ)
         with process_group(rank):
-            trainer = Trainer(
-                config, corpus, rank=rank, attempt=attempt.number, micro_batches=parts, model_dir=run.model_dir
-            )
+            with making_weights():
+                trainer = Trainer(
+                    config, corpus, rank=rank, attempt=attempt.number, micro_batches=parts, model_dir=run.model_dir
+                )
             if steps is None:
                 train(trainer, attempt, search)
             else:

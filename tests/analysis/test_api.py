@@ -234,6 +234,10 @@ def test_curves_on_a_shared_axis_have_room_for_those_that_were_there(study: Stud
     assert low < 110.0 < 400.0 < high
 
 
+def test_a_key_is_named_by_its_last_word_as_in_a_filter(study: Study) -> None:
+    assert study.plot_effects("hidden_size").get_xlabel() == "model.hidden_size"
+
+
 def test_a_key_that_does_not_vary_is_refused_with_those_that_do(study: Study) -> None:
     with pytest.raises(UsageError, match=r"got 'train\.batch_size'") as error:
         study.plot_effects("train.batch_size")

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -87,7 +88,7 @@ def test_a_changed_text_is_named_before_anything_starts(study: Study, ask: Ask) 
     assert ask("plan", "small.toml", "--only", "arch=gru")[1]["changes"] == [], "it has run with this text"
 
 
-def test_retry_says_that_a_model_was_mended_and_run_starts_the_mended_one(
+def test_a_model_that_was_corrected_is_trained_by_run_and_its_copy_by_retry_if_that_is_asked_for(
     study: Study, ask: Ask, stub: Callable[[str], None]
 ) -> None:
     study.manifest.write_text(study.manifest.read_text().split("[defaults.model]")[0] + OWN)
@@ -95,17 +96,24 @@ def test_retry_says_that_a_model_was_mended_and_run_starts_the_mended_one(
     stub('{"1/0": "code", "2/0": "code"}')
     code, found, err = ask("run", "small.toml")
     assert (code, found["runs"][0]["state"]) == (1, "failed"), err
-    assert "has changed" not in ask("retry", "small")[2]
+    name = found["runs"][0]["name"]
+    assert ask("retry", "small")[0] == 1, "the file is as it was, and fails as it did"
     (run,) = study.runs()
     kept = (run.model_dir / "mine.py").read_bytes()
+    advice = ask("why", "small", name)[1]["runs"][0]["details"]["do"]
+    assert f"`run {study.manifest}`" in advice
+    assert "retry" not in advice
     write_model(study.folder, name="mine.py")
     stub("{}")
-    _, found, err = ask("retry", "small", "--runs-dir", str(study.folder / "runs"))
+    for more in ([], ["--dry-run"]):
+        code, error, _ = ask("retry", "small", "--runs-dir", str(study.folder / "runs"), *more)
+        assert (code, run.attempts()) == (2, [1, 2]), "nothing has started"
+        assert "mine.py:Model has changed" in error["message"]
+    corrected, earlier = (shlex.split(command) for command in re.findall(r"`(.*?)`", error["message"]))
+    code, found, err = ask(*earlier)
+    assert (code, found["runs"][0]["state"]) == (0, "done"), err
     assert (run.model_dir / "mine.py").read_bytes() == kept, "the copy that the run began with"
-    told = err.splitlines()[0]
-    assert "mine.py:Model has changed" in told
-    assert f"run {study.manifest}" in told
-    code, found, err = ask("run", "small.toml")
+    code, found, err = ask(*corrected)
     assert (code, found["runs"][0]["state"], len(study.runs())) == (0, "done", 2)
     assert "+1 -1 lines" in err
 

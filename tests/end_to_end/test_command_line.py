@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 import launch
-from jobs.cli import arguments
+from jobs.cli import arguments, parser
 from jobs.launch.job import Order
 from seqlm.errors import UsageError
 from tests import commands, hostile
@@ -74,6 +74,29 @@ def test_the_example_of_a_command_becomes_a_frozen_record(words: list[str]) -> N
     with pytest.raises(dataclasses.FrozenInstanceError):
         found.json = True  # type: ignore[misc]
     hash(found)  # no list, no dictionary
+
+
+PATHS = [field for field in dataclasses.fields(arguments.Arguments) if field.type in (Path, Path | None)]
+
+
+@pytest.mark.parametrize("option", PATHS, ids=lambda option: option.name)
+def test_an_option_that_is_a_path_takes_no_empty_text(option: dataclasses.Field[Any]) -> None:
+    """It may be a variable of the shell that is not set, and `Path("")` is the current folder."""
+    everywhere = ("runs_dir",)
+    words = next(words for words in examples() if option.name in (*arguments.COMMANDS[words[0]].takes, *everywhere))
+    flag = parser.flag_of(option)
+    assert arguments.read([*words, flag, "here"]) is not None
+    with pytest.raises(UsageError, match=rf"{flag}: expected a path, got an empty text"):
+        arguments.read([*words, flag, ""])
+
+
+NAMING = [words for words in examples() if len(words) > 1 and not words[1].startswith("-")]
+
+
+@pytest.mark.parametrize("words", NAMING, ids=lambda words: words[0])
+def test_an_empty_text_is_no_study_and_no_manifest(words: list[str]) -> None:
+    with pytest.raises(UsageError, match="got an empty text"):
+        arguments.read([words[0], "", *words[2:]])
 
 
 def test_each_command_has_one_example_one_group_and_one_handler(capsys: pytest.CaptureFixture[str]) -> None:

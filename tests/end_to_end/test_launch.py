@@ -345,6 +345,8 @@ def test_plan_adds_up_time_on_the_clock_and_disk(study: Study, capsys: pytest.Ca
     }
     freed = plan_of(capsys, "--set", "policy.keep_last=false")["totals"]["disk_bytes"]
     assert freed == 4 * run["parameters"] + 18 * 17, "last.pt is deleted"
+    kept = plan_of(capsys, "--set", "policy.keep_epochs=[1, 3, 99]")["totals"]["disk_bytes"]
+    assert kept == found["totals"]["disk_bytes"] + 12 * run["parameters"] + 18 * 17, "of 3 epochs; the last is last.pt"
     assert launch.main(["plan", "small.toml"]) == 0
     assert "3.0 GiB" in capsys.readouterr().out
 
@@ -415,8 +417,9 @@ def test_plan_says_where_runs_go_and_if_they_need_more_memory_than_there_is(
     printed = capsys.readouterr()
     assert json.loads(printed.out)["data"]["totals"]["backend"] == "ray"
     assert "warning" not in printed.err
+    monkeypatch.setattr("jobs.launch.prepare.LEAST_MEMORY", 0)  # the run is small
     monkeypatch.setattr("seqlm.machine.memory_bytes", lambda: 1000)
-    assert launch.main(words) == 0
+    assert launch.main(words) == 3
     assert "of memory, this machine has 1000 B" in capsys.readouterr().err
 
 
@@ -461,7 +464,7 @@ def test_a_finished_run_without_its_last_checkpoint_is_done_and_cannot_go_on(tmp
     again = study("run", "small.toml")
     assert (again.returncode, run.attempts()) == (0, [1])
     more = study("run", "small.toml", "--set", "train.epochs=2")
-    assert (more.returncode, run.attempts()) == (0, [1])
+    assert (more.returncode, run.attempts()) == (1, [1]), "it has not what was asked for"
     (line,) = [line for line in more.stderr.splitlines() if "skipped" in line]
     folder = run.path.relative_to(tmp_path)
     reason = f"done after 1 epochs; it cannot go on to 2, because its last.pt was deleted; move {folder} away"

@@ -10,6 +10,7 @@ from analysis.study.columns import TABLES
 from analysis.study.study import load_study
 from seqlm.config import valid_keys
 from seqlm.files import write_json
+from seqlm.records.comparisons import Comparison, Pair
 from tests.analysis.example_study import make_examples
 from tests.analysis.hand_made import add_run
 from tests.analysis.searches import RULE, stop
@@ -55,6 +56,10 @@ def tables() -> list[Table]:
         bits = {"best_val_bits_per_byte": 1.8, "test_bits_per_byte": 1.7, "lossless": True}
         add_run(study_dir, 9, "gru-char", "gru", "adam", [4.0, 3.5], data={"level": "char"}, result=bits)
         write_json(study_dir / "study.json", _record(study_dir))
+        a, b = (run.id for run in runs_in(study_dir)[:2])
+        folder_of_comparison = study_dir / "comparisons" / "0123456789abcdef"
+        folder_of_comparison.mkdir(parents=True)
+        Comparison(a="arch=rnn", b="arch=gru", pairs=(Pair(seed=1, a=a, b=b),), epochs=3).write(folder_of_comparison)
         return list(report_page(load_study(study_dir)).tables)
 
 

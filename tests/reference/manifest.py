@@ -9,6 +9,7 @@ from typing import Any
 from jobs.backends.base import BackendTable, SharedTable
 from jobs.backends.ray_growth import Largest
 from jobs.manifests.claims import Claim, Published, Report
+from jobs.manifests.decide import Decide
 from jobs.manifests.entries import EntryTable, SampleTable, StudyTable
 from jobs.manifests.json_schema import Schema, choices, config_keys, manifest_schema, table_keys
 from jobs.manifests.policy import Notify, Policy
@@ -55,6 +56,7 @@ def _tables() -> dict[str, str]:
             {name: table_keys(SampleTable)[name] for name in ("count", "seed", "only")}, _defaults(SampleTable)
         ),
         "expect": _table(table_keys(Claim), _defaults(Claim)),
+        "decide": _table(table_keys(Decide), _defaults(Decide)),
         "report": _table(_prefixed("report", table_keys(Report)), _prefixed("report", _defaults(Report))),
         "policy": _table(_prefixed("policy", table_keys(Policy)), _prefixed("policy", Policy().to_dict())),
         "notify": _table(_prefixed("notify", table_keys(Notify)), _prefixed("notify", _defaults(Notify))),

@@ -8,6 +8,7 @@ from typing import Any
 import analysis
 from analysis import api
 from analysis.study.study import StudyFiles
+from jobs.cli import python
 
 SECTIONS = ("Args:", "Raises:")
 
@@ -22,6 +23,8 @@ def parts() -> dict[str, str]:
     sections = [
         _text(api.__doc__).partition("\n\n")[2],
         _entry("open_study", analysis.open_study, level=2),
+        _entry("plan", python.plan, level=2),
+        _entry("run", python.run, level=2),
         _class(analysis.Study, [*INHERITED, *own], FIELDS_OF_STUDY, StudyFiles),
         "## Figures\n\nEach is a method of `Study` that draws on `ax` and returns it. Without data, the Axes say so.",
         *(_entry(name, methods[name]) for name in figures),

@@ -63,5 +63,17 @@ def test_a_scheduler_that_does_not_answer_makes_no_run_failed() -> None:
             assert state_of(facts, view, spent).state not in ("failed", "cancelled")
 
 
+def test_a_run_that_is_not_over_says_how_its_last_attempt_failed() -> None:
+    """Whether its launcher waits, has just started the next attempt, or was stopped in it."""
+    again = RunState("failed", "oom: no memory", "oom", is_final=False)
+    queued = View(stage="queued", reason="needs 1 GPU, 0 free")
+    last = [Facts(failure=again, has_attempt=True), Facts(before="oom: no memory", has_attempt=True)]
+    for facts, view in [*((facts, queued) for facts in last), (last[1], View())]:
+        found = state_of(facts, view)
+        assert found.state in ("queued", "pending")
+        assert "oom: no memory" in str(found.reason)
+        assert view.reason in str(found.reason)
+
+
 def test_a_result_counts_whatever_else_is_known() -> None:
     assert all(state_of(*case).state == "done" for case in cases() if case[0].is_done and not case[0].damage)

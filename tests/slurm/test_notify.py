@@ -29,7 +29,7 @@ def test_the_job_waits_for_all_arrays_and_gets_the_variable_that_the_study_names
     for study_name, has_url in (("plain", False), ("told", True)):
         study = Study(tmp_path, epochs=1, rates=[0.1, 0.2])
         study.add(rates=[0.3], ranks=2, cpus=1, gpus=0)
-        study.write("[notify]", 'url_env = "SEQLM_NOTIFY"' if has_url else 'command = "mail me"')
+        study.write("[notify]", 'url_env = "SEQLM_NOTIFY"' if has_url else 'command = "cat"')
         words = ["--backend", "slurm", "--no-wait", "--set", f"study.name={study_name}", "--json"]
         assert launch.main(["run", "small.toml", *words]) == 0
         jobs = json.loads(capsys.readouterr().out)["data"]["jobs"]

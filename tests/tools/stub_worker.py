@@ -47,6 +47,8 @@ class Checkpoint:
     fingerprint: str
     history: list[dict[str, Any]]
     position: Position
+    model: dict[str, int]
+    """The epochs of its weights, in place of the weights."""
     optimizer: dict[str, Any] | None = field(default_factory=dict)
 
 
@@ -64,6 +66,10 @@ def load_checkpoint(path: Path, fingerprint: str) -> Checkpoint:
     return Checkpoint(**{**content, "position": Position(**content["position"])})
 
 
+def weights_digest(model: dict[str, int]) -> str:
+    return hashlib.sha256(json.dumps(model).encode()).hexdigest()
+
+
 def nothing(*_: Any, **__: Any) -> None:
     pass
 
@@ -75,7 +81,8 @@ if __name__ == "__main__" or "SEQLM_TEST_WITHOUT_TORCH" in os.environ:
     substitute("seqlm.training.witness", watched=lambda *_: contextlib.nullcontext(), process_seconds=lambda: 0.0)
     substitute("seqlm.training.distributed", Rank=SimpleNamespace, AllLeave=Exception)
     parts = {"Checkpoint": Checkpoint, "load_checkpoint": load_checkpoint, "save_checkpoint": save_checkpoint}
-    substitute("seqlm.training.checkpoint", **parts, require_text=nothing)
+    parts |= {"weights_digest": weights_digest, "require_text": nothing}
+    substitute("seqlm.training.checkpoint", **parts)
 
 from seqlm.config import RunConfig  # noqa: E402 -- after the substitutes
 from seqlm.environment import CANARY, KEEP_LAST, SEARCH  # noqa: E402 -- after the substitutes
@@ -153,8 +160,8 @@ def attend(run: RunDirectory, config: RunConfig, search: Search | None, attempt:
 
         def save(step: int = 0) -> None:
             if rank.is_first:
-                position = Position(epoch=len(history), step=step)
-                files.save(Checkpoint(fingerprint=fingerprint, history=[*history], position=position))
+                position, model = Position(epoch=len(history), step=step), {"epochs": len(history)}
+                files.save(Checkpoint(fingerprint=fingerprint, history=[*history], position=position, model=model))
 
         while (epochs := len(history)) < config.train.epochs:
             if (

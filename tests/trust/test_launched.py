@@ -6,6 +6,7 @@ import stat
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -103,7 +104,8 @@ def test_two_users_of_one_study_trust_what_they_launched_and_a_third_trusts_noth
 
 def test_what_is_confirmed_once_stays_confirmed(run: RunDirectory, user: Callable[[str], Path]) -> None:
     study = run.path.parent
-    tables = {"notify": {"command": "true"}, "backend": {"slurm": {"setup": ["true"]}}, "behaviour": ["f" * 64]}
+    tables: dict[str, Any] = {"notify": {"command": "true"}, "backend": {"slurm": {"setup": ["true"]}}}
+    tables |= {"behaviour": ["f" * 64], "launched": {"tables": {"study": {"name": "s"}}, "changes": [], "flags": {}}}
     write_json(study_record_file(study), tables)
     user("eve")
     record = KeptManifests(study)

@@ -30,6 +30,7 @@ from tests.trust import planted
 PAGE = ROOT / "docs" / "explanation" / "trust.md"
 WORDS = {
     "diff": ["{study}/done", "{study}/failed", "--patch"],
+    "compare": ["{study}", "name=done", "name=failed"],
     "generate": ["{study}", "done", "the"],
     "export": ["{study}", "--to", "csv", "--output", "{folder}/exported"],
     "clean": ["{study}", "--yes"],

@@ -81,6 +81,8 @@ def whole_run(study_dir: Path, seed: int, kind: str) -> RunDirectory:
     write_json(run.position_file, {"epoch": 3, "step": 0})
     evidence = {"metric": "val_ppl", "rung": 2, "value": 5.0, "rank": 2, "of": 3, "goes_on": 1, "cut": 4.0, "at": "x"}
     write_json(run.rung_file(1), {"decision": "goes on", **evidence})
+    verdict = {"a": "x", "b": "y", "outcome": "lower", "seeds": [1], "differences": [0.1], "left_out": ["z"]}
+    write_json(run.settled_file, {"reason": "decided", "verdicts": [verdict], "attempt": 0, "at": "x"})
     run.lease_dir.mkdir()
     write_json(run.lease_dir / "000001.json", {"pid": 1, "host": "x", "attempt": 1, "released": False})
     if kind == "done":
@@ -107,7 +109,10 @@ FILES = [
     ("failed", ["attempts/0001/end.json"]),
     ("failed", ["checkpoints/position.json"]),
     ("stopped", ["rung-2.json"]),
-    *(("interrupted", [file]) for file in ("rung-1.json", "lease/000001.json", "attempts/0001/start.json")),
+    *(
+        ("interrupted", [file])
+        for file in ("rung-1.json", "settled.json", "lease/000001.json", "attempts/0001/start.json")
+    ),
     ("interrupted", ["metrics.jsonl"]),
 ]
 """Files of a run of this kind. Reports read each, whatever is wrong with those in the same list."""
@@ -188,7 +193,10 @@ def study_files(ids: list[str]) -> dict[str, Any]:
     plan = Batch(arrays=(array_of(ids[-1], job="1", why="x"),)).to_plain()
     queue = {"launcher": this_launcher().to_plain(), "waiting": {ids[1]: "x"}}
     note = {"at": "x", "runs": ids, "tags": ["good"], "text": "t"}
-    return {"study.json": record, "queue.json": queue, "notes/000001/note.json": note} | {
+    pairs = [{"seed": seed, "a": ids[0], "b": ids[seed]} for seed in (1, 2)]
+    compared = {"a": "x", "b": "y", "pairs": pairs, "epochs": 3, "margin": 0.0, "error": 0.05, "manifest": "o.toml"}
+    of_study = {"notes/000001/note.json": note, "comparisons/x/comparison.json": compared}
+    return {"study.json": record, "queue.json": queue, **of_study} | {
         f"launches/000001/{name}.json": found
         for name, found in (("request", request), ("plan", plan), ("submitted", {"at": "x"}))
     }
@@ -203,8 +211,8 @@ def test_no_field_of_a_studys_own_files_is_a_traceback(
     monkeypatch.setattr(os, "fsync", lambda handle: None)
     study_dir = tmp_path / "runs" / "small"
     runs = [whole_run(study_dir, seed, kind) for seed, kind in enumerate(KINDS)]
-    for folder in ("launches", "notes"):
-        (study_dir / folder / "000001").mkdir(parents=True)
+    for folder in ("launches/000001", "notes/000001", "comparisons/x"):
+        (study_dir / folder).mkdir(parents=True)
     files = study_files([run.id for run in runs])
     for name, document in files.items():  # a plan is read only if its request is submitted
         (study_dir / name).write_text(json.dumps(document))

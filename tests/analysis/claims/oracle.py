@@ -162,10 +162,26 @@ class Oracle:
         places = [other for other in family if other["members"][:2] == [a, b]]
         wanted = self.verdicts([self.difference(measure, *other["members"][:2]) for other in family], measure, a)
         verdict = wanted[family.index(places[0])]
+        if over_seeds := claim["given"].get("over_seeds"):
+            verdict = self._over_seeds(over_seeds, a, b, nats)
         if (values[1] - values[0]) * nats < 0 and verdict.startswith("told"):
             verdict = "not told apart"
         if verdict != claim["verdict"]:
             yield f"verdict {claim['verdict']!r}, wanted {verdict!r}"
+
+    def _over_seeds(self, given: Mapping[str, Any], a: str, b: str, nats: float) -> str:
+        """The verdict over seeds: a mean is excluded if the evidence against it was ever enough."""
+        of_seed = [{run["seed"]: self.loss(run) for run in self.members(name)} for name in (a, b)]
+        differences = [of_seed[0][str(seed)] - of_seed[1][str(seed)] for seed in given["seeds"]]
+        firsts = [differences[:count] for count in range(2, len(differences) + 1)]
+        enough = given["comparisons"] / given["error"]
+
+        def excluded(mean: float, sign: int) -> bool:
+            return any(evidence(one, mean) > enough and sign * (mean - statistics.fmean(one)) > 0 for one in firsts)
+
+        if excluded(0.0, 1) != excluded(0.0, -1):
+            return "told apart" if excluded(0.0, 1) == (nats > 0) else "not told apart"
+        return "equal" if excluded(0.01, 1) and excluded(-0.01, -1) else "not told apart"
 
     def is_of_family(self, claim: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
         return (
@@ -619,6 +635,14 @@ def same(what: str, found: Sequence[float | None], wanted: Sequence[float]) -> I
     pairs = list(zip(found, wanted, strict=True))
     if not all((a is None and math.isnan(b)) or (a is not None and math.isclose(a, b, **CLOSE)) for a, b in pairs):
         yield f"{what} {list(found)}, wanted {list(wanted)}"
+
+
+def evidence(differences: Sequence[float], mean: float) -> float:
+    """The evidence against a mean: a Bayes factor whose prior of the effect is N(0, 1) in standard deviations."""
+    n = len(differences)
+    squared_t = n * (statistics.fmean(differences) - mean) ** 2 / statistics.variance(differences)
+    shrunk = (1 + squared_t / (n - 1)) / (1 + squared_t / ((n - 1) * (1 + n)))
+    return float(shrunk ** (n / 2) / math.sqrt(1 + n))
 
 
 def p_value(nats: float, error: float, freedom: float) -> float:

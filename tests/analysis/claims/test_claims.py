@@ -17,6 +17,8 @@ from analysis.claims.answers import answers
 from analysis.claims.claim import Claim, Kind
 from analysis.claims.verdict import Verdict
 from analysis.study.study import load_study
+from seqlm.comparisons import compared, file_typed
+from seqlm.rundir import RunDirectory
 from tests.analysis import test_golden
 from tests.analysis.claims.made_up import ARCHS, LOSSES, make_paper, make_study
 from tests.analysis.claims.oracle import Oracle
@@ -78,6 +80,34 @@ def test_every_claim_follows_from_the_data(tmp_path: Path, made: dict[str, Any])
     oracle = Oracle(tmp_path / "study", tmp_path / "study" / "report")
     assert len(oracle.claims) > 15
     assert list(oracle.faults()) == []
+
+
+def compare_over_seeds(study_dir: Path, a: str, b: str) -> None:
+    """File a comparison of the settings of the runs whose names begin so."""
+    configs = {run.id: run.read_config() for run in RunDirectory.unordered_in(study_dir)}
+    sides = [{run: config for run, config in configs.items() if run.startswith(side)} for side in (a, b)]
+    typed = compared((a, b), (sides[0], sides[1]), configs, margin=0.02, error=0.05)
+    file_typed(study_dir, typed, margin=None, error=None)
+
+
+@pytest.mark.parametrize(
+    ("gain", "verdict"), [(0.05, "told apart"), (0.008, "not told apart"), (0.0, "not told apart")]
+)
+def test_settings_that_are_compared_over_seeds_have_that_verdict_everywhere(
+    tmp_path: Path, gain: float, verdict: str
+) -> None:
+    """Also if it is compared the other way round; other pairs have that of the policy."""
+    sides = ("gru", "sgd"), ("gru", "adam")
+    losses = {sides[0]: 4.1, sides[1]: 4.1 + gain}
+    make_study(tmp_path / "study", seeds=dict.fromkeys(sides, 9), losses=losses)
+    compare_over_seeds(tmp_path / "study", "gru-adam", "gru-sgd-")
+    report.write_report(tmp_path / "study")
+    oracle = Oracle(tmp_path / "study", tmp_path / "study" / "report")
+    assert list(oracle.faults()) == []
+    of_pair = [claim for claim in oracle.claims if "over_seeds" in claim["given"]]
+    assert of_pair
+    assert {claim["verdict"] for claim in of_pair} == {verdict}
+    assert len(of_pair) < sum(claim["kind"] == "compare" for claim in oracle.claims)
 
 
 @pytest.mark.parametrize("name", [name for name in test_golden.STUDIES if name != "nine"])

@@ -9,7 +9,7 @@ from seqlm.data.layout import own_columns
 from seqlm.ends import most_micro_batches
 from seqlm.environment import MICRO_BATCHES
 from seqlm.models.language_model import FusedModel
-from seqlm.records.attempts import Exit
+from seqlm.records.attempts import Exit, RankEnd
 from seqlm.records.runs import Result
 from seqlm.rundir import RunDirectory
 from seqlm.training import worker
@@ -38,6 +38,13 @@ def test_a_run_keeps_its_number_and_doubles_it_where_memory_was_short(tmp_path: 
     assert micro_batches(run, 8, 1) == 4
     assert micro_batches(run, 8, 4) == 2, "no more than a rank has columns"
     assert micro_batches(run, 8, 1) == 4
+
+
+def test_a_run_that_had_no_memory_before_its_first_batch_keeps_its_number(tmp_path: Path) -> None:
+    """The parts of a step had none of it."""
+    run = make_run(tmp_path / "run", make_config())
+    run.write_end(1, RankEnd(outcome="failed", kind="oom", message="x", micro_batches=2, before_batch=True))
+    assert micro_batches(run, 8, 1) == 2
 
 
 def test_a_canary_has_the_number_of_the_run_that_it_stands_for(tmp_path: Path) -> None:

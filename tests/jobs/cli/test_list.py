@@ -10,7 +10,7 @@ import pytest
 import launch
 from jobs.cli.studies import summary
 from jobs.study.scheduler import Views
-from seqlm.files import write_json
+from seqlm.files import read_json, write_json
 from seqlm.rundir import RunDirectory
 from tests.facts import fail, owned
 from tests.fake_slurm import FakeSlurm
@@ -45,7 +45,8 @@ def runs_dir(tmp_path: Path) -> Path:
     unfinished_run(folder / "new", "diverged", 1, "diverged")
     unfinished_run(folder / "new", "stopped", 2, "cancelled")
     pending = unfinished_run(folder / "new", "pending", 3)
-    prints = [pending.read_config().fingerprint(), "f" * 64]
+    prints = [run.read_config().fingerprint() for run in (*runs_in(folder / "new"), pending)]
+    prints = [*dict.fromkeys(prints), "f" * 64]
     planned = [{"number": number, "fingerprint": text} for number, text in enumerate(prints, start=1)]
     write_json(folder / "new" / "study.json", {"planned": planned})
     change(folder / "old", 3 * DAY)
@@ -72,6 +73,19 @@ def test_studies_are_listed_by_their_last_change_with_state_and_perplexity(
     assert list(listed(capsys, runs_dir)) == ["old", "new"]
     with owned(next(run for run in runs_in(runs_dir / "new") if run.id.startswith("pending"))):
         assert listed(capsys, runs_dir)["new"]["states"]["running"] == 1
+
+
+def test_a_run_that_no_manifest_asks_for_any_more_is_not_counted_as_one_of_the_study(
+    runs_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = runs_dir / "new" / "study.json"
+    planned = [one for one in (read_json(file) or {})["planned"] if one["fingerprint"] != "f" * 64]
+    gone = next(run for run in runs_in(runs_dir / "new") if run.id.startswith("diverged")).read_config().fingerprint()
+    write_json(file, {"planned": [one for one in planned if one["fingerprint"] != gone]})
+    new = listed(capsys, runs_dir)["new"]
+    assert (new["runs"], new["states"], new["unplanned"]) == (3, {"cancelled": 1, "done": 1, "pending": 1}, 1)
+    assert launch.main(["list", "--runs-dir", str(runs_dir)]) == 0
+    assert "1 of 3 done, 1 cancelled, 1 pending; 1 more that no manifest asks for" in capsys.readouterr().out
 
 
 def test_the_report_of_several_studies_is_no_study(runs_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:

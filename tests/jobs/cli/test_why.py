@@ -116,6 +116,27 @@ def test_a_run_has_where_its_time_went_what_it_used_and_what_would_be_enough(tmp
     }
 
 
+def test_what_a_failed_attempt_used_is_not_said_to_be_enough(tmp_path: Path) -> None:
+    run = add(tmp_path / "s", "gru", "gru")
+    done(run, *[10] * 4)
+    run.result_file.unlink()
+    fail(run, {"kind": "oom", "message": "no memory"})
+    (found,) = ask(["why", "s", "gru", "--runs-dir", "."], folder=tmp_path, env={})["runs"]
+    assert "6 GiB" in found["details"]["asked"]
+    assert "enough" not in found["details"]
+
+
+def test_an_interrupted_run_says_which_attempts_of_it_have_failed(tmp_path: Path) -> None:
+    run = add(tmp_path / "s", "gru", "gru")
+    for attempt in (1, 2, 3):
+        run.attempt_dir(attempt).mkdir(parents=True)
+        fail(run, {"kind": "oom", "message": f"no memory {attempt}"})
+    run.attempt_dir(4).mkdir(parents=True)
+    (found,) = ask(["why", "s", "gru", "--runs-dir", "."], folder=tmp_path, env={})["runs"]
+    assert "no memory 3" in found["headline"]
+    assert "attempts 1 to 3: oom" in found["details"]["failed"]
+
+
 def test_a_run_that_is_well_needs_no_line(tmp_path: Path) -> None:
     run = add(tmp_path / "s", "one")
     with running(run):

@@ -3,7 +3,9 @@
 import functools
 import logging
 import re
+import shlex
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -17,12 +19,13 @@ from jobs.launch.notify import over
 from jobs.manifests.policy import Notify, Policy
 from jobs.spec import RunSpec, Submission
 from jobs.study.record import KeptManifests
-from seqlm.errors import FileError
+from seqlm.errors import ConfigError, FileError
 from seqlm.files import write_json
 from seqlm.reading import exists
 from seqlm.records.requests import RequestFile, Wanted
 from seqlm.requests import file_request
 from seqlm.rundir import RunDirectory, study_record_file
+from seqlm.schema import read
 from seqlm.trust import record_launch, table_digest
 from tests import commands
 from tests.analysis.synthetic import make_run
@@ -181,6 +184,68 @@ def test_a_program_that_fails_costs_a_line_and_is_not_tried_again(
     for lines in (1, 0):
         over(done, Notify(command=command))
         assert len(capsys.readouterr().err.splitlines()) == lines
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "tee a | cat",
+        "cat>a|cat",
+        "cat > messages",
+        "cat 2>&1",
+        "cd; cat",
+        "cat && true",
+        "cat &",
+        "echo $(cat)",
+        "mail $ME",
+    ],
+)
+def test_what_only_a_shell_understands_is_refused_and_the_advice_is_a_command(command: str) -> None:
+    with pytest.raises(ConfigError, match=r"notify\.command: no shell runs it") as refused:
+        read(Notify, {"command": command})
+    (line,) = refused.value.problems
+    advised = tomllib.loads(f"command = {line.partition('write ')[2]}")["command"]
+    assert shlex.split(advised) == ["sh", "-c", command]
+    assert read(Notify, {"command": advised}).command == advised
+
+
+@pytest.mark.parametrize("command", ["tee -a 'a | b'", 'mail -s "a > b; c" me', "curl https://host/?a=1&b=2", "a\\|b"])
+def test_what_is_quoted_or_part_of_a_word_needs_no_shell(command: str) -> None:
+    assert read(Notify, {"command": command}).command == command
+
+
+@pytest.mark.parametrize("command", ["no-such-program -x", "~/no-such-program", "./no-such-program"])
+def test_a_program_that_does_not_exist_is_refused_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    study = Study(tmp_path, epochs=1)
+    study.write("[notify]", f'command = "{command}"')
+    monkeypatch.chdir(tmp_path)
+    for name, *flags in (["plan", "--backend", "local"], ["run", "--backend", "local"], ["notify", "--test"]):
+        assert launch.main([name, "small.toml", *flags]) == 2
+        err = capsys.readouterr().err
+        assert f'there is no program "{command.split()[0]}"' in err
+        assert f"sh -c '{command}'" in err or f"sh -c {command}" in err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_test_sends_one_message_each_time_as_the_manifest_or_the_study_says(
+    done: Path, home: Path, ask: commands.Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(done.parent)
+    study = Study(done.parent, epochs=1)
+    study.write("[notify]", 'command = "tee -a messages"')
+    write_json(study_record_file(done), {"notify": MESSAGES.to_dict()})
+    assert ask("notify", str(done))[0] == 2, "this user has not launched it"
+    for number, words in enumerate((["small.toml"], ["small.toml", "--test"], [str(done), "--trust", "--test"])):
+        code, found, err = ask("notify", *words)
+        assert (code, found["study"], found["sent"]) == (0, "small", True if number else None), err
+        text = (home / "messages").read_text() if number else ""
+        assert text.count("test") == number
+    study.manifest.write_text(study.manifest.read_text().replace("tee -a messages", "false"))
+    code, found, err = ask("notify", "small.toml", "--test")
+    assert (code, found["sent"]) == (1, False)
+    assert "false" in err
 
 
 @pytest.mark.parametrize("answer", [True, False, OSError])

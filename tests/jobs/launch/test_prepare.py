@@ -10,11 +10,13 @@ import pytest
 from jobs.launch import prepare
 from jobs.launch.job import Order, StudySettings
 from jobs.launch.prepare import preparing
+from jobs.plan.estimate import memory_bytes, weights_bytes
 from jobs.spec import RunSpec
 from jobs.study.folder import launching, observe_study
 from seqlm.architectures import CustomConfig
 from seqlm.config import RunConfig
-from seqlm.errors import DamagedFileError, DataError, RunBusyError
+from seqlm.data.corpus import load_corpus, resolve_data
+from seqlm.errors import BackendError, DamagedFileError, DataError, RunBusyError
 from seqlm.files import read_json
 from seqlm.model_files import read_model_files
 from seqlm.records.requests import Folder, Folders, RequestFile, Wanted
@@ -134,3 +136,40 @@ def test_a_request_leads_to_no_other_folder(tmp_path: Path, run_id: str) -> None
     )
     with pytest.raises(DamagedFileError, match=r"request\.json is damaged"):
         observe_study(tmp_path / "s")
+
+
+@pytest.mark.parametrize(
+    ("room", "oversized", "is_refused", "is_warned"),
+    [
+        ("less than the weights", False, True, False),
+        ("less than the weights", True, False, True),
+        ("the weights", False, False, True),  # smaller micro-batches may make it fit
+        ("all", False, False, False),
+        ("unknown", False, False, False),
+    ],
+)
+def test_a_run_that_never_fits_in_memory_is_refused_before_anything_is_written(
+    tmp_path: Path,
+    spec: RunSpec,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    room: str,
+    oversized: bool,
+    is_refused: bool,
+    is_warned: bool,
+) -> None:
+    monkeypatch.setattr(prepare, "LEAST_MEMORY", 0)
+    facts = load_corpus(resolve_data(spec.config.data, spec.data_path), spec.data_path).facts
+    weights, whole = weights_bytes(spec.config, facts.vocab_size), memory_bytes(spec.config, facts.vocab_size)
+    assert weights is not None, "only your own models have sizes that are not known"
+    assert whole is not None
+    assert weights < whole
+    place = FakeBackend(lambda submission: 0)
+    has = {"less than the weights": weights - 1.0, "the weights": weights, "all": whole, "unknown": None}
+    place.memory_bytes = has[room]
+    study, order = StudySettings(path=tmp_path / "s"), Order(specs=[spec], live_code=True, oversized=oversized)
+    refused = pytest.raises(BackendError, match="never fits") if is_refused else contextlib.nullcontext()
+    with refused, preparing(study, order, place):
+        pass
+    assert (tmp_path / "s").exists() == (not is_refused)
+    assert ("of memory" in capsys.readouterr().err) == is_warned

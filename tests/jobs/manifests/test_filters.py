@@ -41,6 +41,8 @@ def chosen(*only: str, exclude: tuple[str, ...] = ()) -> list[str]:
         ("arch=gru", ["gru-slow", "gru-fast"]),
         ("model.arch=gru", ["gru-slow", "gru-fast"]),
         ("arch=gru lr>1", ["gru-fast"]),
+        ("arch = gru  lr > 1", ["gru-fast"]),
+        ("arch = rnn, transformer", ["rnn-small", "rnn-large", "transformer"]),
         ("arch=rnn,transformer", ["rnn-small", "rnn-large", "transformer"]),
         ("arch!=rnn,transformer", ["gru-slow", "gru-fast"]),
         ("name=*-s*", ["rnn-small", "gru-slow"]),
@@ -94,7 +96,7 @@ def test_a_run_whose_configuration_is_lost_can_be_asked_for_its_name() -> None:
 WITHOUT_SENSE = (
     "",
     "gru",
-    "arch= gru",
+    "arch = ",
     "arch==gru",
     "lr=>1",
     "arch=gru,",
@@ -112,6 +114,16 @@ def test_a_filter_without_sense_gets_one_line_that_names_it_and_what_is_expected
         with pytest.raises(UsageError, match=rf'^filter "{re.escape(text)}": .*(expected|use = or !=)') as caught:
             select(SPECS, only, exclude, facts_of_spec)
         assert str(caught.value).isprintable()
+
+
+def test_a_filter_that_a_shell_has_cut_is_to_be_quoted() -> None:
+    """Of an unquoted ``lr>0.001``, a shell writes the output to the file ``0.001``, and the command gets ``lr``."""
+    with pytest.raises(UsageError, match=r"--only 'lr>0\.001'") as cut:
+        parse("lr")
+    assert "'" in str(cut.value)
+    with pytest.raises(UsageError) as other:
+        parse("arch=gru,")
+    assert "shell" not in str(other.value)
 
 
 def test_an_unknown_key_is_told_with_the_nearest_and_all_valid_ones() -> None:

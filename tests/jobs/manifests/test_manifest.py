@@ -135,12 +135,10 @@ def test_a_byte_order_mark_and_windows_line_ends_are_no_mistake(tmp_path: Path) 
 def test_a_file_that_cannot_be_read_gets_one_line(tmp_path: Path) -> None:
     (tmp_path / "latin.toml").write_bytes("é".encode("latin-1"))
     (tmp_path / "folder.toml").mkdir()
-    (tmp_path / "study.yaml").write_text("study: {name: s}")
     expected = {
         "absent.toml": "absent.toml: no such file",
         "latin.toml": "latin.toml: not UTF-8 text (byte 0)",
         "folder.toml": "folder.toml: expected a manifest (.toml), got a folder",
-        "study.yaml": "study.yaml: not TOML: Expected '=' after a key in a key/value pair (at line 1, column 6)",
         "a\nb.toml": "a\\nb.toml: no such file",
     }
     for name, line in expected.items():
@@ -151,6 +149,38 @@ def test_a_file_that_cannot_be_read_gets_one_line(tmp_path: Path) -> None:
         load_manifest(tmp_path)
     with pytest.raises(ManifestError, match="embedded null"):
         load_manifest(tmp_path / "a\0.toml")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown", "marked"),
+    [
+        ("study: {name: s}", "study: {name: s}", ":"),
+        ("[study]\nname = 'a'\nseeds = [1, 2\n\n[policy]\n", "[policy]", "["),
+        ('a = 1\nb =\t"é" x\n', 'b = "é" x', "x"),
+        (f"b = [{'1, ' * 100}x]\n", f"{'1, ' * 100}x]"[-40:], "x"),
+        ("a = 1\nb = '", "b = '", ""),
+    ],
+)
+def test_an_error_of_toml_has_its_line_and_marks_its_place(tmp_path: Path, text: str, shown: str, marked: str) -> None:
+    (tmp_path / "study.toml").write_text(text)
+    with pytest.raises(ManifestError) as caught:
+        load_manifest(tmp_path / "study.toml")
+    (problem,) = caught.value.problems
+    what, line, mark = problem.split("\n")
+    assert what.startswith(f"{tmp_path / 'study.toml'}: not TOML: ")
+    assert shown in line
+    assert line[mark.index("^") :][:1] == marked
+    assert max(map(len, (line, mark))) <= 100
+
+
+@pytest.mark.parametrize("key", ["notify.command", "backend.slurm.timeout_min", "report.title", "study.data"])
+def test_a_key_that_no_set_can_change_is_said_to_belong_in_its_table(tmp_path: Path, key: str) -> None:
+    (line,) = problems(tmp_path, GOOD, f"{key}=5")
+    table, _, name = key.rpartition(".")
+    assert "did you mean" not in line
+    assert f"[{table}]" in line
+    assert f"{name} = " in line
+    assert "study.toml" in line
 
 
 @pytest.mark.parametrize(

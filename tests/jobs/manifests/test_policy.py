@@ -16,6 +16,7 @@ def test_a_manifest_sets_a_policy_and_the_command_line_goes_before_it(tmp_path: 
     policy = load(tmp_path, text, "policy.oom=1", "policy.node=unlimited").policy
     assert policy == Policy(oom=1, node=None, checkpoint_min=0.5)
     assert not load(tmp_path, "[policy]\nkeep_last = false\n").policy.keep_last
+    assert load(tmp_path, "[policy]\nkeep_epochs = [10, 2]\n").policy == Policy(keep_epochs=(10, 2))
     text = "[policy]\ngpu_hours = 50\n"
     assert load(tmp_path, text, "policy.core_hours=2.5").policy == Policy(gpu_hours=50, core_hours=2.5)
     assert load(tmp_path, text, "policy.gpu_hours=unlimited").policy == Policy()

@@ -11,7 +11,7 @@ import torch
 
 from seqlm.errors import CheckpointError, DamagedError, FileError
 from seqlm.training import checkpoint
-from seqlm.training.checkpoint import Checkpoint, Position, load_checkpoint, save_checkpoint
+from seqlm.training.checkpoint import Checkpoint, Position, load_checkpoint, save_checkpoint, weights_digest
 
 
 def make(fingerprint: str = "f" * 64) -> Checkpoint:
@@ -144,3 +144,24 @@ def test_a_changed_bit_is_noticed_or_changes_nothing(tmp_path: Path) -> None:
         except DamagedError:
             noticed += 1
     assert noticed > 195, "all of the tensor's bytes"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_digest_of_weights_shows_each_flipped_bit_and_not_how_tensors_lie_in_memory(dtype: torch.dtype) -> None:
+    weights = {"a": torch.arange(6).reshape(2, 3).to(dtype), "empty": torch.empty(0), "scale": torch.tensor(3.0)}
+    by_columns = {"scale": weights["scale"], "empty": weights["empty"], "a": weights["a"].t().contiguous().t()}
+    assert weights_digest(by_columns) == weights_digest(weights)
+    digests = {weights_digest(weights)}
+    stored = weights["a"].view(torch.uint8)
+    for place in range(stored.numel()):
+        for bit in range(8):
+            stored.view(-1)[place] ^= 1 << bit
+            digests.add(weights_digest(weights))
+            stored.view(-1)[place] ^= 1 << bit
+    assert len(digests) == 1 + 8 * stored.numel()
+
+
+def test_the_digest_of_weights_tells_names_and_shapes_apart() -> None:
+    zeros = torch.zeros(6)
+    variants = [{"a": zeros}, {"b": zeros}, {"a": zeros.view(2, 3)}, {"a": zeros[:3], "b": zeros[3:]}]
+    assert len({weights_digest(weights) for weights in variants}) == len(variants)

@@ -16,7 +16,7 @@ from seqlm.errors import CheckpointError, DamagedError, FileError, LeaseLostErro
 from seqlm.files import Guard, unguarded
 from seqlm.rundir import RunDirectory
 from seqlm.training.attempt import Attempt
-from seqlm.training.checkpoint import Checkpoint, Position
+from seqlm.training.checkpoint import Checkpoint, Position, weights_digest
 from seqlm.training.checkpoint_files import CheckpointFiles
 from seqlm.training.distributed import Rank
 from tests.seqlm.training.studies import make_config, make_run
@@ -116,7 +116,8 @@ def test_metrics_are_written_at_the_end_of_an_epoch_alone(run: RunDirectory) -> 
     files.save(checkpoint(1.0, epoch=1, step=7))
     assert run.read_metrics()[0] == []
     files.save(checkpoint(1.0, epoch=2, step=0))
-    assert run.read_metrics()[0] == checkpoint(1.0, epoch=2).history
+    epochs, _ = run.read_metrics()
+    assert [epoch["epoch"] for epoch in epochs] == [0, 1]
 
 
 def test_position_json_holds_what_the_last_checkpoint_holds(run: RunDirectory) -> None:
@@ -153,7 +154,7 @@ def test_the_previous_checkpoint_takes_the_place_of_a_last_one_that_is_damaged_o
 ) -> None:
     files = files_of(run)
     files.save(checkpoint(1.0))
-    files.save(checkpoint(2.0))
+    files.save(checkpoint(2.0, step=1))
     damage(run.last_checkpoint)
     found = files.load_last()
     assert found is not None
@@ -249,3 +250,38 @@ def test_a_best_checkpoint_that_cannot_be_rebuilt_is_reported_when_the_run_conti
     run.best_checkpoint.unlink()
     assert files.load_last() is not None
     assert capsys.readouterr().err.endswith("best epoch, 1; this run needs a better epoch to end well\n")
+
+
+def test_each_epoch_has_the_digest_of_its_weights_also_after_a_resume_and_within_the_next_epoch(
+    run: RunDirectory,
+) -> None:
+    ended, history = [checkpoint(weight, epoch=epoch) for epoch, weight in enumerate((1.0, 2.0, 3.0), 1)], []
+    for attempt, at_end in enumerate(ended, start=1):
+        files = files_of(run, attempt=attempt)
+        history.append(at_end.history[-1])
+        files.save(replace(at_end, history=list(history)))
+        within = replace(at_end, model={"weight": torch.zeros(3)}, position=Position(epoch=attempt, step=1))
+        files.save(replace(within, history=list(history)))
+        last = files.load_last()
+        assert last is not None
+        history = last.history
+    expected = [weights_digest(at_end.model) for at_end in ended]
+    assert [epoch["weights"] for epoch in run.read_metrics()[0]] == [epoch["weights"] for epoch in history] == expected
+    best = files.load_best(history)
+    assert weights_digest(best.model) == history[-1]["weights"]
+
+
+def test_checkpoints_of_chosen_epochs_stay_as_they_were_also_if_the_worker_is_killed_before_it_keeps_one(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files_of(run).save(checkpoint(1.0, epoch=1))
+    assert run.kept_epochs() == [], "it was killed here"
+    monkeypatch.setenv("SEQLM_KEEP_EPOCHS", "1,3,11")
+    files = files_of(run)
+    assert files.load_last() is not None
+    for epoch, step, weights in ((1, 1, 1.5), (2, 0, 2.0), (2, 1, 2.5), (3, 0, 0.0), (3, 0, 3.0), (4, 0, 4.0)):
+        files.save(checkpoint(weights, epoch=epoch, step=step))
+    files.finish(keep_last=False)
+    assert run.kept_epochs() == [1, 3]
+    assert [weight(run.epoch_checkpoint(epoch)) for epoch in run.kept_epochs()] == [1.0, 3.0]
+    assert files.load(run.epoch_checkpoint(3)).optimizer is not None, "training can go on from it"

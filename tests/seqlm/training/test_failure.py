@@ -4,9 +4,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from seqlm.ends import end_of, verdict
 from seqlm.errors import CheckpointError, DivergedError, FileError
 from seqlm.training import failure
-from seqlm.training.failure import describe_failure, failure_kind, failure_text
+from seqlm.training.failure import describe_failure, failure_kind, failure_text, making_weights
 
 NCCL_SAYS = "(run with NCCL_DEBUG=WARN for details), NCCL version 2.27.5\nncclInvalid"
 
@@ -158,3 +159,20 @@ def test_code_that_was_deleted_under_a_run_is_no_fault_of_the_run(
     record = describe_failure(error, rank=0)
     assert record.kind == "node"
     assert "deleted" in record.message
+
+
+@pytest.mark.parametrize("error", [MemoryError("8 GiB"), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_an_allocation_that_fails_before_the_first_batch_is_not_tried_in_smaller_parts(error: Exception) -> None:
+    with pytest.raises(type(error)), making_weights():
+        raise error
+    failure = describe_failure(error, rank=0)
+    assert (failure.kind, failure.before_batch) == ("oom", True)
+    end = end_of(1, [failure], [])
+    assert verdict({"oom": 3, "max_stalled_retries": 9}, [end], most_micro_batches=64).delay is None
+    assert describe_failure(MemoryError(), rank=0).before_batch is None
+
+
+def test_another_error_before_the_first_batch_is_not_one_of_memory() -> None:
+    with pytest.raises(ValueError, match="a bug") as raised, making_weights():
+        raise ValueError("a bug")
+    assert describe_failure(raised.value, rank=0).before_batch is None

@@ -1,12 +1,15 @@
 """A worker at the rungs of a search: it leaves or goes on, and a run that goes on later is as if it had never left."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from seqlm.comparisons import Compared, file_declared, settle
 from seqlm.errors import EXIT_RUNG, EXIT_STORAGE, EXIT_USAGE, FileError
 from seqlm.files import write_json_lines
-from seqlm.records.runs import Provenance
+from seqlm.records.comparisons import Comparison, Pair
+from seqlm.records.runs import Provenance, Result
 from seqlm.rundir import RunDirectory
 from seqlm.search import Search
 from seqlm.training import attempt, worker
@@ -102,3 +105,37 @@ def test_a_wrong_rule_is_an_error_of_its_launcher_and_a_damaged_record_is_made_a
     run.rung_file(1).write_text("{")
     assert train(run, Search(rungs=(1,), min_runs=4), monkeypatch) == 0, "a lost record of a rung is made again"
     assert run.read_rungs()[1].decision == "goes on"
+
+
+@pytest.mark.slow
+def test_a_worker_leaves_before_an_epoch_once_the_comparisons_of_its_run_are_decided(
+    study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not before: while they are undecided, it trains. A later request lets it go on, to the same weights."""
+    run, alone = own(study), own(study.parent / "alone")
+    pairs = [Pair(seed=seed, a=f"a-{seed}", b=f"b-{seed}") for seed in range(6)] + [Pair(seed=7, a=run.id, b="b-7")]
+    record = Comparison(a="a", b="b", pairs=tuple(pairs), epochs=EPOCHS)
+    file_declared(study, "lm.toml", [Compared(key="0", record=record)])
+    for pair in pairs[:6]:
+        for other, loss in ((pair.a, 5.0 + pair.seed / 1000), (pair.b, 6.0)):
+            make_run(study / other, make_config(seed=pair.seed, epochs=EPOCHS))
+            if pair.seed:
+                Result(epochs=EPOCHS, best_val_loss=loss).write(study / other)
+    looks: list[str] = []
+    ended = [Result(epochs=EPOCHS, best_val_loss=loss) for loss in (5.0, 6.0)]
+
+    def decide_after_two_epochs(*arguments: Any, **more: Any) -> str | None:
+        looks.append(run.id)
+        if len(looks) == 3:
+            for side, result in zip("ab", ended, strict=True):
+                result.write(study / f"{side}-0")
+        return settle(*arguments, **more)
+
+    monkeypatch.setattr("seqlm.training.train.settle", decide_after_two_epochs)
+    assert train(alone, None, monkeypatch) == 0
+    assert train(run, None, monkeypatch) == EXIT_RUNG
+    assert (epochs_of(run), run.observe().state, failure_of(run)) == ([0, 1], "stopped", None)
+    assert train(run, None, monkeypatch) == EXIT_RUNG, "it stays stopped if its worker is started again"
+    launch_again(run)
+    assert train(run, None, monkeypatch) == 0
+    assert outcome(run) == outcome(alone)
