@@ -337,7 +337,7 @@ def obstacles(axes: Axes) -> Values:
     for line in axes.lines:
         if line.get_color() == look.CROWD[0]:
             continue
-        xy = np.column_stack(STEP_LOOKUP_MAP[line.get_drawstyle()](*line.get_xydata().T))
+        xy = np.column_stack(STEP_LOOKUP_MAP[line.get_drawstyle()](*np.asarray(line.get_xydata(), dtype=np.float64).T))
         corners = line.get_transform().transform(xy)
         corners = corners[np.isfinite(corners).all(axis=1)]
         if line.get_linestyle() != "None" and len(corners) > 1:
