@@ -24,16 +24,21 @@ def differences(before: Worker, now: Worker) -> dict[str, str]:
     return found
 
 
+def have_same_masks(before: Worker, now: Worker) -> bool:
+    """Return whether two workers draw the same dropout masks, as far as their records say."""
+    keeps_masks = {"threads", "matmul", "reduction"}
+    if not before.gpus and not now.gpus:
+        keeps_masks.add("device")
+    return differences(before, now).keys() <= keeps_masks
+
+
 def changes(before: Worker, now: Worker) -> str:
     """Return a line on what differs from the worker that saved a checkpoint and affects its numbers. Empty: nothing.
 
     Masks stay if only threads, library, reduction or processor differ. Another version of PyTorch may draw other ones.
     """
     found = differences(before, now)
-    keeps_masks = {"threads", "matmul", "reduction"}
-    if not before.gpus and not now.gpus:
-        keeps_masks.add("device")
-    equal = f"up to rounding{'' if found.keys() <= keeps_masks else ' and dropout masks'}"
+    equal = f"up to rounding{'' if have_same_masks(before, now) else ' and dropout masks'}"
     return f"now {', '.join(found.values())}: the result is equal to that of a quiet run {equal}" if found else ""
 
 

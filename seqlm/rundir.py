@@ -67,6 +67,8 @@ CANARY_FOLDER = "canary"
 """Folder of a study with its canaries."""
 BEHAVIOUR_FOLDER = "behaviour"
 """Folder of a study with its behaviour jobs."""
+AUDITS_FOLDER = "audits"
+"""Folder of a study with a numbered folder for each audit, in which jobs are like runs."""
 BEHAVIOUR_VERSION = 4
 """Of ``behaviour.json``, ``samples.jsonl`` and ``losses.f32``; rises when a key of them changes its meaning."""
 BEHAVIOUR_READABLE_FROM = 3

@@ -28,6 +28,7 @@ COMMANDS = {
     "results": ["results", "stored"],
     "note": ["note", "stored", "--tag", "good", "--text", "a"],
     "diff": ["diff", "stored/rnn-adam", "stored/gru-adam", "--patch"],
+    "audit": ["audit", "stored", "--share", "0.1", "--data", "text", "--live-code"],
     "compare": ["compare", "stored", "name=gru-adam", "name=rnn-adam"],
     "export": ["export", "stored", "--to", "csv", "--output", "exported"],
     "list": ["list"],
@@ -83,7 +84,9 @@ def test_every_field_of_a_stored_file_is_described_with_its_type(name: str) -> N
     check(DESCRIBED[FILES][name], *map(json.loads, documents))
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    "command", [pytest.param(name, marks=[pytest.mark.process] if name == "audit" else []) for name in COMMANDS]
+)
 def test_every_field_of_an_answer_is_described_with_its_type(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs import terminal
-from jobs.cli.parser import Command, Parser, above_zero, not_negative, option, positional, seed, share, whole
+from jobs.cli.parser import Command, Parser, above_zero, not_negative, option, part, positional, seed, share, whole
 from jobs.registry import BACKENDS
 from seqlm import __version__
 from seqlm.environment import RUNS
@@ -109,6 +109,7 @@ class Arguments(PlanArguments, Launching):
     any_study: str = positional(STUDY, nargs="?", metavar="study")
     studies: tuple[str, ...] = positional(STUDY, nargs="+", metavar="study")
     words: tuple[str, ...] = positional(f"{STUDY}; then runs of it, and further studies", nargs="+", metavar="study")
+    audited: str = positional(f"{STUDY}, or an archive of its folder (.tar.gz, .zip)", metavar="study")
     run: str = positional(RUN)
     one_run: str = positional(RUN, nargs="?", metavar="run")
     a: str = positional("the first study, or a run as STUDY/RUN")
@@ -157,13 +158,20 @@ class Arguments(PlanArguments, Launching):
         metavar="X",
     )
     prompt: str | None = option("how the texts begin (default: nothing)", metavar="TEXT")
-    seed: Any = option("seed of the sampling (behaviour: default that of the run)", type=seed, metavar="N")
+    seed: Any = option(
+        "seed of the sampling (behaviour: default that of the run; audit: of the draw)", type=seed, metavar="N"
+    )
     tag: tuple[str, ...] = option(
         "what --only tag=... finds, in place of earlier tags; repeat --tag for more; --tag none leaves none",
         metavar="TAG",
     )
     add: bool = option("keep earlier tags, and add those of --tag")
     text: str | None = option("what is to be said about the runs, in place of what was said before", metavar="TEXT")
+    share: Any = option(
+        "train epochs again that have this share of all steps, drawn at random (0.02: 2 %%)", type=part, metavar="F"
+    )
+    whole: bool = option("train the chosen runs again from their first step to their last")
+    trust_models: bool = option("run the models of your own that the study keeps; read them first")
     force: bool = option("compute it again, even if nothing has changed")
     output: Path | None = option(
         "where to write (default of report: report in the study's folder; of several studies: next to their folders)",
@@ -264,6 +272,11 @@ COMMANDS = {
         "results", "results.diff", "first/gru-adam-lr0.01 first/gru-adam-lr0.001",
         "show what differs between two runs, or two studies run by run, and where their losses part",
         ("a", "b", *FILTERS, "patch"),
+    ),
+    "audit": Command(
+        "results", "auditing.audit", "first --share 0.02",
+        "check a study's numbers: its records, its models' scores and, with --share or --whole, by training again",
+        ("audited", *PLACEMENT, *FILTERS, "share", "whole", "seed", "no_wait", "live_code", "trust_models"),
     ),
     "compare": Command(
         "results", "comparing.compare", "first 'arch=gru' 'arch=rnn'",

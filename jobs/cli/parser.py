@@ -71,6 +71,7 @@ def _path(text: str) -> Path:
 whole = _number(int, lambda number: number >= 0, "a whole number, 0 or more")
 positive = _number(int, lambda number: number >= 1, "a whole number, 1 or more")
 seed = _number(int, lambda number: 0 <= number < 2**32, "a whole number from 0 to 2^32 - 1")
+part = _number(float, lambda number: 0 < number <= 1, "a number above 0, up to 1")
 above_zero = _number(float, lambda number: 0 < number < math.inf, "a number above 0")
 not_negative = _number(float, lambda number: 0 <= number < math.inf, "a number, 0 or more")
 share = _number(float, lambda number: 0 < number < 1, "a number above 0 and below 1")

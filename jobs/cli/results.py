@@ -15,8 +15,9 @@ from jobs.cli.view import what_differs
 from jobs.study.folder import ObservedRun, find_study, observe_study
 from jobs.study.launched import trust_study
 from jobs.terminal import Column, Result, show
-from seqlm.errors import UsageError, nearest_key, printable
+from seqlm.errors import CheckpointError, UsageError, nearest_key, printable
 from seqlm.notes import TAG, Noted, read_notes, write_note
+from seqlm.reading import exists
 from seqlm.schema import show as quoted
 
 FIRST = ("study", *REPORTED[:3], "state")
@@ -308,10 +309,16 @@ def generate(arguments: Arguments) -> tuple[dict[str, Any], int]:
     """Print a prompt and the text that a run's model writes after it. Words that the model does not know are named."""
     study_dir = find_study(arguments.study, arguments.runs_dir)
     named = one_run(observe_study(study_dir), arguments.run, study_dir)
+    seen = named.observation
+    state = ": ".join(filter(None, (seen.state, seen.reason)))
+    if not exists(named.run.best_checkpoint):
+        raise CheckpointError(f"{named.name} has no trained model to write with; it is {state}")
     if arguments.trust:
         trust_study(study_dir, terminal.tell)
     from analysis import open_study
 
+    if seen.state != "done":
+        terminal.tell(f"warning: {named.name} is {state}; the text is of its best epoch so far")
     run = open_study(study_dir).run(named.run.id)
     text = run.generate(
         arguments.beginning,

@@ -35,6 +35,7 @@ from seqlm.records.runs import Provenance
 from seqlm.records.studies import QueueFile
 from seqlm.requests import Request, Requests, file_request
 from seqlm.rundir import (
+    AUDITS_FOLDER,
     BEHAVIOUR_FOLDER,
     CANARY_FOLDER,
     UPGRADE_FOLDER,
@@ -100,8 +101,8 @@ class ObservedRun:
 
     @property
     def epochs_total(self) -> int | None:
-        """Number of epochs requested. ``None`` for a damaged configuration and for a behaviour job."""
-        if self.config is None or is_behaviour_study(self.run.path.parent):
+        """Number of epochs requested. ``None`` for a damaged configuration, a behaviour job and an audit."""
+        if self.config is None or is_behaviour_study(self.run.path.parent) or is_audit(self.run.path.parent):
             return None
         return self.config.train.epochs
 
@@ -192,9 +193,16 @@ def is_behaviour_study(study_dir: Path) -> bool:
     return folder.name == BEHAVIOUR_FOLDER and RunDirectory.any_in(folder.parent)
 
 
+def is_audit(study_dir: Path) -> bool:
+    """Return whether this is the folder of an audit of a study."""
+    return study_dir.absolute().parent.name == AUDITS_FOLDER
+
+
 def study_name(study_dir: Path) -> str:
     """Return the name of a study: its folder's name, or ``<study>/behaviour`` for its behaviour jobs."""
     folder = study_dir.absolute()
+    if is_audit(folder):
+        return "/".join(folder.parts[-3:])
     is_below = is_behaviour_study(folder) or (folder.name == CANARY_FOLDER and exists(study_record_file(folder.parent)))
     return f"{folder.parent.name}/{folder.name}" if is_below else folder.name
 

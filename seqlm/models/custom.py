@@ -14,7 +14,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, final
+from typing import Any, TypeGuard, final
 
 import torch
 from jaxtyping import Int
@@ -45,8 +45,11 @@ def build_custom(
     """
     found = load_class(config, folder)
     arguments = dict(config.arguments)
+    names = list(inspect.signature(found).parameters)
+    if names and names[0] != "vocab_size" and ("vocab_size" in names or names[0] in arguments):
+        raise ModelError(f"model.source: {config.class_name} takes ({', '.join(names)}); vocab_size has to come first")
     if product_dtype is not None:
-        if "product_dtype" not in inspect.signature(found).parameters:
+        if "product_dtype" not in names:
             raise ModelError(
                 f'train.precision: {config.source} takes no argument product_dtype; expected "fp32" or "tf32"'
             )
@@ -70,11 +73,17 @@ def load_class(config: CustomConfig, folder: Path) -> Callable[..., Any]:
     """
     module = _import(config, read_model_files(config, folder), folder)
     found = getattr(module, config.class_name, None)
-    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+    if not _is_model(found):
         what = "no class" if found is None else "not a subclass of torch.nn.Module:"
-        hint = nearest(config.class_name, [name for name, one in vars(module).items() if isinstance(one, type)])
+        own = [name for name, one in vars(module).items() if _is_model(one) and one.__module__ == module.__name__]
+        there = f"; it has {', '.join(own)}" if own else "; it has no subclass of torch.nn.Module"
+        hint = nearest(config.class_name, own) or (there if found is None else "")
         raise ModelError(f"model.source: {config.file} has {what} {config.class_name}{hint}")
     return found
+
+
+def _is_model(thing: object) -> TypeGuard[type[nn.Module]]:
+    return isinstance(thing, type) and issubclass(thing, nn.Module)
 
 
 @final
@@ -83,6 +92,9 @@ class _Source(importlib.abc.SourceLoader):
 
     No file is opened again, and no other file of their folder is found.
     """
+
+    is_own_code = True
+    """Distinguishes the frames of these files in a traceback (:mod:`seqlm.training.failure`)."""
 
     def __init__(self, config: CustomConfig, files: ModelFiles, folder: Path) -> None:
         """``folder`` is where the files are, for tracebacks and ``__file__``."""

@@ -153,6 +153,35 @@ class BehaviourResult(Record):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Finding(Record):
+    """What an audit has found about one part of a run."""
+
+    part: str = ""
+    """``records``, ``scores``, ``epoch 11`` or ``epochs 1-40``."""
+    verdict: str = ""
+    """``equal``; ``rounding``: equal up to rounding, until a step that ``text`` may name; ``differs``; or ``unknown``:
+    it could not be checked."""
+    text: str = ""
+    trained_on: str | None = None
+    """The node of the run. ``None``: not recorded, or nothing was trained again. Likewise ``node``."""
+    node: str | None = None
+    """The node of the audit."""
+    digest: str | None = None
+    """SHA-256 of what was computed here: losses, norms and weights. ``None``: as for ``node``."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class AuditResult(Record):
+    """``result.json`` of the job that audits a run."""
+
+    FILE: ClassVar[str] = "result.json"
+
+    findings: tuple[Finding, ...] = ()
+    attempt: int | None = None
+    finished_at: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class CanaryResult(Record):
     """``canary.json``: what a canary has measured."""
 

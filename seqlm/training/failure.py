@@ -177,17 +177,29 @@ def describe_failure(error: BaseException, *, rank: int, ranks: int = 1) -> Rank
         message = f"the code of this run was deleted from the cache while it ran ({message})"
     if kind == "node" and _may_be_of_a_neighbour(error):
         message = f"this run, or another one on its GPU under MPS, had a fault ({message})"
+    message = message.splitlines()[0][:300]
+    if kind == "code" and not isinstance(error, SeqlmError) and (place := _own_place(error)):
+        message = f"{message} ({place})"
     return RankEnd(
         rank=rank,
         outcome="failed",
         kind=kind,
-        message=message.splitlines()[0][:300],
+        message=message,
         where=where,
         peer_lost=peer_lost,
         node=(NODE.read() or None) if kind == "node" and not peer_lost else None,
         micro_batches=MICRO_BATCHES.read(),
         before_batch=is_weights or None,
     )
+
+
+def _own_place(error: BaseException) -> str | None:
+    """Return the last line of the user's model that an error passed through: ``lstm.py line 12``. ``None``: none."""
+    place = None
+    for frame, number in traceback.walk_tb(error.__traceback__):
+        if getattr(frame.f_globals.get("__loader__"), "is_own_code", False):
+            place = f"{Path(frame.f_code.co_filename).name} line {number}"
+    return place
 
 
 def tell(text: str) -> None:

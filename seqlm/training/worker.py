@@ -54,11 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         # A file that is there and cannot be read just now is trouble with the disk, which is tried again.
         return EXIT_STORAGE if isinstance(error.__context__, OSError) else EXIT_USAGE
-    if DETERMINISTIC.read():
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA is first used
-        torch.use_deterministic_algorithms(True)
-        # Else every new tensor is filled with NaN first, to find reads of what was never written: a kernel for each.
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    be_deterministic()
 
     def work() -> None:
         check_device(config, rank)
@@ -75,6 +71,15 @@ def main(argv: list[str] | None = None) -> int:
                 run_canary(trainer, attempt, steps)
 
     return attempt.make(work)
+
+
+def be_deterministic() -> None:
+    """Use only operations whose results do not vary, if ``SEQLM_DETERMINISTIC`` asks for it."""
+    if DETERMINISTIC.read():
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA is first used
+        torch.use_deterministic_algorithms(True)
+        # Else every new tensor is filled with NaN first, to find reads of what was never written: a kernel for each.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 if __name__ == "__main__":

@@ -255,6 +255,7 @@ def commands(study_dir: Path, sound: Path, exported: Path) -> list[list[str]]:
         ["diff", str(sound), name, "--patch"],
         ["compare", name, "name=done-*", "name=failed-*"],
         ["results", name, "--csv"],
+        ["audit", name],
         ["propose", name],
         ["list"],
         ["note", name, "--tag", "seen"],

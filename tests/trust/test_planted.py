@@ -54,10 +54,11 @@ def test_the_table_has_each_command_that_takes_a_study_and_says_where_trust_is_a
     assert sorted(named) == sorted(
         name
         for name, command in COMMANDS.items()
-        if name == "list" or {"study", "any_study", "studies", "a", "words"} & {*command.takes}
+        if name in ("list", "completion")
+        or {"study", "any_study", "studies", "a", "words", "audited"} & {*command.takes}
     )
     running = {name for names, runs, _ in rows() if runs != "nothing" for name in names}
-    assert running == {name for name, command in COMMANDS.items() if "trust" in command.takes}
+    assert running == {name for name, command in COMMANDS.items() if {"trust", "trust_models"} & {*command.takes}}
 
 
 @pytest.fixture

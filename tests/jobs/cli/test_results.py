@@ -14,9 +14,11 @@ import launch
 from analysis import open_study
 from seqlm.errors import UsageError
 from seqlm.files import write_json, write_json_lines
+from seqlm.rundir import RunDirectory
 from tests.analysis.example_study import make_examples, make_widths
 from tests.analysis.hand_made import add_run
 from tests.commands import ask
+from tests.facts import fail
 from tests.jobs.cli.test_watch import add
 
 pytestmark = pytest.mark.slow  # pandas or torch
@@ -236,11 +238,26 @@ def test_unknown_words_are_named(seqlm: Any) -> None:
     assert said.out.startswith("the <unk> <unk> <unk>")
 
 
+@pytest.mark.parametrize("has_model", [True, False])
+def test_a_run_that_has_diverged_is_said_to_have(seqlm: Any, runs_dir: Path, tmp_path: Path, has_model: bool) -> None:
+    shutil.copytree(runs_dir / "optimizers", tmp_path / "copy")
+    (folder,) = (tmp_path / "copy").glob("gru-adam-*")
+    run = RunDirectory(folder)
+    run.result_file.unlink()
+    fail(run, {"kind": "diverged", "message": "the loss of a step is nan"})
+    if not has_model:
+        run.best_checkpoint.unlink()
+    said = seqlm("generate", str(folder.parent), folder.name, "the", "--tokens", "2", code=0 if has_model else 1)
+    (line,) = said.err.splitlines()
+    assert "diverged: the loss of a step is nan" in line
+    assert ("best epoch" in line) == has_model
+
+
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
         (["gru-adam", " "], 2, "prompt: expected at least one word"),
-        (["gru-sgd", "the"], 1, "best.pt is missing"),
+        (["gru-sgd", "the"], 1, "gru-sgd has no trained model"),
         (["nothing", "the"], 2, 'no run "nothing"'),
     ],
 )

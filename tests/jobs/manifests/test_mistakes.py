@@ -45,6 +45,7 @@ EVERY_KEY: dict[str, Any] = {
             "preempted": "unlimited",
             "start": 1,
             "keep_last": False,
+            "keep_epochs": [1, 20],
         },
         **{"max_stalled_retries": 4, "gpu_hours": 2.5, "core_hours": 7},
     },
@@ -330,6 +331,7 @@ policy.oom : -1 | "often" : 0 | "unlimited"
 policy.gpu_hours : 0 | "1" | ~nan : 0.1 | "unlimited"
 policy.max_stalled_retries : -1 | "unlimited" : 0
 policy.keep_last : 0 | "no" : true
+policy.keep_epochs : [0] | 3 : [1, 20]
 notify.command : "" | 3 : "mail me"
 notify.on : "over" | ["ovre"] : ["stalled"]
 search.keep : 0 | 1 | ~nan : 0.01 | 0.99

@@ -214,7 +214,11 @@ BROKEN = [  # the text of model.py -> how the line begins
         "import cells_of_mine\n",
         f"{IMPORTS}ModuleNotFoundError: No module named 'cells_of_mine' (model.py line 1); model.files names the files",
     ),
-    ("import torch\n", "model.source: model.py has no class Model"),
+    ("import torch\n", "model.source: model.py has no class Model; it has no subclass of torch.nn.Module"),
+    (
+        "from torch import nn\nclass GRU(nn.Linear): pass\nclass Cell(nn.Linear): pass\nclass Other: pass\n",
+        "model.source: model.py has no class Model; it has GRU, Cell",
+    ),
     ("class Model: pass\n", "model.source: model.py has not a subclass of torch.nn.Module: Model"),
     ("print('hello')\n", 'model.source: model.py prints "hello" when it is imported; remove the'),
     pytest.param(
@@ -239,6 +243,14 @@ def test_a_file_that_cannot_be_used_gets_one_line(tmp_path: Path, text: str | No
 
 
 MADE = "import: model.arguments: Model cannot be made with "
+
+
+@pytest.mark.parametrize("first", ["hidden_size, vocab_size", "hidden_size, words", "hidden_size=8, vocab_size=9"])
+def test_a_class_that_takes_the_vocabulary_second_is_told_to_take_it_first(tmp_path: Path, first: str) -> None:
+    write_model(tmp_path, ("self, vocab_size, hidden_size=8", f"self, {first}"))
+    (found,) = lines(answer(tmp_path, arguments={"hidden_size": 8}))
+    assert found.startswith(f"import: model.source: Model takes ({first.replace('=8', '').replace('=9', '')})"), found
+    assert "vocab_size has to come first" in found
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from seqlm.records.runs import Provenance
 from seqlm.rundir import RunDirectory
 from seqlm.training.attempt import StopRequested
 from seqlm.training.checkpoint import load_checkpoint
-from seqlm.training.failure import failure_text
+from seqlm.training.failure import describe_failure, failure_text
 from tests.outcome import outcome
 from tests.seqlm.check_model.faulty import write_model
 from tests.seqlm.check_model.zoo import sound
@@ -126,6 +126,19 @@ def test_the_log_of_a_worker_has_the_traceback_of_the_users_code(tmp_path: Path)
     assert text.splitlines()[-1].startswith(
         "error: model.arguments: Model cannot be made with no arguments: ZeroDivision"
     )
+
+
+def test_a_failure_in_the_users_code_has_its_file_and_line(tmp_path: Path) -> None:
+    """Also if the error is raised in a library that the code calls, and not if it is seqlm's own."""
+    write_model(tmp_path, ("# hidden", "h = h @ self.output.weight"))
+    model = build_model(CustomConfig(arch="custom", source="model.py:Model"), 9, 5, folder=tmp_path)
+    number = 1 + (tmp_path / "model.py").read_text().splitlines().index("        h = h @ self.output.weight")
+    for tokens, is_own in ((torch.zeros(5, 2, dtype=torch.int64), True), (None, False)):
+        with pytest.raises(Exception, match=r"\w") as caught:
+            model(tokens, model.initial_state(2)) if is_own else model.initial_state()
+        failure = describe_failure(caught.value, rank=0)
+        assert (f"(model.py line {number})" in failure.message) == is_own
+        assert "model.py" in failure.message or not is_own
 
 
 def test_bf16_needs_a_model_that_takes_the_type_of_its_products(tmp_path: Path) -> None:
