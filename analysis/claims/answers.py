@@ -11,7 +11,7 @@ from analysis.claims.answer import Answer, cannot
 from analysis.claims.claim import (
     Claim,
     Kind,
-    brief,
+    among,
     compare,
     comparison,
     direction,
@@ -24,7 +24,7 @@ from analysis.claims.claim import (
     written,
 )
 from analysis.claims.expected import expected_points
-from analysis.claims.facts import Facts, best_of_each, highest, timed_on_one_machine
+from analysis.claims.facts import Facts, best_of_each, highest, middle, timed_on_one_machine
 from analysis.claims.mechanisms import curious
 from analysis.claims.models import gradients, steps
 from analysis.claims.next_runs import next_runs
@@ -111,7 +111,10 @@ def optimizers(facts: Facts) -> Answer:
     for values, group in itertools.groupby(pairs, key=lambda pair: pair.values):
         members = [(pair, next(found)) for pair in group]
         claims += [claim for _, claim in members]
-        listed = ", ".join(f"{units.architecture(pair.a.arch)} {brief(claim)}" for pair, claim in members)
+        listed = ", ".join(
+            f"{units.architecture(arch)} {among([claim for pair, claim in members if pair.a.arch == arch])}"
+            for arch in dict.fromkeys(pair.a.arch for pair, _ in members)
+        )
         together = f": {direction([claim for _, claim in members])}" if len(members) > 1 else ""
         a, b = (units.optimizer(value) for value in values)
         points.append(f"Loss with {b} less {a}: {listed}{together}.")
@@ -189,6 +192,10 @@ def picks(facts: Facts) -> Answer:
     if not ordered:
         return cannot(name, title, "no run has finished")
     best, others = ordered[0], ordered[1 : 1 + MOST_COMPARED]
+    timed = timed_on_one_machine(facts)
+    soon = first_setting(facts, timed, middle(timed, facts)) if len(timed) > 1 else None
+    if soon is not None and soon not in ordered[: 1 + MOST_COMPARED]:
+        others.append(soon)
     test = f", test {units.perplexity(best.test_ppl)}" if units.is_number(best.test_ppl) else ""
     if not others:
         claim = values_of(name, "val_ppl", [best.reference], [best.val_ppl])
@@ -199,7 +206,7 @@ def picks(facts: Facts) -> Answer:
     points = [f"Generalisation: {lowest}{test}. Against the next, {following}: {outcome(against[0])}."]
     level = [claim.members[1] for claim in against[1:] if claim.verdict in (Verdict.NOT_APART, Verdict.EQUAL)]
     details = [f"Also not told apart from it: {first_few(level, MOST_NAMED)}."] if level else []
-    claims, said = soonest(facts, name, best, against)
+    claims, said = soonest(facts, name, timed, best, against)
     return Answer(
         name=name,
         title=title,
@@ -210,27 +217,36 @@ def picks(facts: Facts) -> Answer:
     )
 
 
-def soonest(facts: Facts, question: str, best: Setting, against: Sequence[Claim]) -> tuple[list[Claim], str]:
-    """Name the settings that reach a perplexity first, and what the first of them costs.
+def soonest(
+    facts: Facts, question: str, timed: Sequence[Setting], best: Setting, against: Sequence[Claim]
+) -> tuple[list[Claim], str]:
+    """Name which of the ``timed`` settings reach a perplexity first, and what the first of them costs.
 
-    ``against``: comparisons of the setting with the lowest perplexity with others.
+    ``against``: comparisons of ``best``, the setting with the lowest perplexity, with others.
     """
-    timed = timed_on_one_machine(facts)
     if len(timed) < 2:
         return [], "Time: fewer than two settings have recorded times on one machine."
-    near = WITHIN * min(one.val_ppl for one in timed)
+    half, near = middle(timed, facts), WITHIN * min(one.val_ppl for one in timed)
     claims, parts = [], []
-    for words, target in ((", which all reach", highest(timed, facts)), (f", {WITHIN:g} times the lowest", near)):
+    for target in dict.fromkeys((half, near)):
         claim = first_to(facts, question, timed, target)
         if claim is not None:
             claims.append(claim)
-            told = ranked(claim, most=2) if len(claim.members) > 1 else f"{ranked(claim)} alone"
-            parts.append(f"to {units.perplexity(target)}{words}: {told}")
-    first = first_setting(facts, timed, near)
-    cost = next((claim for claim in against if first is not None and claim.members[1] == first.reference), None)
-    end = f" Cost of the setting for time: {comparison(cost)}." if cost is not None else ""
+            count = len(claim.members)
+            words = f"which {'all' if count == len(timed) else f'{count} of {len(timed)} settings'} reach"
+            words = words if target == half else f"{WITHIN:g} times the lowest"
+            told = ranked(claim, most=2) if count > 1 else f"{ranked(claim)} alone"
+            parts.append(f"to {units.perplexity(target)}, {words}: {told}")
+    first = first_setting(facts, timed, half)
+    end = ""
     if first is best:
         end = " Both picks are one setting, so neither costs the other anything."
+    elif first is not None:
+        cost = next((claim for claim in against if claim.members[1] == first.reference), None)
+        end = f" Cost of the setting for time: {comparison(cost)}." if cost is not None else ""
+        seconds = dict(zip(claims[0].members, written(claims[0]), strict=True)).get(best.reference)
+        if seconds is not None:
+            end += f" Cost of the one for generalisation: it reaches {units.perplexity(half)} after {seconds}."
     left = len(facts.settings) - len(timed)
     if left:
         end += f" Without {units.count(left, 'setting')} on another machine than {timed[0].machine}."
@@ -287,7 +303,7 @@ def reliability(facts: Facts) -> Answer:
     )
     listed = "; ".join(
         f"{units.architecture(arch)} {units.perplexity(ordered[0].val_ppl)} to {units.perplexity(ordered[-1].val_ppl)} "
-        f"({found.nats:.3f} nats)"
+        f"({ordered[-1].reference}; {found.nats:.3f} nats)"
         for arch, ordered, found in spreads
     )
     first, last = (units.architecture(spreads[place][0]) for place in (0, -1))

@@ -216,8 +216,23 @@ def brief(claim: Claim) -> str:
         error = f" ± {NATS(claim.error)}" if math.isfinite(claim.error) else ""
         text = f"{units.signed(-claim.difference)}{error}"
     else:
-        text = " against ".join(map(MEASURES[claim.measure].write, claim.values))
+        text = reached(claim) + " against ".join(map(MEASURES[claim.measure].write, claim.values))
     return f"{text}{unclear(claim)}"
+
+
+def among(claims: Sequence[Claim]) -> str:
+    """Return comparisons of one kind as a part of a list; of several the ends, and how many are clear."""
+    if len(claims) == 1:
+        return brief(claims[0])
+    ends = sorted(-claim.difference for claim in claims)
+    clear = sum(claim.is_clear for claim in claims)
+    return f"{units.signed(ends[0])} to {units.signed(ends[-1])} ({clear} of {len(claims)} told apart)"
+
+
+def reached(claim: Claim) -> str:
+    """Return the perplexity to which the times of a claim are, with a space at the end; nothing for other claims."""
+    target = claim.given.get("target")
+    return "" if target is None else f"to {units.perplexity(target)} in "
 
 
 def unclear(claim: Claim, other: str = "") -> str:

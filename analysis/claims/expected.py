@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from analysis.blocks.sentences import first_few
-from analysis.claims.claim import Claim, Kind, brief, compare, numbered
+from analysis.claims.claim import Claim, Kind, brief, compare, numbered, reached
 from analysis.claims.facts import Facts, highest
 from analysis.claims.verdict import EpochTimes, Verdict, difference, times_apart, verdicts
 from analysis.study import units
@@ -84,11 +84,11 @@ def _point(question: Question) -> str:
     if not claims:
         alike = "were trained on equal machines" if expectation.metric in TIMES else "predict the same text"
         return f"{told} Cannot be answered: no two finished runs, one from each side, are otherwise equal and {alike}."
-    cases = [f"{case.where} {brief(claim)}".strip() for case, claim in zip(question.cases, claims, strict=True)]
+    cases = [f"{case.where}: {brief(claim)}" for case, claim in zip(question.cases, claims, strict=True)]
     if len(claims) == 1:
         told_of = numbered(claims[0])
-        differ = f": {cases[0]}" if math.isfinite(claims[0].difference) else ""
-        cases = [f"{' against '.join(told_of)}{differ}"]
+        differ = f": {brief(claims[0])}" if math.isfinite(claims[0].difference) else ""
+        cases = [f"{reached(claims[0])}{' against '.join(told_of)}{differ}"]
     more = f"; and {len(cases) - MOST_TOLD} more" if len(cases) > MOST_TOLD else ""
     verdict = as_expected(claims)
     parts = [f"{told} {verdict}: {'; '.join(cases[:MOST_TOLD])}{more}."]

@@ -242,6 +242,11 @@ def best_of_each(settings: Sequence[Setting]) -> dict[tuple[str | None, str | No
     return best
 
 
+def middle(settings: Sequence[Setting], facts: Facts) -> float:
+    """Return the lowest perplexity that each run of at least half of these settings reaches, whatever the others do."""
+    return sorted(highest([one], facts) for one in settings)[len(settings) // 2]
+
+
 def highest(settings: Sequence[Setting], facts: Facts) -> float:
     """Return the lowest perplexity that each run of each of these settings reaches."""
     return max(float(facts.rows[run]["val_ppl"]) for one in settings for run in one.runs)

@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.cbook import STEP_LOOKUP_MAP
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
@@ -29,7 +30,6 @@ LOG_FROM = 3.0
 TICKS = ((1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8), (1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,))
 """Ticks of a logarithmic axis within a decade, from many to few."""
 
-MINUS = "\N{MINUS SIGN}"
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 FEWEST_TICKS = 3
@@ -163,9 +163,9 @@ def tick_text(value: float, _: object = None) -> str:
     """Return the number at a tick, such as ``1,500``, ``0.002``, ``2×10⁻⁵`` or ``−0.5``."""
     if value and not 1e-4 <= abs(value) < 1e6:
         digits, _, power = f"{value:.3e}".partition("e")
-        head = f"{float(digits):g}".replace("-", MINUS)
+        head = f"{float(digits):g}".replace("-", units.MINUS)
         return f"{'' if head == '1' else f'{head}×'}10{str(int(power)).translate(SUPERSCRIPTS)}"
-    return f"{value:,.6g}".replace("-", MINUS)
+    return f"{value:,.6g}".replace("-", units.MINUS)
 
 
 class Unit(NamedTuple):
@@ -218,6 +218,15 @@ MARK_POINTS = 9.5
 MOST_NUMBERS = 8
 """At most this many numbers stand in a pair of axes."""
 
+MOST_CUT_OFF = 3
+"""So many of them are kept for runs above the axis."""
+
+FARTHEST_MOVED = 40
+"""A number moves at most this many points out of the way of lines."""
+
+BESIDE = 4.0
+"""A number begins so many points beside its point, where its own mark has ended."""
+
 SWEEPS = 100
 """Numbers are pushed apart this often before those that still meet are stacked."""
 
@@ -238,8 +247,9 @@ PLACED: "WeakKeyDictionary[Axes, tuple[list[Mark], list[Annotation]]]" = WeakKey
 def place_numbers(axes: Axes, marks: Iterable[Mark]) -> None:
     """Write the numbers of the first ``MOST_NUMBERS`` marks right of their points, the best first.
 
-    Numbers that would cover one another move up and down, and stay between the ends of the vertical axis. Limits and
-    size of the axes are those that they have now.
+    ``MOST_CUT_OFF`` of those above the axis are among them, since their points are drawn at its end. Numbers that would
+    cover one another or a line move up and down, and stay between the ends of the vertical axis. Limits and size of the
+    axes are those that they have now.
     """
     axes.autoscale_view()
     figure = axes.get_figure(root=True)
@@ -250,14 +260,18 @@ def place_numbers(axes: Axes, marks: Iterable[Mark]) -> None:
     edge = figure.get_size_inches()[0] * 72
     low, high = axes.bbox.y0 * to_points + MARK_POINTS / 2, axes.bbox.y1 * to_points - MARK_POINTS / 2
     fitting = int(max(high - low, 0) / MARK_POINTS) + 1
-    chosen = marks[: min(MOST_NUMBERS, fitting)]
-    points, spans = [], []
+    cut_off = [mark for mark in marks if mark.text.endswith(ABOVE)][:MOST_CUT_OFF]
+    chosen = list(dict.fromkeys([*cut_off, *marks]))[: min(MOST_NUMBERS, fitting)]
+    points, spans, texts = [], [], []
     for mark in chosen:
         left, height = axes.transData.transform((mark.x, mark.y)) * to_points
         width = 5.5 * len(mark.text) + 6
+        is_right = left + width <= edge
         points.append(float(height))
-        spans.append((left, left + width) if left + width <= edge else (left - width, left))
-    for mark, point, height, (left, _) in zip(chosen, points, spread(points, spans, low, high), spans, strict=True):
+        spans.append((left, left + width) if is_right else (left - width, left))
+        texts.append(tuple(end + (BESIDE if is_right else -BESIDE) for end in spans[-1]))
+    heights = clear_of_lines(spread(points, spans, low, high), texts, obstacles(axes) * to_points, low, high)
+    for mark, point, height, (left, _) in zip(chosen, points, heights, spans, strict=True):
         is_moved = abs(height - point) > 0.6 * MARK_POINTS
         is_right = left >= axes.transData.transform((mark.x, mark.y))[0] * to_points - 0.01
         gid = None if mark.run is None else run_mark(mark.run)
@@ -315,6 +329,43 @@ def spread(points: Sequence[float], spans: Sequence[tuple[float, float]], low: f
         for below in (below for below, other in meeting if other == above):
             heights[below] = min(heights[below], heights[above] - MARK_POINTS)
     return heights
+
+
+def obstacles(axes: Axes) -> Values:
+    """Return points in pixels, (points, 2): close together along each line, and each mark, but for the grey crowd."""
+    found = [np.empty((0, 2))]
+    for line in axes.lines:
+        if line.get_color() == look.CROWD[0]:
+            continue
+        xy = np.column_stack(STEP_LOOKUP_MAP[line.get_drawstyle()](*np.asarray(line.get_xydata(), dtype=np.float64).T))
+        corners = line.get_transform().transform(xy)
+        corners = corners[np.isfinite(corners).all(axis=1)]
+        if line.get_linestyle() != "None" and len(corners) > 1:
+            shares = np.linspace(0, 1, 40)[:, None, None]
+            corners = (corners[:-1] + shares * (corners[1:] - corners[:-1])).reshape(-1, 2)
+        found.append(corners)
+    return np.concatenate(found)
+
+
+def clear_of_lines(
+    heights: Sequence[float], spans: Sequence[tuple[float, float]], points: Values, low: float, high: float
+) -> list[float]:
+    """Return heights from ``low`` to ``high``, each the nearest at which a number meets no line and no other number.
+
+    ``points`` are those of the lines. A number that has no such place within ``FARTHEST_MOVED`` stays.
+    """
+    placed = list(heights)
+    for place, (left, right) in enumerate(spans):
+        inside = points[(points[:, 0] > left) & (points[:, 0] < right), 1]
+        others = [placed[other] for other, (a, b) in enumerate(spans) if other != place and a < right and left < b]
+        steps = sorted(np.arange(-FARTHEST_MOVED, FARTHEST_MOVED + 1), key=lambda step: (abs(step), step))
+        for height in (heights[place] + float(step) for step in steps):
+            is_free = not (np.abs(inside - height) < 0.5 * MARK_POINTS).any()
+            is_free &= all(abs(height - other) > 0.99 * MARK_POINTS for other in others)  # spread to a hair's breadth
+            if is_free and low - 0.01 <= height <= high + 0.01:
+                placed[place] = height
+                break
+    return placed
 
 
 def draw_mark(axes: Axes, mark: Mark, arch: str | None, optimizer: str | None, **style: Any) -> Mark:

@@ -13,6 +13,8 @@ from analysis.blocks.figure import Chart, name_values
 from analysis.blocks.sentences import caption, scope
 from analysis.plots import look
 from analysis.plots.axes import (
+    ABOVE,
+    MOST_CUT_OFF,
     MOST_MARKED,
     MOST_NUMBERS,
     Mark,
@@ -98,7 +100,7 @@ def _draw_settings(
 ) -> None:
     """Draw a point for each setting at its place ``x``, and a line through those with the lowest perplexity so far.
 
-    Those of the line and the best have numbers.
+    Those of the line and the best have numbers, and some above the axis.
     """
     values = [np.array([one.val_ppl]) for one in all_settings]
     fit(axes, "y", values, cut_at=shared_cut(values), log=True, room=ROOM)
@@ -110,7 +112,9 @@ def _draw_settings(
     corners = [*((place, one.val_ppl) for place, one in front), (max(x), front[-1][1].val_ppl)]
     axes.step(*zip(*corners, strict=True), where="post", zorder=2, **FRONT | {"label": "_"})
     of_front = [one for _, one in front]
-    ranked = [*of_front, *(one for one in by_perplexity(settings) if one not in of_front)][:MOST_NUMBERS]
+    order = [*of_front, *(one for one in by_perplexity(settings) if one not in of_front)]
+    above = [one for one in order if one.val_ppl > axes.get_ylim()[1]]
+    ranked = [*order[:MOST_NUMBERS], *above[:MOST_CUT_OFF]]
     marks: dict[RunNumber, Mark] = {}
     alike: dict[tuple[Any, Any], list[tuple[float, float]]] = defaultdict(list)
     for place, one in zip(x, settings, strict=True):
@@ -167,6 +171,8 @@ def spread_chart(study: StudyFiles) -> Chart | None:
                 continue
             if number not in best[arch, optimizer].runs:
                 others[optimizer].append((place, min(value, top)))
+                if value > top:
+                    marks.append(Mark(place, top, f"{number} {ABOVE}", look.MUTED, number))
                 continue
             mark = Mark(place, value, str(number), look.colour_of(arch), number)
             marks.append(draw_mark(axes, mark, arch, optimizer, label=f"{number} {run_name}", markersize=6))

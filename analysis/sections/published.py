@@ -1,6 +1,7 @@
 """Published perplexities beside the reproduced ones."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -31,16 +32,17 @@ def published_table(compared: pd.DataFrame) -> Table:
         caption="Train: perplexity after the published number of epochs. Valid.: at the best of them. Later epochs do "
         "not count. Diff.: of validation.",
         columns=[
-            *RUN_COLUMNS,
-            number("published_train_ppl", "Train publ.", _published),
-            number("train_ppl", "Train repr.", units.perplexity),
-            number("published_epochs", "Epochs", units.whole),
+            *RUN_COLUMNS[:2],
             number("published_val_ppl", "Valid. publ.", _published),
             number("val_ppl", "Valid. repr.", units.perplexity),
-            number("epochs_to_best", "Best epoch", units.whole),
             number("percent", "Diff. (%)", units.decimals("+,.1f")),
             Column("verdict", "Verdict"),
-            number("replications", "Replications", units.text, _replications),
+            number("replications", "Replications", units.text, _replications, detail=True),
+            number("epochs_to_best", "Best epoch", units.whole, detail=True),
+            number("published_train_ppl", "Train publ.", _published, detail=True),
+            number("train_ppl", "Train repr.", units.perplexity, detail=True),
+            number("published_epochs", "Epochs", units.whole, detail=True),
+            *(replace(column, detail=True) for column in RUN_COLUMNS[2:]),
         ],
         records=compared,
     )

@@ -19,8 +19,9 @@ from analysis.blocks.table import RUN_COLUMNS, Column, Table, number
 from analysis.plots.curve_figures import group_chart
 from analysis.plots.curves import curves_of
 from analysis.study import units
-from analysis.study.columns import HYPERPARAMETERS, SAME_TEXT
+from analysis.study.columns import HYPERPARAMETERS, SAME_TEXT, SETTING_KEYS, TEXT_KEYS
 from analysis.study.comparison import finished, went_further
+from analysis.study.pairs import FOLLOWS
 from analysis.study.settings import (
     best_runs,
     best_settings,
@@ -40,6 +41,9 @@ ALWAYS_SHOWN = {
     "model.keep": "Keep",
 }
 """Hyperparameters that have a column even where all runs agree, with the column's heading."""
+
+KIND = ["arch", "optimizer"]
+"""What is told of each run wherever runs are compared."""
 
 SWITCHED_OFF = [later for later in LATER_KEYS if not isinstance(later[2], str)]
 """Keys of techniques that a study may use, with the values that mean it does not: those are not mentioned."""
@@ -98,7 +102,7 @@ def results_table(study: StudyFiles, group: str | None = None) -> Table:
     longer = went_further(runs)
     if group is not None:
         runs = runs[runs["id"].isin(study.groups[group])]
-    ended_worse = bool((runs["final_val_ppl"] != runs["val_ppl"]).any())
+    ended_worse = bool((runs["final_val_ppl"] > runs["val_ppl"]).any())
     if len(texts) > 1:
         place = {name: number for number, name in enumerate(texts)}
         runs = runs.sort_values("text", key=lambda names: names.map(place), kind="stable")
@@ -113,6 +117,7 @@ def results_table(study: StudyFiles, group: str | None = None) -> Table:
     ]
     bits = [BITS] if runs["val_bits_per_byte"].map(units.is_number).any() else []
     of, seeds = scope_of(runs, len(absent)), repeats_seeds(study.runs)
+    varying, constant = columns_of_kind(runs)
     return Table(
         name="results" if group is None else f"group-{study.group_name(group)}",
         title="Perplexity of each run" if group is None else f"{group}: perplexity of each run",
@@ -121,20 +126,36 @@ def results_table(study: StudyFiles, group: str | None = None) -> Table:
             *RUN_COLUMNS[:2],
             number("val_ppl", "Valid.", units.perplexity, emphasised=True),
             number("test_ppl", "Test", units.perplexity),
-            *(replace(column, detail=True) for column in RUN_COLUMNS[2:]),
-            *([Column("text", "Text", detail=True)] if len(texts) > 1 else []),
             number("train_ppl", "Train", units.perplexity, emphasised=True, detail=True),
+            *varying,
+            *([Column("text", "Text", detail=True)] if len(texts) > 1 else []),
             number("epochs_to_best", "Best epoch", units.whole, detail=True),
             *(of_all if longer else []),
             *bits,
             *(final if ended_worse else []),
             Column("epochs_done", "Epochs", shown=epochs_of_run, numeric=True, detail=True),
             number("wall_seconds", "Time", units.duration, detail=True),
+            *constant,
             Column("state", "State", of=lambda run: run["whole_state"], kind="state"),
         ],
         records=runs.assign(epochs_to_best=runs["best_epoch"] + 1),
         bold=lambda run: run["id"] in best,
     )
+
+
+def columns_of_kind(runs: pd.DataFrame) -> tuple[list[Column], list[Column]]:
+    """Return the columns that tell runs apart, and those that are the same for all.
+
+    They are architecture and optimizer, then the hyperparameters in which runs of one architecture and optimizer
+    differ.
+    """
+    kind = [replace(column, detail=True) for column in RUN_COLUMNS[2:]]
+    varying = [column for column, key in zip(kind, KIND, strict=True) if runs[key].nunique() > 1]
+    values = runs.groupby(KIND)[[key for key in SETTING_KEYS if key not in (*TEXT_KEYS, *FOLLOWS)]].nunique().max()
+    keys = [key for key in dict.fromkeys([*ALWAYS_SHOWN, *values.index]) if values[key] > 1]
+    named = {key: ALWAYS_SHOWN.get(key, key.rpartition(".")[2]) for key in keys}
+    columns = [number(key, title, units.plain_value, detail=True) for key, title in named.items()]
+    return [*varying, *columns], [column for column in kind if column not in varying]
 
 
 def best_first(runs: pd.DataFrame) -> pd.DataFrame:

@@ -14,6 +14,8 @@ from seqlm.config import choices_of, labels
 MOST_LETTERS = 30
 """Of the name in print of a user's own model."""
 
+MINUS = "\N{MINUS SIGN}"
+
 MISSING = "–"
 """Stands for a number that does not exist: not computed, not finite, or not applicable."""
 
@@ -148,11 +150,11 @@ def ordinal(number: Any) -> str:
 
 
 def decimals(digits: str) -> Callable[[Any], str]:
-    """How to write numbers by a format such as ``.3f``; one that is rounded to 0 has no sign."""
+    """How to write numbers by a format such as ``.3f``, with a minus sign; one that is rounded to 0 has no sign."""
 
     def write(value: Any) -> str:
         text = f"{value:{digits}}" if is_number(value) else MISSING
-        return text if text.strip("+-0.") else text.lstrip("+-")
+        return text.replace("-", MINUS) if text.strip("+-0.") else text.lstrip("+-")
 
     return write
 

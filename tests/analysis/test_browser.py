@@ -349,6 +349,8 @@ def test_a_telephone_shows_name_perplexities_and_state_of_a_run(browser: Browser
     heads = "document.querySelectorAll('#results thead th')"
     shown = page.script(f"return Array.from({heads}).filter(e => e.checkVisibility()).map(e => e.innerText)")
     assert shown == ["No.", "Run", "Valid.", "Test", "State"]
+    box = "const box = document.querySelector('#results .box')"
+    assert page.script(f"{box}; return box.scrollWidth <= box.clientWidth"), "all of them without scrolling"
 
 
 def test_rows_of_a_long_table_are_filtered_by_text(browser: Browser, report: Path) -> None:

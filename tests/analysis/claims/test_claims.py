@@ -1,5 +1,6 @@
 """Claims follow from the data, and from what the data can carry."""
 
+import math
 import os
 import random
 import re
@@ -232,6 +233,32 @@ def test_rare_words_go_with_adam_if_they_gain_in_each_architecture(tmp_path: Pat
     (said,) = [answer for answer in answers_of(tmp_path / "study") if answer.name == "curious"]
     assert ("No measured cause: rare words" in said.points[0]) == (agreeing < 3)
     assert "because" not in " ".join([*said.points, *said.details])
+
+
+def test_one_setting_that_learns_nothing_does_not_decide_which_is_the_fastest(tmp_path: Path) -> None:
+    """All reach what it reaches after their first epoch; the question is which reaches what half of them reach."""
+    losses = {("rnn", "sgd"): 7.0}
+    make_study(tmp_path / "study", seeds=SEEDS, losses=losses)
+    claims = [one for one in claims_of(tmp_path / "study") if one.question == "picks"]
+    first, *_ = [one for one in claims if one.measure == "seconds_to_target"]
+    assert len(LOSSES) / 2 <= len(first.members) < len(LOSSES)
+    assert first.given["target"] < math.exp(7.0) / 2
+    (said,) = [answer for answer in answers_of(tmp_path / "study") if answer.name == "picks"]
+    best, costly = claims[0].members[0], first.members[0]
+    assert ("neither costs" in " ".join(said.points)) == (best == costly)
+
+
+def test_the_costs_of_the_settings_for_time_and_for_generalisation_are_said_if_they_differ(tmp_path: Path) -> None:
+    """The lowest needs as many epochs as the next, and longer ones."""
+    losses = {("gru", "sgd"): 4.09, ("transformer", "adam"): 4.11, ("gru", "adam"): 4.16}
+    make_study(tmp_path / "study", losses=losses)
+    (answer,) = [one for one in answers_of(tmp_path / "study") if one.name == "picks"]
+    first, *_ = [one for one in answer.claims if one.measure == "seconds_to_target"]
+    best, soon = "5 gru-sgd", "7 transformer-adam"
+    assert (answer.claims[0].members[0], first.members[0]) == (best, soon)
+    assert [one for one in answer.claims if one.kind == Kind.COMPARE and one.members == (best, soon)]
+    assert "neither costs" not in answer.points[1]
+    assert f"after {first.values[first.members.index(best)]:.3g} s" in answer.points[1]
 
 
 def test_two_settings_have_one_order_wherever_they_are_compared(tmp_path: Path) -> None:

@@ -71,6 +71,42 @@ def test_a_number_at_the_right_edge_stays_in_the_figure() -> None:
     assert 0 <= text.get_window_extent().x0 < text.get_window_extent().x1 <= figure.bbox.x1
 
 
+@pytest.mark.parametrize("style", ["default", "steps-post"])
+@pytest.mark.parametrize("level", [4.9, 5.0, 5.1])
+def test_a_number_moves_out_of_the_way_of_a_line_that_goes_on(style: str, level: float) -> None:
+    """As in a panel over time, where one run is over and another passes right of its end."""
+    axes = Figure(figsize=(6, 4), dpi=72).add_subplot(xlim=(0, 10), ylim=(0, 10))
+    axes.plot([1.0, 4.0], [8.0, 5.0])
+    axes.plot([1.0, 9.0], [level, level], drawstyle=style)
+    place_numbers(axes, [Mark(9.0, level, "2", "black"), Mark(4.0, 5.0, "1", "black")])
+    line = float(axes.transData.transform((0, level))[1])
+    assert abs(heights_of(axes)["1"] - line) > 4, "half the height of a number in points"
+    assert heights_of(axes)["2"] == line, "right of both"
+
+
+def test_numbers_that_meet_no_line_keep_the_order_of_their_points() -> None:
+    axes = Figure(figsize=(6, 2.3), dpi=72).add_subplot(xlim=(0, 10), ylim=(0, 10))
+    ends = (0.0, 0.1, 0.2)
+    for y in ends:
+        axes.plot([1.0, 9.0], [8.0, y])
+    place_numbers(axes, [Mark(9.0, y, str(place), "black") for place, y in enumerate(ends)])
+    assert sorted(heights_of(axes), key=heights_of(axes).__getitem__) == ["0", "1", "2"]
+
+
+def test_a_run_above_the_axis_has_an_arrow_also_if_eight_others_are_lower(tmp_path: Path) -> None:
+    for order in range(12):
+        value = 1e6 if order == 11 else 100.0 + order
+        add_run(
+            tmp_path, order, f"r{order}", "gru", "sgd", [value], lr=0.1 + order, result={"parameters": 1000 + order}
+        )
+    study = load_study(tmp_path).compared
+    for chart, panels in ((costs_chart(study), 2), (spread_chart(study), 1)):
+        assert chart is not None
+        for axes in chart.figure.axes[:panels]:
+            assert "12 ↑" in {text.get_text() for text in axes.texts}
+        assert "↑: above the axis" in chart.caption
+
+
 def test_a_curve_above_the_axis_has_no_number(tmp_path: Path) -> None:
     for order, value in enumerate((100.0, 101.0, 102.0, 1e7)):
         add_run(tmp_path, order, f"r{order}", "gru", "sgd", [2 * value, value], lr=0.1 + order)

@@ -1,5 +1,6 @@
 import csv
 import io
+import itertools
 import math
 import re
 from pathlib import Path
@@ -112,6 +113,35 @@ def test_numbers_in_results_csv_are_those_of_the_runs_exactly(study: StudyFiles)
         assert int(row["epochs_to_best"]) == run["best_epoch"] + 1
         assert row["test_ppl"] == ("" if math.isnan(run["test_ppl"]) else repr(run["test_ppl"]))
     assert rows[DIVERGED]["state"] == "failed"
+
+
+def test_the_results_have_columns_for_what_varies_before_those_for_what_does_not(tmp_path: Path) -> None:
+    for order, (lr, layers) in enumerate(itertools.product((0.1, 0.2), (1, 2))):
+        add_run(tmp_path, order, f"run{order}", "gru", "sgd", [100.0 + order], lr=lr, num_layers=layers)
+        add_run(tmp_path, 4 + order, f"seed{order}", "gru", "sgd", [100.0], seed=2, lr=lr, num_layers=layers)
+    study = load_study(tmp_path)
+    shown = [column.key for column in results_table(study).columns]
+    assert shown[:7] == ["number", "name", "val_ppl", "test_ppl", "train_ppl", "optim.lr", "model.num_layers"]
+    assert shown[-3:] == ["architecture", "optimizer", "state"]
+    assert "seed" not in shown, "a run's name has it"
+    rows = {tuple(row.cells[place].text for place in (5, 6)) for row in results_table(study).rows}
+    assert rows == {("0.1", "1"), ("0.1", "2"), ("0.2", "1"), ("0.2", "2")}
+
+
+def test_the_results_have_no_column_for_what_follows_from_architecture_and_optimizer(study: StudyFiles) -> None:
+    assert study.runs["optim.lr"].nunique() > 1
+    shown = [column.key for column in results_table(study).columns]
+    assert shown[2:8] == ["val_ppl", "test_ppl", "train_ppl", "architecture", "optimizer", "epochs_to_best"]
+
+
+@pytest.mark.parametrize("worse", [False, True])
+def test_the_results_have_columns_for_the_last_epoch_only_if_a_run_ended_above_its_best(
+    tmp_path: Path, worse: bool
+) -> None:
+    add_run(tmp_path, 0, "whole", "gru", "sgd", [100.0, 90.0, 95.0] if worse else [100.0, 90.0])
+    add_run(tmp_path, 1, "not-begun", "gru", "adam", [], done=False)
+    shown = {column.key for column in results_table(load_study(tmp_path)).columns}
+    assert ({"final_val_ppl", "final_train_ppl"} <= shown) == worse
 
 
 def test_every_hyperparameter_is_in_a_column_or_in_the_sentence_on_what_is_shared(study: StudyFiles) -> None:
