@@ -299,7 +299,7 @@ def _again(run: RunDirectory, host: JobHost, why: str | None) -> tuple[End, Verd
     """Return why and when a run is to be tried again. ``None``: it is not, or a later request names it.
 
     A run that has not failed is tried again if the job was told that its time is up, if the dispatcher says ``why``, if
-    its files cannot be read, or if nobody has begun or ended it.
+    its files cannot be read, or could not be when the job was to begin it, or if nobody has begun or ended it.
     """
     try:
         seen = look_again(run.observe)
@@ -312,7 +312,8 @@ def _again(run: RunDirectory, host: JobHost, why: str | None) -> tuple[End, Verd
         # One that seems to run has a worker of an earlier start of this job, on a node that nobody reaches.
         if seen.state in ("pending", "running") and host.interrupts.warned_at is not None:
             return End(attempt=0, kind="preempted", message="the job's time is up"), Verdict(delay=0.0)
-        if why is None and seen.state == "pending":
+        # A worker that could not record its end seems to run for a while.
+        if run.id in host.unread or (why is None and seen.state == "pending"):
             look_again(run.read_config)
             return End(attempt=0, kind="node", message=f"{run.id} could not be begun"), Verdict(delay=0.0)
     except DamagedFileError:

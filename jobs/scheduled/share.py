@@ -171,9 +171,12 @@ class Share:
         return job_start is not None and job_start.partition("/")[0] == self._start.name.partition("/")[0]
 
     def _newest(self, run: RunDirectory) -> Start:
-        """Return the record of the newest attempt of a run. Empty: it has none, or it is not of this job's request."""
-        attempt = run.last_attempt()
-        start = Start.read(run.attempt_dir(attempt)) if attempt else None
+        """Return the newest record of a start of a run. Empty: it has none, or it is not of this job's request.
+
+        An attempt without a record has not begun, such as on a full disk: the job of the attempt before answers for it.
+        """
+        starts = (Start.read(run.attempt_dir(attempt)) for attempt in reversed(run.attempts()))
+        start = next(filter(None, starts), None)
         return start if start is not None and start.request == self._plan.request else Start()
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+import launch as program
 from seqlm import gpus, machine
 from seqlm.errors import FileError
 from seqlm.gpus import Booking, Claim, Ledger, Survey, TakenError, others_on, parse_use
@@ -281,7 +282,11 @@ def test_without_gpus_nothing_is_booked(ask: commands.Ask, tmp_path: Path, monke
 
 @pytest.mark.process
 def test_status_says_who_uses_the_gpus_of_this_machine(
-    ask: commands.Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ledger: Ledger
+    ask: commands.Ask,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    ledger: Ledger,
 ) -> None:
     fake = FakeGpus(tmp_path / "gpus", 3)
     monkeypatch.setenv("PATH", fake.env["PATH"])
@@ -290,7 +295,8 @@ def test_status_says_who_uses_the_gpus_of_this_machine(
     fake.use((2, 1, "init"))
     note = ledger.announce("0123456789abcdef", {"study": "paper", "gpus": fake.ids, "needs": 2.0, "turn": 5.0})
     with held([note, *ledger.book([(fake.ids[0], 0.25), (fake.ids[0], 0.5)], ANNA)]):
-        code, found, err = ask("status", "--machine")
+        code, found, _ = ask("status", "--machine")
+        assert program.main(["status", "--machine"]) == 0
     machine._printed.cache_clear()
     assert code == 0
     assert [gpu["used"] for gpu in found["gpus"]] == [0.75, 0, 0]
@@ -298,6 +304,7 @@ def test_status_says_who_uses_the_gpus_of_this_machine(
     assert [gpu["other_programs"] is None for gpu in found["gpus"]] == [True, True, False]
     (launch,) = found["launches"]
     assert (launch["study"], launch["holds"], launch["needs"]) == ("paper", 0.75, 2.0)
-    assert "paper/gru-adam (0.25)" in err
-    assert "study paper waits for 2 GPUs, holds 0.75" in err
+    table = capsys.readouterr().out
+    assert "paper/gru-adam (0.25)" in table
+    assert "study paper waits for 2 GPUs, holds 0.75" in table
     json.dumps(found)

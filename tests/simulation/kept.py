@@ -20,6 +20,7 @@ from jobs.scheduled.submission import Asked
 from jobs.study.stopping import Stopping
 from seqlm import ends, lease
 from seqlm.ends import End
+from seqlm.records import attempts
 from seqlm.rundir import RunDirectory
 from slurm.backend import SlurmBackend
 from slurm.scheduler import Slurm
@@ -206,6 +207,29 @@ def _workers_that_find_another_one_have_failed() -> None:
 def _a_node_is_waited_for_without_end() -> None:
     allocation.LOST_SECONDS = 1e9
 
+
+def _runs_that_cannot_be_read_are_left() -> None:
+    before = job._again
+
+    def again(run: RunDirectory, host: job.JobHost, why: str | None) -> Any:
+        host.unread.discard(run.id)
+        return before(run, host, why)
+
+    job._again = again
+
+
+def _an_attempt_without_a_record_has_no_job() -> None:
+    def newest(self: share.Share, run: RunDirectory) -> attempts.Start:
+        number = run.last_attempt()
+        return (attempts.Start.read(run.attempt_dir(number)) if number else None) or attempts.Start()
+
+    share.Share._newest = newest  # type: ignore[method-assign]
+
+
+_QUOTA_OF_TWO_JOBS = (
+    Accident(at=75.7, kind="quota_used_up", target=0.96, seconds=1500.0),
+    Accident(at=139.1, kind="quota_used_up", target=0.65, seconds=5.0),
+)
 
 KEPT = (
     Kept(
@@ -418,5 +442,23 @@ KEPT = (
         accidents=[Accident(at=700.0, kind="kill_launcher", target=0.0, seconds=5.0)],
         undo=_orphans_are_left_alone,
         orders=(0, 1),
+    ),
+    Kept(
+        name="unread-own-run",
+        fault="a job ended well, and its run, which it could not read, waited for nobody: it seemed to run",
+        check="END",
+        study=Study(runs=3, jobs=3, epoch_seconds=20.0, minutes=20, nodes=3),
+        accidents=[*_QUOTA_OF_TWO_JOBS, Accident(at=206.0, kind="config_unreadable", target=0.72, seconds=90.0)],
+        undo=_runs_that_cannot_be_read_are_left,
+        orders=(64, 1, 2),
+    ),
+    Kept(
+        name="unread-taken-run",
+        fault="no job answered for a run: the start of its newest attempt could not be recorded on a full disk",
+        check="END",
+        study=Study(runs=3, jobs=3, epoch_seconds=20.0, minutes=20, nodes=3),
+        accidents=[*_QUOTA_OF_TWO_JOBS, Accident(at=206.0, kind="config_unreadable", target=0.4, seconds=90.0)],
+        undo=_an_attempt_without_a_record_has_no_job,
+        orders=(64, 1, 2),
     ),
 )

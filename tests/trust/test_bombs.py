@@ -1,6 +1,5 @@
 """Files that mean harm: zip files, texts and manifests that are far larger, or far deeper, than they look."""
 
-import json
 import os
 import struct
 import subprocess
@@ -22,7 +21,7 @@ from seqlm.errors import DamagedFileError, DataError, ManifestError, SeqlmError
 from seqlm.reading import LARGEST_RECORD, LARGEST_TEXT, LISTS, parse_json, parsed_bytes, read_archive
 from tests import commands
 from tests.small_study import ROOT, Study
-from tests.trust.test_wrong_types import KINDS, study_files, whole_run
+from tests.trust.test_wrong_types import KINDS, whole_run, write_study_files
 
 MIB = 2**20
 SMALL = {"valid.txt": b"a\n", "test.txt": b"b\n"}
@@ -195,10 +194,7 @@ def planted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     folder, fits = tmp_path_factory.mktemp("planted"), request.param
     study_dir = folder / "runs" / "small"
     runs = [whole_run(study_dir, seed, KINDS[seed % len(KINDS)]) for seed in range(RUNS)]
-    for number in ("launches/000001", "notes/000001"):
-        (study_dir / number).mkdir(parents=True)
-    for name, document in study_files([run.id for run in runs[:4]]).items():
-        (study_dir / name).write_text(json.dumps(document))
+    write_study_files(study_dir, [run.id for run in runs[:4]])
     for path in study_dir.rglob("*.json*"):
         may_be_large = path.name in LISTS or path.suffix == ".jsonl"
         if fits:

@@ -10,7 +10,7 @@ import pytest
 
 import launch
 from tests.trust.test_terminal import harmless
-from tests.trust.test_wrong_types import KINDS, study_files, whole_run
+from tests.trust.test_wrong_types import KINDS, whole_run, write_study_files
 
 NUMBERS: list[float] = [float("inf"), 1e308, 1e-320, -1, 2**62]
 """JSON as Python writes it has infinities."""
@@ -48,10 +48,7 @@ def study_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PATH", str(tmp_path))  # no squeue
     study_dir = tmp_path / "runs" / "small"
     ids = [whole_run(study_dir, seed, kind).id for seed, kind in enumerate([*KINDS, "done"])]
-    for number in ("launches/000001", "notes/000001"):
-        (study_dir / number).mkdir(parents=True)
-    for name, document in study_files(ids[:4]).items():
-        (study_dir / name).write_text(json.dumps(document))
+    write_study_files(study_dir, ids[:4])
     return study_dir
 
 

@@ -202,6 +202,15 @@ def study_files(ids: list[str]) -> dict[str, Any]:
     }
 
 
+def write_study_files(study_dir: Path, ids: list[str]) -> dict[str, Any]:
+    """Write the files of a study with these runs, and return them."""
+    files = study_files(ids)
+    for name, document in files.items():
+        (study_dir / name).parent.mkdir(parents=True, exist_ok=True)
+        (study_dir / name).write_text(json.dumps(document))
+    return files
+
+
 @pytest.mark.process
 @pytest.mark.slow
 def test_no_field_of_a_studys_own_files_is_a_traceback(
@@ -211,11 +220,7 @@ def test_no_field_of_a_studys_own_files_is_a_traceback(
     monkeypatch.setattr(os, "fsync", lambda handle: None)
     study_dir = tmp_path / "runs" / "small"
     runs = [whole_run(study_dir, seed, kind) for seed, kind in enumerate(KINDS)]
-    for folder in ("launches/000001", "notes/000001", "comparisons/x"):
-        (study_dir / folder).mkdir(parents=True)
-    files = study_files([run.id for run in runs])
-    for name, document in files.items():  # a plan is read only if its request is submitted
-        (study_dir / name).write_text(json.dumps(document))
+    files = write_study_files(study_dir, [run.id for run in runs])  # a plan is read only if its request is submitted
     for name, document in files.items():
         sections = {key: {key: found} for key, found in document.items()} if name == "study.json" else {"": document}
         for damaged in rounds(sections):

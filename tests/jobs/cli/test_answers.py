@@ -88,7 +88,10 @@ def test_a_failure_that_a_retry_may_cure_is_retried_next_and_one_of_the_code_is_
     assert commands(answer(capsys, "logs", "t")[1]) == [], "only a person can go on"
 
 
-def test_what_only_a_person_may_decide_is_never_next(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_only_a_person_may_decide_is_never_next(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))  # other tests launch the same configurations
     fail(add(tmp_path / "s", "cancelled"), {"kind": "cancelled", "message": "by its user"})
     trained(add(tmp_path / "s", "interrupted", order=1), 1)
     write_json(tmp_path / "s" / "study.json", {"version": 3, "folder": str(tmp_path), "manifest": "s.toml"})

@@ -45,8 +45,9 @@ NUMBER = re.compile(r"\(message (\S+)\)")
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The home folder, in which the command runs."""
+    """The home folder, in which the command runs, of a user who has launched nothing."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home" / ".config"))
     (tmp_path / "home").mkdir()
     return tmp_path / "home"
 
