@@ -147,7 +147,16 @@ def _lost_workers_leave_no_word() -> None:
     dispatch.end_left = lambda run, where: None
 
 
+def _an_attempt_without_a_record_has_no_job() -> None:
+    def newest(self: share.Share, run: RunDirectory) -> attempts.Start:
+        number = run.last_attempt()
+        return (attempts.Start.read(run.attempt_dir(number)) if number else None) or attempts.Start()
+
+    share.Share._newest = newest  # type: ignore[method-assign]
+
+
 def _a_run_that_was_given_up_is_offered_again() -> None:
+    _an_attempt_without_a_record_has_no_job()  # else the job knows that it has begun the run
     before = Dispatcher._have_trouble
 
     def have_trouble(self: Dispatcher, *arguments: Any) -> None:
@@ -216,14 +225,6 @@ def _runs_that_cannot_be_read_are_left() -> None:
         return before(run, host, why)
 
     job._again = again
-
-
-def _an_attempt_without_a_record_has_no_job() -> None:
-    def newest(self: share.Share, run: RunDirectory) -> attempts.Start:
-        number = run.last_attempt()
-        return (attempts.Start.read(run.attempt_dir(number)) if number else None) or attempts.Start()
-
-    share.Share._newest = newest  # type: ignore[method-assign]
 
 
 _QUOTA_OF_TWO_JOBS = (
@@ -385,7 +386,7 @@ KEPT = (
         study=Study(runs=2, jobs=1, epoch_seconds=300.0, minutes=20, is_pool=False, signal_before_s=30),
         accidents=[Accident(at=800.0, kind="hang_worker", target=0.0, seconds=1500.0)],
         undo=_workers_have_the_time_of_the_signal,
-        orders=(2, 3),
+        orders=(6, 8, 12, 16),
     ),
     Kept(
         name="deaf-on-the-second-node",
