@@ -1,6 +1,7 @@
 """The key tables of docs/reference/manifest.md, and the JSON Schema of manifests."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -18,8 +19,21 @@ from seqlm.config import VARIANTS, RunConfig
 from seqlm.resources import Resources
 from seqlm.schema import Table, fields_of
 from seqlm.search import Search
-from tests.reference.markdown import table
+from tests.reference.markdown import folded, table
 
+FIRST = (
+    "model.arch", "model.hidden_size", "model.num_layers", "model.embedding_size", "model.keep", "model.tied",
+    "model.num_heads", "data.corpus", "data.level", "data.vocab_size", "optim.optimizer", "optim.lr", "optim.schedule",
+    "optim.weight_decay", "train.epochs", "train.batch_size", "train.seq_len", "train.clip_norm", "train.precision",
+    "seed",
+)  # fmt: skip
+"""The keys of a run that most readers look for; the page shows the others folded, by subject."""
+SUBJECTS = {
+    "More of `model`": ("model.",),
+    "More of `data`": ("data.",),
+    "More of `optim`": ("optim.",),
+    "`eval`, and more of `train`": ("train.", "eval."),
+}
 SCHEMA = Path(__file__).parents[2] / "docs" / "reference" / "manifest.schema.json"
 
 
@@ -38,7 +52,7 @@ def _tables() -> dict[str, str]:
     shared = {name: schema for name, schema in table_keys(SharedTable).items() if name not in table_keys(BackendTable)}
     own = [name for name in fields_of(table_of("slurm")) if name not in common]
     return {
-        "config": _table(config_keys(), _config_defaults()),
+        "config": _config(),
         "study": _table(_prefixed("study", table_keys(StudyTable)), _prefixed("study", _defaults(StudyTable))),
         "entry": _table(
             {
@@ -78,11 +92,22 @@ def _tables() -> dict[str, str]:
     }
 
 
+def _config() -> str:
+    keys, defaults = dict(config_keys()), _config_defaults()
+    shown = [_table({key: keys.pop(key) for key in FIRST}, defaults)]
+    for title, prefixes in SUBJECTS.items():
+        those = [key for key in keys if key.startswith(prefixes)]
+        summary = re.sub(r"`(\w+)`", r"<code>\1</code>", title)
+        shown.append(folded(f"{summary}: {len(those)} keys", _table({key: keys.pop(key) for key in those}, defaults)))
+    assert not keys, "each key has a subject"
+    return "\n\n".join(shown)
+
+
 def _table(keys: Mapping[str, Schema], defaults: Mapping[str, Any]) -> str:
     rows = [
-        [f"`{key}`", kind_of(schema), _default(defaults[key]), schema["description"]] for key, schema in keys.items()
+        [f"`{key}`", schema["description"], kind_of(schema), _default(defaults[key])] for key, schema in keys.items()
     ]
-    return table(["key", "type", "default", "meaning"], rows)
+    return table(["key", "meaning", "type", "default"], rows)
 
 
 def _prefixed(section: str, keys: Mapping[str, Any]) -> dict[str, Any]:
