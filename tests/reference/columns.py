@@ -84,12 +84,13 @@ def _report() -> str:
     for found in tables():
         titles = {column.key: column.title for column in found.columns}
         keys = found.to_csv().partition("\n")[0].strip().split(",")
-        rows = [[f"`{key}`", titles.get(key, "")] for key in keys if key not in valid_keys()]
-        if len(rows) < len(keys):
-            rows.append(["one for each key of the configuration that varies", ""])
+        own = [key for key in keys if key not in valid_keys()]
+        names = [f"`{key}` ({title})" if (title := titles.get(key)) else f"`{key}`" for key in own]
+        if len(own) < len(keys):
+            names.append("one for each key of the configuration that varies")
         text = f"{found.title}. {found.caption}".replace("<", "&lt;")
         name = "group-NUMBER-TITLE" if found.name.startswith("group-") else found.name
-        sections.append(f"### `{name}.csv`\n\n{text}\n\n{table(['column', 'heading on the page'], rows)}")
+        sections.append(f"### `{name}.csv`\n\n{text}\n\nColumns: {', '.join(names)}.")
     return "\n\n".join(sections)
 
 
