@@ -28,6 +28,9 @@ FIRST = (
     "seed",
 )  # fmt: skip
 """The keys of a run that most readers look for; the page shows the others folded, by subject."""
+FIRST_OF_SLURM = (
+    "timeout_min", "mem_gb", "partition", "account", "qos", "setup", "python", "ranks_per_node", "pool", "sbatch"
+)  # fmt: skip
 SUBJECTS = {
     "More of `model`": ("model.",),
     "More of `data`": ("data.",),
@@ -88,7 +91,7 @@ def _tables() -> dict[str, str]:
             },
             {**_defaults(table_of("ray")), **_prefixed("largest", _defaults(Largest))},
         ),
-        "slurm": _table({name: table_keys(table_of("slurm"))[name] for name in own}, _defaults(table_of("slurm"))),
+        "slurm": _slurm({name: table_keys(table_of("slurm"))[name] for name in own}, _defaults(table_of("slurm"))),
     }
 
 
@@ -101,6 +104,11 @@ def _config() -> str:
         shown.append(folded(f"{summary}: {len(those)} keys", _table({key: keys.pop(key) for key in those}, defaults)))
     assert not keys, "each key has a subject"
     return "\n\n".join(shown)
+
+
+def _slurm(keys: dict[str, Schema], defaults: Mapping[str, Any]) -> str:
+    first = _table({key: keys.pop(key) for key in FIRST_OF_SLURM}, defaults)
+    return f"{first}\n\n{folded(f'{len(keys)} more keys', _table(keys, defaults))}"
 
 
 def _table(keys: Mapping[str, Schema], defaults: Mapping[str, Any]) -> str:
@@ -137,11 +145,11 @@ def kind_of(schema: Schema) -> str:
         schema.get(key) for key in ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum")
     )
     parts = ["whole number" if schema["type"] == "integer" else "number"]
-    parts += [f"at least {least:g}"] if least is not None else []
-    parts += [f"above {above:g}"] if above is not None else []
-    parts += [f"below {below:g}"] if below is not None else []
-    parts += [f"at most {'2^32 - 1' if most == 2**32 - 1 else most}"] if most is not None else []
-    return ", ".join(parts)
+    parts += [f"≥ {least:g}"] if least is not None else []
+    parts += [f"> {above:g}"] if above is not None else []
+    parts += [f"< {below:g}"] if below is not None else []
+    parts += [f"≤ {'2^32 - 1' if most == 2**32 - 1 else most}"] if most is not None else []
+    return " ".join(parts[:2]) + "".join(f", {part}" for part in parts[2:])
 
 
 def _default(value: Any) -> str:
