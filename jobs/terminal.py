@@ -86,6 +86,9 @@ class Output(io.TextIOBase):
         with _output_errors():
             self._stdout.flush()
 
+    def close(self) -> None:
+        """Leave stdout as it is: it is the process's, and may be closed before this object is collected."""
+
     def isatty(self) -> bool:
         return self._stdout.isatty()
 
