@@ -119,6 +119,8 @@ class Story:
         self.files.loses_reply = self.loses_reply
         self.kernel.on_exit += [self.look_at_exit, self.files.exited]
         self.finished = checks.Finished()
+        self.decided: dict[str, bytes] = {}
+        """Run id -> content of the file that says that its comparison is decided."""
 
     # -- the parts that the world asks for -----------------------------------------------------------------------------
 

@@ -84,6 +84,7 @@ if __name__ == "__main__" or "SEQLM_TEST_WITHOUT_TORCH" in os.environ:
     parts |= {"weights_digest": weights_digest, "require_text": nothing}
     substitute("seqlm.training.checkpoint", **parts)
 
+from seqlm.comparisons import is_compared, settle  # noqa: E402 -- after the substitutes
 from seqlm.config import RunConfig  # noqa: E402 -- after the substitutes
 from seqlm.environment import CANARY, KEEP_LAST, SEARCH  # noqa: E402 -- after the substitutes
 from seqlm.errors import (  # noqa: E402
@@ -170,6 +171,10 @@ def attend(run: RunDirectory, config: RunConfig, search: Search | None, attempt:
                 and decide(run, search, epochs, attempt, vocab_size=VOCAB_SIZE, guard=made.guard) == "stopped"
             ):
                 raise LeftAtRungError(f"stopped at epoch {epochs}")
+            if is_compared(run, config.train.epochs) and (
+                reason := settle(run, config.train.epochs, attempt, guard=made.guard)
+            ):
+                raise LeftAtRungError(reason)
             happen(len(history), attempt)
             if not wait(run, attempt, len(history), stop, seconds, tells=rank.is_first):
                 save(step + 1)
