@@ -190,6 +190,7 @@ class Story:
             ViolationError: a check has failed.
         """
         seam.world = self.world
+        stub_worker.COMPARES = self.study.is_decided
         stub_worker.happen, stub_worker.is_left, stub_worker.meet = self.happen, self.is_left, self.meet
         try:
             for name, text in self.study.files.items():

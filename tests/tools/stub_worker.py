@@ -24,6 +24,8 @@ LOOK_SECONDS = 0.02
 PROGRESS_SECONDS = 0.5
 FOLLOWS = False
 """Whether ranks that are not the first go on until it is done, as :func:`is_left` says."""
+COMPARES = False
+"""Whether comparisons of the study stop it. A look at them is a call more, which makes another story of a seed."""
 
 
 def substitute(name: str, **content: Any) -> None:
@@ -171,8 +173,10 @@ def attend(run: RunDirectory, config: RunConfig, search: Search | None, attempt:
                 and decide(run, search, epochs, attempt, vocab_size=VOCAB_SIZE, guard=made.guard) == "stopped"
             ):
                 raise LeftAtRungError(f"stopped at epoch {epochs}")
-            if is_compared(run, config.train.epochs) and (
-                reason := settle(run, config.train.epochs, attempt, guard=made.guard)
+            if (
+                COMPARES
+                and is_compared(run, config.train.epochs)
+                and (reason := settle(run, config.train.epochs, attempt, guard=made.guard))
             ):
                 raise LeftAtRungError(reason)
             happen(len(history), attempt)
