@@ -4,7 +4,8 @@ Nothing is trained here (:mod:`seqlm.training.audit` does). Standard library alo
 """
 
 import math
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,16 @@ from seqlm.records.runs import Finding, Result
 from seqlm.rundir import FINGERPRINT_DIGITS, RunDirectory
 from seqlm.trace import read_trace
 
+WORDS = {
+    "equal": "equal",
+    "rounding": "equal up to rounding",
+    "differs": "differs",
+    "unknown": "not checked",
+    "failed": "failed",
+}
+"""Verdicts in words, in the order in which they are counted up."""
+TENTH = 0.1
+"""Share of false epochs for which the probability to miss all of them is said."""
 HALF_UNIT = 2.0**-24
 """Largest relative error of a number that is rounded to float32."""
 
@@ -95,6 +106,20 @@ def _is_exponential(loss: Any, perplexity: Any) -> bool:
     except OverflowError:
         return perplexity is None
     return type(perplexity) is float and math.isclose(perplexity, expected, rel_tol=1e-12)
+
+
+# -- verdicts ------------------------------------------------------------------------------------------------------
+
+
+def counted(verdicts: Iterable[str]) -> str:
+    """Return how many there are of each verdict: ``24 equal, 1 differs``."""
+    counts = Counter(verdicts)
+    return ", ".join(f"{counts[verdict]} {words}" for verdict, words in WORDS.items() if counts[verdict])
+
+
+def chance_to_miss(drawn: int) -> float:
+    """Return the probability that none of the drawn epochs shows a fault if one epoch in ten has one."""
+    return (1 - TENTH) ** drawn
 
 
 # -- stretches -----------------------------------------------------------------------------------------------------

@@ -235,6 +235,10 @@ class RunDirectory:
     older_log = _Below("older.log")
     """What the attempts before the newest one have printed."""
 
+    def finding_file(self, number: int) -> Path:
+        """What an audit has found of a part of the run, numbered from 1: the scores, then each stretch."""
+        return self.path / "findings" / f"{number}.json"
+
     def start_file(self, attempt: int) -> Path:
         """Who follows an attempt, and with what it starts. An attempt that a user started has none."""
         return self.attempt_dir(attempt) / Start.FILE

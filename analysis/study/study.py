@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.study import units
+from analysis.study.audits import read_audits
 from analysis.study.behaviour import Behaviour
 from analysis.study.columns import EPOCHS, FREE_KEYS, forget_single_digests, table_of
 from analysis.study.comparison import APART, compared_epochs, cut, finished, text_names, with_times
@@ -88,7 +89,10 @@ class StudyFiles:
     behaviours: dict[str, Behaviour]
     """How the trained models of the runs behave for which that has been computed, by run id."""
     origin: dict[str, list[str]]
-    """Where the results come from: launch, commits, devices, hosts, versions. Several values: the runs differ."""
+    """Where the results come from: launch, commits, devices, hosts, versions. Several values: the runs differ.
+
+    A study that was audited has a line for each audit (:mod:`analysis.study.audits`).
+    """
     warnings: list[str]
     """What could not be read, one line each."""
     comparisons: list[ComparedSettings]
@@ -176,6 +180,7 @@ def load_study(*study_dirs: Path) -> StudyFiles:
     read: dict[str, tuple[Path, list[LoadedRun], ManifestFacts]] = {}
     warnings: list[str] = []
     comparisons: list[ComparedSettings] = []
+    audited: list[str] = []
     for study_dir in study_dirs:
         confine(study_dir)
         require_format(study_dir)
@@ -184,6 +189,8 @@ def load_study(*study_dirs: Path) -> StudyFiles:
             record = read_manifest_facts(study_dir, lines)
             found = [read_run(run) for run in RunDirectory.unordered_in(study_dir) if run.left_out() is None]
             _add_notes(study_dir, found, lines)
+            names = {run.row["id"]: run.row["name"] for run in found}
+            audits: list[str] = read_or_warn(functools.partial(read_audits, study_dir, names, lines), [], lines)
             over_seeds: list[ComparedSettings] = read_or_warn(functools.partial(_over_seeds, study_dir), [], lines)
         found.sort(key=lambda run: (math.inf if run.order is None else run.order, run.row["id"]))
         lines += (line for run in found for line in run.warnings)
@@ -195,6 +202,7 @@ def load_study(*study_dirs: Path) -> StudyFiles:
         name = _free_name(found, study_dir, read)
         read[name] = study_dir, found, record
         prefix = f"{name}/" if len(study_dirs) > 1 else ""
+        audited += (clean(f"{prefix}{line}") for line in audits)
         comparisons += (one.named(prefix) for one in over_seeds)
     records = {name: record for name, (_, _, record) in read.items()}
     configs = (config for _, found, _ in read.values() for run in found for config in (run.config, run.row))
@@ -250,7 +258,7 @@ def load_study(*study_dirs: Path) -> StudyFiles:
         searches={name: record.search for name, record in records.items() if record.search},
         log_tails={run.row["id"]: run.log_tail for run in runs if run.log_tail},
         behaviours={run.row["id"]: run.behaviour for run in runs if run.behaviour},
-        origin=origin_of(runs),
+        origin={**origin_of(runs), **({"Audits": audited} if audited else {})},
         comparisons=comparisons,
         final_seeds=frozenset(run.row["id"] for run in runs if run.provenance.first_seed is not None),
         warnings=warnings,

@@ -4,7 +4,6 @@ import secrets
 import shutil
 import tarfile
 import zipfile
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from jobs.cli.arguments import EXIT_RUN_FAILED, Arguments
 from jobs.cli.launching import carry_out
 from jobs.cli.naming import chosen_runs, find_trained
 from jobs.cli.planning import choose_again
-from jobs.launch.audit import WORKER, Drawn, code_differs, draw, elsewhere, next_audit, specs_of, tasks_of
+from jobs.launch.audit import WORKER, Drawn, code_differs, draw, elsewhere, open_audit, specs_of, tasks_of
 from jobs.launch.job import Order, StudySettings
 from jobs.launch.prepare import things_of
 from jobs.manifests.policy import Policy
@@ -24,34 +23,26 @@ from jobs.plan.capacity import with_noun
 from jobs.study import launched
 from jobs.study.folder import ObservedRun, Observer, find_study
 from jobs.terminal import Result
-from seqlm.audit import records_finding
+from seqlm.audit import WORDS, chance_to_miss, counted, records_finding
 from seqlm.errors import DataError, FileError, UsageError, printable
 from seqlm.files import file_sha256, folder_beside, make_directory, replace_folder
-from seqlm.reading import LARGEST_HASHED, below, is_file, listed, open_regular
-from seqlm.records.runs import AuditResult, Finding
+from seqlm.reading import LARGEST_HASHED, below, is_file, listed, open_regular, timestamp
+from seqlm.records.runs import AuditEnd, AuditFile, AuditResult, Finding
 from seqlm.records.studies import StudyFile
+from seqlm.requests import claim_number
 from seqlm.rundir import AUDITS_FOLDER, RunDirectory
 from seqlm.trust import distrusted
 
-WORDS = {
-    "equal": "equal",
-    "rounding": "equal up to rounding",
-    "differs": "differs",
-    "unknown": "not checked",
-    "failed": "failed",
-}
 COLORS = {"equal": "green", "rounding": "green", "differs": "red", "unknown": "yellow", "failed": "red"}
 BAD = ("differs", "failed")
 """Verdicts that make the exit code 1."""
-TENTH = 0.1
-"""Share of false stretches for which the probability to miss all of them is said."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AuditOutcome(Result):
     """What an audit has found."""
 
-    HIDDEN = frozenset({"drawn"})
+    HIDDEN = frozenset({"drawn", "trained"})
 
     study: str
     audit: str
@@ -65,13 +56,15 @@ class AuditOutcome(Result):
     missed: float | None
     """Probability to miss every fault if one stretch in ten has one. ``None``: nothing was drawn."""
     drawn: Drawn | None
+    trained: int
+    """Epochs that were trained again; fewer than were drawn if a job failed, or had no text."""
 
     @property
     def exit_code(self) -> int:
-        return EXIT_RUN_FAILED if any(one["verdict"] in BAD for one in self._findings()) else 0
+        return EXIT_RUN_FAILED if any(verdict in BAD for verdict in self._verdicts()) else 0
 
-    def _findings(self) -> list[Mapping[str, Any]]:
-        return [finding for run in self.runs for finding in run["findings"]]
+    def _verdicts(self) -> list[str]:
+        return [str(found["verdict"]) for run in self.runs for found in run["findings"]]
 
     def render(self) -> None:
         has_color = terminal.has_color(terminal.results())
@@ -85,12 +78,11 @@ class AuditOutcome(Result):
         if self.code_differs:
             files = f"{with_noun(len(self.code_differs), 'file')} of the study's code, such as {self.code_differs[0]}"
             terminal.say(printable(f"note: not as installed here: {files}; bits may differ for it"))
-        counts = Counter(str(found["verdict"]) for found in self._findings())
-        terminal.say("; ".join(f"{counts[verdict]} {words}" for verdict, words in WORDS.items() if counts[verdict]))
+        terminal.say(counted(self._verdicts()))
         if self.drawn is not None:
-            trained = f"trained again: {self.drawn.number} of {with_noun(self.drawn.possible, 'epoch')} that can be"
-            missed = f"{100 * self.drawn.missed(TENTH):.2g} %"
-            terminal.say(f"{trained}, drawn with --seed {self.seed}")
+            trained = f"trained again: {self.trained} of {with_noun(self.drawn.number, 'epoch')}"
+            terminal.say(f"{trained} that were drawn with --seed {self.seed} from {self.drawn.possible}")
+            missed = f"{100 * chance_to_miss(self.trained):.2g} %"
             terminal.say(f"if one epoch in ten were false, such a draw would miss all of them in {missed} of cases")
             if self.drawn.possible < self.drawn.epochs:
                 left = self.drawn.epochs - self.drawn.possible
@@ -109,18 +101,40 @@ def audit(arguments: Arguments) -> Result | tuple[Any, int]:
         if not arguments.trust_models:
             raise UsageError(f"{why}; read it, then add --trust-models, or leave its runs out with --exclude")
         launched.record(study_dir, things, terminal.tell)
-    seed = arguments.seed if arguments.seed is not None else secrets.randbelow(2**32)
-    is_drawn = arguments.share is not None or arguments.whole
+    is_drawn = arguments.share is not None and not arguments.whole
+    unfinished = open_audit(study_dir)
+    seed = arguments.seed
+    if seed is None:
+        kept = unfinished[1].seed if unfinished else None
+        seed = secrets.randbelow(2**32) if kept is None else kept
     drawn = draw(runs, arguments.share or 0.0, seed, whole=arguments.whole)
-    findings = {run.run.id: [records_finding(run.run, run.config)] for run in runs if run.config is not None}
-    folder = next_audit(study_dir)
+    records = {run.run.id: records_finding(run.run, run.config) for run in runs if run.config is not None}
+    file = AuditFile(
+        records=records,
+        share=arguments.share,
+        whole=arguments.whole,
+        seed=seed if is_drawn else None,
+        drawn=drawn.number,
+        possible=drawn.possible,
+        epochs=drawn.epochs,
+    )
+    if unfinished is not None and unfinished[1] == file:
+        folder = unfinished[0]
+        terminal.tell(f"goes on with audit {folder.name}, which was interrupted or left with --no-wait")
+    else:
+        folder = claim_number(study_dir / AUDITS_FOLDER)
+        file.write(folder)
+    is_found = {run.run.id: AuditResult.read(folder / run.run.id) is not None for run in runs}
+    specs = [spec for run, spec in zip(runs, specs, strict=True) if not is_found[run.run.id]]
+    findings = {run_id: [found] for run_id, found in records.items()}
     backend = LocalBackend() if arguments.backend is None else choose_again(study_dir, runs, arguments)
     if backend.is_scheduled:
         elsewhere(backend, runs)
     study = StudySettings(path=folder, worker=WORKER, policy=Policy(oom=0))
-    order = Order(specs=specs, tasks=tasks_of(runs, drawn), canary=False, live_code=arguments.live_code)
+    tasks = tasks_of([run for run in runs if not is_found[run.run.id]], drawn)
+    order = Order(specs=specs, tasks=tasks, canary=False, live_code=arguments.live_code)
     try:
-        left, _ = carry_out(arguments, study, order, backend)
+        left, _ = carry_out(arguments, study, order, backend) if specs else (None, ())
     except DataError as error:  # the records can be compared without the text
         unknown = Finding(part="scores", verdict="unknown", text=str(error))
         findings = {run_id: [*found, unknown] for run_id, found in findings.items()}
@@ -136,18 +150,21 @@ def audit(arguments: Arguments) -> Result | tuple[Any, int]:
         differ = code_differs(study_dir)
     except FileError as error:
         terminal.tell(f"warning: {error}")
-    records = [
+    audited = [
         {"name": run.name, "id": run.run.id, "findings": [found.to_plain() for found in findings[run.run.id]]}
         for run in runs
     ]
+    trained = sum(found.digest is not None for run_findings in findings.values() for found in run_findings)
+    AuditEnd(at=timestamp()).write(folder)
     return AuditOutcome(
         study=study_dir.name,
         audit=str(folder),
-        seed=seed if is_drawn and not arguments.whole else None,
-        runs=records,
+        seed=file.seed,
+        runs=audited,
         code_differs=differ,
-        missed=drawn.missed(TENTH) if is_drawn and not arguments.whole else None,
-        drawn=drawn if is_drawn and not arguments.whole else None,
+        missed=chance_to_miss(trained) if is_drawn else None,
+        drawn=drawn if is_drawn else None,
+        trained=trained,
     )
 
 

@@ -24,6 +24,7 @@ from seqlm.reading import below, confine, exists, is_file, is_folder, is_link, i
 from seqlm.records.requests import RequestFile, Wanted
 from seqlm.requests import Requests, file_request
 from seqlm.rundir import (
+    AUDITS_FOLDER,
     BEHAVIOUR_FOLDER,
     CANARY_FOLDER,
     STUDY_FORMAT,
@@ -156,7 +157,7 @@ def upgrade_study(arguments: Arguments) -> tuple[dict[str, Any], int]:
 Kind: TypeAlias = Literal["run", "last checkpoint"]
 
 KINDS: dict[Kind, str] = {
-    "run": "chosen with --runs, with their results, behaviour jobs and canaries",
+    "run": "chosen with --runs, with their results, behaviour jobs, canaries and audits",
     "last checkpoint": "of runs that are done; their best.pt stays, and they cannot go on to more epochs",
 }
 """Each kind, in the order in which it is shown, with a note for a person."""
@@ -275,7 +276,8 @@ def find_leftovers(
     with file_errors("read", study_dir, within=True):
         if not is_mine(study_dir):
             raise UsageError(f"{study_dir} belongs to another user; clean deletes only in your own studies")
-        for folder in (study_dir, study_dir / BEHAVIOUR_FOLDER, study_dir / CANARY_FOLDER):
+        below_study = [study_dir / BEHAVIOUR_FOLDER, study_dir / CANARY_FOLDER, *_audits(study_dir)]
+        for folder in (study_dir, *below_study):
             with left_alone():
                 observer = Observer(folder, views)
                 chosen = [RunDirectory(folder / run_id) for run_id in run_ids or ()]
@@ -290,16 +292,17 @@ def delete_leftovers(
 ) -> list[Leftover]:
     """Delete what was shown, unless it has come into use since; return each item with its ``problem``.
 
-    Owns the study and its behaviour jobs meanwhile.
+    Owns the study, its behaviour jobs and its audits meanwhile.
 
     Raises:
-        RunBusyError: a launcher is at work on the study or on its behaviour jobs, or as :func:`find_leftovers`.
+        RunBusyError: a launcher is at work on the study, its behaviour jobs or an audit, or as :func:`find_leftovers`.
         UsageError, FileError: as :func:`find_leftovers`.
     """
     with contextlib.ExitStack() as owned:
         owned.enter_context(launching(study_dir))
-        if is_folder(study_dir / BEHAVIOUR_FOLDER) and not is_link(study_dir / BEHAVIOUR_FOLDER):
-            owned.enter_context(launching(study_dir / BEHAVIOUR_FOLDER))
+        for folder in (study_dir / BEHAVIOUR_FOLDER, *_audits(study_dir)):
+            if is_folder(folder) and not is_link(folder):
+                owned.enter_context(launching(folder))
         now = {item.path for item in find_leftovers(study_dir, run_ids)}
         in_use = "stays: it has come into use meanwhile"
         deleted = [
@@ -313,6 +316,11 @@ def delete_leftovers(
                 runs = dict.fromkeys(ids, Wanted())
                 file_request(study_dir / folder, RequestFile(kind="remove", at=timestamp(), runs=runs))
         return deleted
+
+
+def _audits(study_dir: Path) -> list[Path]:
+    """Return the folders of the audits of a study; none if a link is in their place."""
+    return [] if is_link(study_dir / AUDITS_FOLDER) else listed(study_dir / AUDITS_FOLDER, "[0-9]*")
 
 
 def _delete(path: Path) -> str | None:

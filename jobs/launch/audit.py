@@ -16,9 +16,9 @@ from jobs.spec import RunSpec
 from jobs.study.folder import ObservedRun
 from jobs.study.kept_code import source_tree
 from seqlm.audit import Stretch, stretches_of
-from seqlm.reading import listed, read_archive, read_bytes
+from seqlm.reading import exists, listed, read_archive, read_bytes
 from seqlm.records.attempts import Worker
-from seqlm.records.runs import Result
+from seqlm.records.runs import AuditEnd, AuditFile, Result
 from seqlm.records.studies import TaskFile
 from seqlm.rundir import AUDITS_FOLDER, RunDirectory
 
@@ -42,10 +42,6 @@ class Drawn:
     @property
     def number(self) -> int:
         return sum(map(len, self.stretches.values()))
-
-    def missed(self, share: float) -> float:
-        """Return the probability that no stretch shows a fault if this share of all stretches has one."""
-        return (1 - share) ** self.number
 
 
 def draw(runs: Sequence[ObservedRun], share: float, seed: int, *, whole: bool) -> Drawn:
@@ -80,10 +76,17 @@ def draw(runs: Sequence[ObservedRun], share: float, seed: int, *, whole: bool) -
     return Drawn(stretches=stretches, possible=len(possible), epochs=sum(lengths.values()))
 
 
-def next_audit(study_dir: Path) -> Path:
-    """Return the folder of the next audit of a study."""
-    numbers = [int(path.name) for path in listed(study_dir / AUDITS_FOLDER) if path.name.isdecimal()]
-    return study_dir / AUDITS_FOLDER / f"{max(numbers, default=0) + 1:06d}"
+def open_audit(study_dir: Path) -> tuple[Path, AuditFile] | None:
+    """Return the newest audit of a study if its findings were never shown: it was interrupted, or sent with --no-wait.
+
+    Raises:
+        FileError: a file of it cannot be read.
+    """
+    for folder in reversed(listed(study_dir / AUDITS_FOLDER, "[0-9]*")):
+        file = AuditFile.read(folder)
+        if file is not None:
+            return None if exists(folder / AuditEnd.FILE) else (folder, file)
+    return None
 
 
 def specs_of(runs: Sequence[ObservedRun], data: Path | None) -> list[RunSpec]:

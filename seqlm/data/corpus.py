@@ -90,7 +90,8 @@ class Corpus:
 def load_corpus(config: DataConfig, path: Path | None, tokenizer: Path | None = None) -> Corpus:
     """Read, check and tokenise a corpus. If it is in the cache by ``config.sha256``, its text is not read.
 
-    ``path`` is the folder or zip file of its texts; ``pydoc`` needs none and ignores it. ``tokenizer`` is the file that
+    ``path`` is the folder or zip file of its texts; ``pydoc`` needs none, and reads it only if the configuration says
+    that its text is not that of this Python. ``tokenizer`` is the file that
     ``config.tokenizer`` means; it is not read if the corpus is in the cache.
 
     Raises:
@@ -193,7 +194,12 @@ def _read(config: DataConfig, path: Path | None) -> Texts:
         from seqlm.data.pydoc_corpus import pydoc_texts
 
         texts = pydoc_texts()
-        problem = f"Python {platform.python_version()} makes another pydoc text", "use the Python of that text"
+        problem = (
+            f"Python {platform.python_version()} makes another pydoc text",
+            "use the Python of that text, or pass its files with --data",
+        )
+        if path is not None and config.sha256 not in (None, texts.sha256()):
+            texts, problem = read_texts(path), (f"{path} holds another text", problem[1])
     else:
         if path is None and config.corpus == "ptb" and is_folder(downloaded_ptb()):
             path = downloaded_ptb()

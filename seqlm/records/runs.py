@@ -182,6 +182,37 @@ class AuditResult(Record):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class AuditFile(Record):
+    """``audits/000001/audit.json``: what an audit checks. Written once, before its jobs start."""
+
+    FILE: ClassVar[str] = "audit.json"
+
+    records: Mapping[str, Finding] = field(default_factory=dict)
+    """What the records of each run show, by the id of the run."""
+    share: float | None = None
+    """Of all steps, to be trained again. ``None``: nothing is."""
+    whole: bool = False
+    """Whether all epochs are trained again."""
+    seed: int | None = None
+    """Of the draw. ``None``: nothing was drawn."""
+    drawn: int = 0
+    """Epochs that are to be trained again; with ``whole``, runs."""
+    possible: int = 0
+    """Those from which they were drawn."""
+    epochs: int = 0
+    """All epochs of the runs."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class AuditEnd(Record):
+    """``audits/000001/end.json``: its findings were shown. Without it, the same command goes on with the audit."""
+
+    FILE: ClassVar[str] = "end.json"
+
+    at: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class CanaryResult(Record):
     """``canary.json``: what a canary has measured."""
 

@@ -3,19 +3,23 @@
 The job's folder is ``runs/<study>/audits/<number>/<run id>/``, with the ``config.json`` of the run and a ``task.json``.
 It reads the run, ``runs/<study>/<run id>/``, and writes nothing there. Its ``result.json`` has the findings
 (:mod:`seqlm.training.auditor`). Threads, micro-batches and library are those that the run recorded, so PyTorch is
-imported after they are set. Exit codes: as of :mod:`seqlm.training.worker`.
+imported after they are set. Each finding is kept in ``findings/`` once it is made, so that an attempt that is killed is
+followed by one that makes the others. Exit codes: as of :mod:`seqlm.training.worker`.
 """
 
+import functools
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from seqlm.audit import Stretch
 from seqlm.environment import CAPTURE_RANKS, DATA, MATMUL, MICRO_BATCHES
 from seqlm.errors import EXIT_USAGE, SeqlmError
+from seqlm.files import make_directory
 from seqlm.reading import confine, timestamp
 from seqlm.records.attempts import Worker
-from seqlm.records.runs import AuditResult, Result
+from seqlm.records.runs import AuditResult, Finding, Result
 from seqlm.records.studies import TaskFile
 from seqlm.rundir import RunDirectory
 from seqlm.trust import require_launched
@@ -50,6 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     from seqlm.training.attempt import Attempt, StopSignal, attempt_number
     from seqlm.training.auditor import Auditor
     from seqlm.training.distributed import limit_memory, process_group, rank_from_environment
+    from seqlm.training.failure import tell
     from seqlm.training.worker import be_deterministic
 
     stop = StopSignal()
@@ -64,13 +69,27 @@ def main(argv: list[str] | None = None) -> int:
         return EXIT_USAGE
     be_deterministic()
 
+    def found(number: int, make: Callable[[], Finding]) -> Finding:
+        """Return the finding of an earlier attempt, or make and keep it."""
+        path = job.finding_file(number)
+        kept = Finding.read_file(path, tell) if rank.is_first else None
+        if rank.from_rank(0, kept is not None):
+            return kept or Finding()
+        finding = make()
+        if rank.is_first:
+            make_directory(path.parent)
+            finding.write_file(path, guard=attempt.guard)
+        return finding
+
     def work() -> None:
         corpus = load_corpus(config.data, DATA.read(), job.tokenizer_file)
         limit_memory(rank, os.environ)
         with process_group(rank):
             auditor = Auditor(run, attempt, corpus)
-            stretches = [Stretch(start, end) for start, end in task.settings.get("stretches", ())]
-            findings = (auditor.scores(), *map(auditor.stretch, stretches))
+            parts = [auditor.scores]
+            for start, end in task.settings.get("stretches", ()):
+                parts.append(functools.partial(auditor.stretch, Stretch(start, end)))
+            findings = tuple(found(number, make) for number, make in enumerate(parts, start=1))
         if rank.is_first:
             result = AuditResult(findings=findings, attempt=attempt.number, finished_at=timestamp())
             result.write(job.path, guard=attempt.guard)

@@ -11,7 +11,7 @@ import hashlib
 import math
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
@@ -110,7 +110,7 @@ class Auditor:
         compared = [place for place, then in enumerate(expected) if then is not None]  # earlier versions lack the last
         if all(found[place] == expected[place] for place in compared):
             return self._finding("scores", "equal", f"{', '.join(SCORES[place] for place in compared)}, bit for bit")
-        is_same, _ = self._devices(recorded[-1].get("attempt"), self._result.attempt)
+        is_same, *_ = self._devices(recorded[-1].get("attempt"), self._result.attempt)
         near = found if is_same else self._scored(checkpoint.model, noise=NOISE) or found
         for place in compared:
             here, then = found[place], float(expected[place] or 0.0)
@@ -123,7 +123,7 @@ class Auditor:
     def stretch(self, stretch: Stretch) -> Finding:
         """Train some epochs again, and compare."""
         before = self._epochs[max(0, stretch.start - 1)].get("attempt") if stretch.start else 1
-        is_same, why = self._devices(before, self._epochs[stretch.end - 1].get("attempt"))
+        is_same, why, doubt = self._devices(before, self._epochs[stretch.end - 1].get("attempt"))
         if why:
             return self._finding(stretch.part, "unknown", why)
         try:
@@ -142,10 +142,13 @@ class Auditor:
             return self._finding(stretch.part, "equal", f"{steps:,} losses and norms {weights}, bit for bit", here)
         if is_same:
             return self._finding(stretch.part, "differs", difference, here)
-        return self._within_band(stretch, here)
+        return self._within_band(stretch, here, doubt)
 
-    def _within_band(self, stretch: Stretch, here: Trained) -> Finding:
-        """Compare losses with the band of those that a change of the weights by their rounding makes."""
+    def _within_band(self, stretch: Stretch, here: Trained, doubt: str) -> Finding:
+        """Compare losses with the band of those that a change of the weights by their rounding makes.
+
+        ``doubt``: why a loss outside of it accuses nobody. Empty: it does.
+        """
         try:
             near = self._trained(stretch, noise=NOISE).numbers
         except DivergedError:
@@ -162,6 +165,8 @@ class Auditor:
             if abs(loss - row[0]) > band:
                 numbers = f"{loss:.9g} here, {row[0]:.9g} recorded"
                 text = f"{self._place(stretch, place)}: {numbers}, which rounding does not explain"
+                if doubt:
+                    return self._finding(part, "unknown", f"{text}; {doubt}")
                 return self._finding(part, "differs", text, here)
         return self._finding(part, "rounding", f"{len(here.numbers) // 2:,} losses, up to rounding", here)
 
@@ -263,23 +268,27 @@ class Auditor:
     def _place(self, stretch: Stretch, place: int) -> str:
         return f"from step {place % self._steps + 1} of epoch {stretch.start + place // self._steps + 1}"
 
-    def _devices(self, first: Any, last: Any) -> tuple[bool, str]:
+    def _devices(self, first: Any, last: Any) -> tuple[bool, str, str]:
         """Return whether the attempts from ``first`` to ``last`` computed as this one, and why nothing can be compared.
 
-        Empty: it can, up to rounding if they did not.
+        Empty: it can, up to rounding if they did not. Last comes why a difference may have another cause.
         """
         are_known = type(first) is int and type(last) is int
         numbers = [number for number in self._run.attempts() if are_known and first <= number <= last]
         workers = [worker for number in numbers if (worker := self._run.read_worker(number)).device is not None]
         if not workers:
-            return False, ""  # of unknown hardware
+            return False, "", ""  # of unknown hardware
         if not all(have_same_masks(workers[0], worker) for worker in workers):
-            return False, "it was trained by attempts on unlike devices, whose dropout masks differ"
+            return False, "it was trained by attempts on unlike devices, whose dropout masks differ", ""
         found = [differences(worker, self._now) for worker in workers]
         has_dropout = any(key.endswith("keep") and value != 1 for key, value in vars(self._config.model).items())
         if has_dropout and not have_same_masks(workers[-1], self._now):
-            return False, f"dropout masks would be other ones here: {', '.join(found[-1].values())}"
-        return not any(found), ""
+            names = ", ".join(found[-1].values())
+            if have_same_masks(workers[-1], replace(self._now, torch=workers[-1].torch)):
+                # Most versions of PyTorch draw the same masks. If this one does not, no loss comes near.
+                return False, "", f"dropout masks may be other ones here: {names}"
+            return False, f"dropout masks would be other ones here: {names}", ""
+        return not any(found), "", ""
 
     def _finding(self, part: str, verdict: str, text: str, here: Trained | None = None) -> Finding:
         then = self._run.read_worker(self._result.attempt or 1)

@@ -13,6 +13,7 @@ import pytest
 from analysis.report import render_markdown, report_page
 from analysis.study.study import load_study
 from seqlm.files import write_json
+from seqlm.records.runs import AuditFile, AuditResult, Finding
 from tests.analysis.behaviour_made_up import add_behaviour, add_samples, raw_sample
 from tests.analysis.claims import made_up
 from tests.analysis.contents import too_long
@@ -37,6 +38,23 @@ def make_quickstart(folder: Path) -> None:
     claim = {"text": "Adam beats SGD.", "why": "It scales each step.", "metric": "val_ppl", **sides}
     record = {"groups": [{"title": "Adam", "runs": sides["lower"]}], "expectations": [claim]}
     write_json(folder / "study.json", {**record, "notes": [{"part": "optimizers", "text": "Stated *before*."}]})
+    make_audits(folder)
+
+
+def make_audits(folder: Path) -> None:
+    """An audit that has trained epochs again, of which one differs, and one of records and scores."""
+    ids = [run.id for run in runs_in(folder)][:2]
+    records = {run_id: Finding(part="records", verdict="equal") for run_id in ids}
+    scores = Finding(part="scores", verdict="rounding")
+    verdicts = ("equal", "differs")
+    again = [Finding(part="epoch 1", verdict=verdict, text="numbers", digest="0" * 64) for verdict in verdicts]
+    drawn = AuditFile(records=records, share=0.1, seed=5, drawn=2, possible=20, epochs=40)
+    for number, (file, parts) in enumerate([(drawn, again), (AuditFile(records=records), [None, None])], start=1):
+        audit = folder / "audits" / f"{number:06d}"
+        for run_id, part in zip(ids, parts, strict=True):
+            (audit / run_id).mkdir(parents=True)
+            AuditResult(findings=(scores, *([part] if part else []))).write(audit / run_id)
+        file.write(audit)
 
 
 SIDES = (("low", "adam"), ("high", "sgd"))

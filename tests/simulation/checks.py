@@ -40,6 +40,7 @@ TAKEOVER_SECONDS = 200.0
 """How long a worker watches the lease of one that may be dead, before it notes that it lives itself."""
 COST_SECONDS = 60.0
 """How far the product's count of an attempt's seconds may be from ours."""
+SETTLED = "settled.json"
 FINAL = ("metrics.jsonl", "result.json")
 """What is not changed any more, except that epochs are added."""
 UNFLUSHED = ("progress.json", "position.json")
@@ -190,6 +191,25 @@ def what_is_finished_stays(story: Story, process: Process, path: str) -> None:
         story.kernel.violate(f"KEPT: {lost}")
 
 
+def what_was_decided_stays(story: Story, process: Process, path: str) -> None:
+    """Check a write at once: a decision is made once, after two seeds of both settings, and its run trains no more."""
+    name, run = path.rpartition("/")[2], run_of(process)
+    if run is None or not story.study.is_decided or name not in (SETTLED, *FINAL):
+        return
+    folder = story.files.look(f"{STUDY}/{run}")
+    settled = folder.names.get(SETTLED) if folder is not None else None
+    if settled is None:
+        return
+    before = story.decided.setdefault(run, settled.content)
+    if before != settled.content:
+        story.kernel.violate(f"DECIDED: {process} decides {run} again")
+    if name in FINAL:
+        story.kernel.violate(f"DECIDED: {process} writes {name} of {run}, which a comparison has stopped")
+    for one in json.loads(settled.content)["verdicts"]:
+        if len(one["seeds"]) < 2:
+            story.kernel.violate(f"DECIDED: {run} is stopped after the seeds {one['seeds']}")
+
+
 UNSEEN_RUNS = UNSURE_LEASES | {"files_late", "node_without_device", "retry", "run", "cancel_and_retry"}
 """Accidents after which a job may not see a run that waits, or its request may not be the newest."""
 LOOKS_AGAIN_SECONDS = 60.0
@@ -222,10 +242,10 @@ def no_run_waits_for_a_job_that_ends(story: Story, process: Process, path: str) 
 
 def _may_be_over(story: Story) -> bool:
     """Return whether runs may not start any more: the budget is spent, or a search does not train them."""
-    return story.study.core_hours is not None or story.study.is_search
+    return story.study.core_hours is not None or story.study.is_search or story.study.is_decided
 
 
-AT_WRITES = (only_owners_write, what_is_finished_stays, no_run_waits_for_a_job_that_ends)
+AT_WRITES = (only_owners_write, what_is_finished_stays, what_was_decided_stays, no_run_waits_for_a_job_that_ends)
 """Checks at each name that a process makes, replaces or removes."""
 
 
@@ -276,7 +296,7 @@ def _is_explained(story: Story, name: str, state: str, kind: str | None) -> bool
     """Return whether a run has come to an end that was done to it, or is done."""
     if state == "done":
         return True
-    if state == "stopped" and story.study.is_search:
+    if state == "stopped" and (story.study.is_search or story.study.is_decided):
         return True
     limit = story.study.core_hours
     is_interrupted = state in ("pending", "missing") or (state == "failed" and kind in ("node", "preempted", "timeout"))

@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
     if options.kept:
         return _play_kept()
     if options.seed is not None and options.runs is not None:
-        tell(play(options.seed, [], replace(draw_study(options.seed), runs=options.runs)))
+        tell(play(options.seed, [], replace(draw_study(options.seed), runs=options.runs, is_decided=False)))
         return 0
     if options.seed is not None:
         played = play(options.seed, draw_accidents(options.seed, options.only))

@@ -12,6 +12,7 @@ from seqlm import files, lease, rundir, search
 from seqlm.ends import Verdict
 from seqlm.rundir import RunDirectory
 from slurm import scheduler
+from tests.simulation.study import SEEDS
 from tests.tools import stub_worker
 
 
@@ -145,6 +146,11 @@ def _budgets_do_not_count() -> None:
     budget.Budget.is_spent = lambda self, **_: None  # type: ignore[method-assign]
 
 
+def _decisions_do_not_count() -> None:
+    """A run that a comparison has stopped is open to whoever starts it."""
+    RunDirectory.why_settled = lambda *_, **__: None  # type: ignore[method-assign]
+
+
 def _searches_stop_all() -> None:
     """A search stops every run at its first rung."""
     search.goes_on = lambda *_, **__: False
@@ -207,6 +213,12 @@ PLANTED: Mapping[str, Planted] = {
         check="SEARCH",
         accidents=["kill_worker"],
         study={"is_search": True, "core_hours": None},
+    ),
+    "never-settled": Planted(
+        plant=_decisions_do_not_count,
+        check="DECIDED",
+        accidents=["kill_worker"],
+        study={"is_decided": True, "runs": 2 * SEEDS, "is_search": False, "core_hours": None},
     ),
     "lost-actor": Planted(
         plant=_lost_actors_have_ended_well,

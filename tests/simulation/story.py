@@ -119,6 +119,8 @@ class Story:
         self.files.loses_reply = self.loses_reply
         self.kernel.on_exit += [self.look_at_exit, self.files.exited]
         self.finished = checks.Finished()
+        self.decided: dict[str, bytes] = {}
+        """Run id -> content of the file that says that its comparison is decided."""
 
     # -- the parts that the world asks for -----------------------------------------------------------------------------
 
@@ -188,6 +190,7 @@ class Story:
             ViolationError: a check has failed.
         """
         seam.world = self.world
+        stub_worker.COMPARES = self.study.is_decided
         stub_worker.happen, stub_worker.is_left, stub_worker.meet = self.happen, self.is_left, self.meet
         try:
             for name, text in self.study.files.items():

@@ -46,6 +46,17 @@ rungs = [1, 2]
 keep = 0.5
 min_runs = 2
 """
+DECIDE = """
+[[decide]]
+a = "lr={}"
+b = "lr={}"
+seeds = {seeds}
+margin = 3.0
+error = 0.9
+"""
+"""After two seeds, losses of the stub are always "no difference" by these: they lie within one nat of each other."""
+SEEDS = 5
+"""The fewest that a comparison may have."""
 BUDGET = """
 [policy]
 core_hours = {core_hours}
@@ -86,16 +97,19 @@ class Study:
     """Whether it stops runs that fall behind."""
     core_hours: float | None = None
     """Its budget. ``None``: no limit."""
+    is_decided: bool = False
+    """Whether it has two settings with :data:`SEEDS` seeds each, and ends once they are compared."""
 
     def smaller(self) -> Iterator[Study]:
         """Yield studies that are a step smaller."""
         nodes = self.ranks // (self.ranks_per_node or self.ranks)
-        least = {"runs": 2, "jobs": 1, "nodes": nodes}  # the name of a single run does not say its learning rate
+        runs = 2 * SEEDS if self.is_decided else 2  # the name of a single run does not say its learning rate
+        least = {"runs": runs, "jobs": 1, "nodes": nodes}
         for name, number in least.items():
             if (now := getattr(self, name)) > number:
                 yield replace(self, **{name: now - 1})
-        usual = {"is_search": False, "core_hours": None, "has_canaries": False, "mem_gb": None, "most_jobs": None}
-        usual |= {"at_once": None, "signal_before_s": None}
+        usual: dict[str, Any] = {"is_decided": False, "is_search": False, "core_hours": None, "has_canaries": False}
+        usual |= {"mem_gb": None, "most_jobs": None, "at_once": None, "signal_before_s": None}
         for name, value in usual.items():
             if getattr(self, name) != value:
                 yield replace(self, **{name: value})
@@ -116,12 +130,17 @@ class Study:
     @property
     def rates(self) -> list[str]:
         """Learning rates, by which its runs are told apart."""
-        return [f"{0.1 + number / 100:g}" for number in range(self.runs)]
+        return [f"{0.1 + number / 100:g}" for number in range(2 if self.is_decided else self.runs)]
+
+    @property
+    def seeds(self) -> list[str]:
+        """What the names of its runs say of their seeds."""
+        return ["", *(f"-seed{1111 + number}" for number in range(1, SEEDS))] if self.is_decided else [""]
 
     @property
     def names(self) -> list[str]:
         """Names of its runs."""
-        return [f"run-lr{rate}" for rate in self.rates]
+        return [f"run-lr{rate}{seed}" for seed in self.seeds for rate in self.rates]
 
     @property
     def manifest(self) -> str:
@@ -133,6 +152,7 @@ class Study:
         rates = ", ".join(self.rates)
         text = MANIFEST.format(epochs=EPOCHS, rates=rates, backend=backend, ranks=self.ranks, gpus=gpus)
         text += SEARCH if self.is_search else ""
+        text += DECIDE.format(*self.rates, seeds=SEEDS) if self.is_decided else ""
         return text + (BUDGET.format(core_hours=self.core_hours) if self.core_hours is not None else "")
 
     @property
@@ -171,7 +191,13 @@ def draw_study(seed: int, *, is_pool: bool = False) -> Study:
         is_search=dice.random() < 0.2,
         core_hours=round(hours * dice.uniform(0.2, 0.9), 4) if dice.random() < 0.15 else None,
     )
-    return study if study.backend != "slurm" or is_pool else replace(study, **_shape(dice, is_search=study.is_search))
+    if is_pool:
+        return study
+    if study.backend == "slurm":
+        study = replace(study, **_shape(dice, is_search=study.is_search))
+    # The ranks of the stub decide each for itself, as at rungs. Drawn last, so that other studies stay as they were.
+    is_decided = dice.random() < 0.1 and study.ranks == 1 and not study.is_search
+    return replace(study, runs=2 * SEEDS, is_decided=True) if is_decided else study
 
 
 def _shape(dice: random.Random, *, is_search: bool) -> dict[str, Any]:

@@ -24,6 +24,8 @@ LOOK_SECONDS = 0.02
 PROGRESS_SECONDS = 0.5
 FOLLOWS = False
 """Whether ranks that are not the first go on until it is done, as :func:`is_left` says."""
+COMPARES = False
+"""Whether comparisons of the study stop it. A look at them is a call more, which makes another story of a seed."""
 
 
 def substitute(name: str, **content: Any) -> None:
@@ -84,6 +86,7 @@ if __name__ == "__main__" or "SEQLM_TEST_WITHOUT_TORCH" in os.environ:
     parts |= {"weights_digest": weights_digest, "require_text": nothing}
     substitute("seqlm.training.checkpoint", **parts)
 
+from seqlm.comparisons import is_compared, settle  # noqa: E402 -- after the substitutes
 from seqlm.config import RunConfig  # noqa: E402 -- after the substitutes
 from seqlm.environment import CANARY, KEEP_LAST, SEARCH  # noqa: E402 -- after the substitutes
 from seqlm.errors import (  # noqa: E402
@@ -170,6 +173,12 @@ def attend(run: RunDirectory, config: RunConfig, search: Search | None, attempt:
                 and decide(run, search, epochs, attempt, vocab_size=VOCAB_SIZE, guard=made.guard) == "stopped"
             ):
                 raise LeftAtRungError(f"stopped at epoch {epochs}")
+            if (
+                COMPARES
+                and is_compared(run, config.train.epochs)
+                and (reason := settle(run, config.train.epochs, attempt, guard=made.guard))
+            ):
+                raise LeftAtRungError(reason)
             happen(len(history), attempt)
             if not wait(run, attempt, len(history), stop, seconds, tells=rank.is_first):
                 save(step + 1)

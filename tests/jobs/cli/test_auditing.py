@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from jobs.launch.audit import Drawn, draw
+from jobs.launch.audit import draw
 from jobs.study.folder import observe_study
-from seqlm.audit import Stretch
+from seqlm.audit import Stretch, chance_to_miss
 from tests import commands
-from tests.seqlm.training.studies import runs_in
+from tests.seqlm.training.studies import runs_in, write_text
 from tests.seqlm.training.test_auditor import change_result, change_row, next_float
 from tests.small_study import Study
 
@@ -76,6 +76,11 @@ def test_an_archive_without_models_and_text_has_its_records_compared(trained: St
     text = str(trained.folder / "text")
     _, data, _ = ask(tmp_path, "audit", path.name, "--only", "arch=gru", "--data", text, "--whole")
     assert verdicts(data) == {("gru", "records"): "equal", ("gru", "scores"): "unknown", ("gru", "epochs 1-3"): "equal"}
+    other = write_text(tmp_path / "other", train_lines=10)
+    code, data, _ = ask(tmp_path, "audit", path.name, "--share", "1", "--data", str(other), SEQLM_CACHE=str(other))
+    assert code == 0
+    assert verdicts(data) == {(name, part): one for name in ("rnn", "gru") for part, one in expected.items()}
+    assert data["missed"] == 1, "nothing was trained again"
 
 
 def test_edits_are_found_by_what_the_share_covers_and_the_exit_code_is_1(trained: Study, tmp_path: Path) -> None:
@@ -163,6 +168,50 @@ def test_an_archive_writes_nothing_outside_of_its_folder(tmp_path: Path, name: s
     assert list((tmp_path / "runs").iterdir()) == []
 
 
+# -- interrupted audits ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [["--seed", "5"], []])
+def test_an_interrupted_audit_goes_on_with_the_parts_that_are_left(
+    trained: Study, tmp_path: Path, words: list[str]
+) -> None:
+    shutil.copytree(trained.folder / "runs" / "small", tmp_path / "runs" / "small")
+    asked = ["audit", "small", "--data", str(trained.folder / "text"), "--share", "1"]
+    code, whole, said = ask(tmp_path, *asked, "--seed", "5")
+    assert code == 0, said
+    audit = Path(whole["audit"])
+    audit = tmp_path / audit
+    (audit / "end.json").unlink()
+    first, second = (audit / run["id"] for run in whole["runs"])
+    (first / "result.json").unlink()
+    kept = first / "findings" / "2.json"
+    kept.write_text(json.dumps({**json.loads(kept.read_text()), "text": "of an earlier attempt"}))
+    (first / "findings" / "3.json").unlink()
+    before = (second / "result.json").read_bytes()
+    code, data, said = ask(tmp_path, *asked, *words)
+    assert code == 0, said
+    assert (data["audit"], data["seed"], data["missed"]) == (whole["audit"], 5, whole["missed"])
+    texts = {one["part"]: one["text"] for one in data["runs"][0]["findings"]}
+    assert texts[json.loads(kept.read_text())["part"]] == "of an earlier attempt", "it was not trained again"
+    assert verdicts(data) == verdicts(whole)
+    assert (second / "result.json").read_bytes() == before
+    assert ask(tmp_path, *asked, "--only", "arch=rnn")[1]["audit"] != whole["audit"], "it has ended"
+
+
+def test_an_unfinished_audit_of_other_epochs_or_records_is_left(trained: Study, tmp_path: Path) -> None:
+    shutil.copytree(trained.folder / "runs" / "small", tmp_path / "runs" / "small")
+    asked = ["audit", "small", "--data", str(trained.folder / "text"), "--only", "arch=rnn"]
+    audits = []
+    for words in ([], [], ["--seed", "5", "--share", "0.1"], ["--seed", "6", "--share", "0.1"]):
+        audits.append(ask(tmp_path, *asked, *words)[1]["audit"])
+        (tmp_path / audits[-1] / "end.json").unlink()
+    run, _ = runs_in(tmp_path / "runs" / "small")
+    change_result(run, best_val_ppl=2.0)
+    audits.append(ask(tmp_path, *asked, "--seed", "6", "--share", "0.1")[1]["audit"])
+    assert len(set(audits)) == 4, audits
+    assert audits[0] == audits[1]
+
+
 # -- the draw ----------------------------------------------------------------------------------------------------------
 
 
@@ -183,5 +232,4 @@ def test_a_draw_follows_its_seed_and_takes_as_many_steps_as_its_share_says(train
 
 
 def test_thirty_stretches_miss_one_false_in_ten_in_four_per_cent_of_cases() -> None:
-    drawn = Drawn(stretches={"a": [Stretch(0, 1)] * 30}, possible=100, epochs=100)
-    assert drawn.missed(0.1) == pytest.approx(0.042, abs=5e-4)
+    assert chance_to_miss(30) == pytest.approx(0.042, abs=5e-4)

@@ -48,6 +48,7 @@ def make_study(study_dir: Path) -> Path:
     canary.create(first.read_config(), Provenance())
     fill(canary.canary_file, 100)
     done_run(study_dir / "behaviour", "first", None, checkpoint=False)
+    done_run(study_dir / "audits" / "000001", "first", None, checkpoint=False)
     return study_dir
 
 
@@ -127,7 +128,7 @@ def test_chosen_runs_go_with_their_results_and_all_else_stays(
     config = second.config_file.read_text()
     fail(first, {"kind": "code", "message": "it fails"})
     first.result_file.unlink()
-    own = (first.path, study / "behaviour" / first.id, study / "canary" / first.id)
+    own = [folder / first.id for folder in (study, study / "behaviour", study / "canary", study / "audits" / "000001")]
     before = there()
     gone = {path for path in before if any(path.is_relative_to(folder) for folder in own)}
     failed = ("--runs", "--only", "state=failed")

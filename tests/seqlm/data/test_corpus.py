@@ -150,7 +150,7 @@ def test_another_text_than_configured_is_refused_naming_both_digests(write_texts
         use(DataConfig(corpus="files", sha256="0" * 64), folder)
 
 
-def test_another_python_is_another_pydoc_text_and_so_another_run(monkeypatch):
+def test_another_python_is_another_pydoc_text_and_so_another_run(monkeypatch, tmp_path):
     def run(data):
         sections = {"model": {"arch": "rnn", "hidden_size": 8}, "optim": {"optimizer": "sgd", "lr": 1.0}, "train": {}}
         return RunConfig.from_dict({**sections, "data": dataclasses.asdict(data)})
@@ -171,6 +171,15 @@ def test_another_python_is_another_pydoc_text_and_so_another_run(monkeypatch):
     for use in (resolve_data, load_corpus, corpus_facts):
         with pytest.raises(DataError, match=f"another pydoc text.*found sha256 {second}, expected {first}"):
             use(begun, None)
+    for split in ("train", "valid", "test"):
+        (tmp_path / f"{split}.txt").write_text(f"three eleven in {split}\n")
+    for use in (resolve_data, load_corpus, corpus_facts):
+        use(begun, tmp_path)
+        use(resolve_data(pydoc, tmp_path), tmp_path)
+    assert resolve_data(pydoc, tmp_path).sha256 == second, "files are read only for a text that is asked for"
+    (tmp_path / "test.txt").write_text("another\n")
+    with pytest.raises(DataError, match="holds another text"):
+        resolve_data(begun, tmp_path)
 
 
 def test_ptb_with_a_wrong_file_names_it_and_both_digests(write_texts):

@@ -189,13 +189,21 @@ def test_on_another_library_losses_are_equal_up_to_a_band_and_a_changed_loss_is_
     assert "rounding does not explain" in found.text
 
 
-@pytest.mark.parametrize("fields", [{"torch": "1.0"}, {"ranks": 2}])
-def test_where_dropout_masks_would_be_others_nothing_is_accused(
-    run: RunDirectory, corpus: Corpus, fields: dict[str, Any]
-) -> None:
-    change_worker(run, **fields)
+def test_where_dropout_masks_would_be_others_nothing_is_accused(run: RunDirectory, corpus: Corpus) -> None:
+    change_worker(run, ranks=2)
     found = verdicts(run, corpus, FIRST)
     assert found == {"records": "equal", "scores": "equal", "epoch 1": "unknown"}
+
+
+def test_another_version_of_pytorch_is_compared_and_accuses_nobody(run: RunDirectory, corpus: Corpus) -> None:
+    change_worker(run, torch="1.0")
+    change_row(run, 3, 0, next_float)
+    assert verdicts(run, corpus, FIRST)["epoch 1"] == "rounding"
+    change_row(run, 4, 0, lambda loss: loss + 0.01)
+    (found,) = [one for one in audited(run, corpus, FIRST) if one.part == "epoch 1"]
+    assert found.verdict == "unknown"
+    assert "step 5 of epoch 1" in found.text
+    assert found.digest is None, "it does not count as checked"
 
 
 def test_without_records_of_the_hardware_the_band_decides(run: RunDirectory, corpus: Corpus) -> None:
