@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 from sphinx.application import Sphinx
@@ -39,9 +40,18 @@ pygments_dark_style = "github-dark"
 copybutton_prompt_text = "$ "
 
 
+html_extra_path = ["llms.txt"]
+
+
 def setup(app: Sphinx) -> None:
-    """Fail the build if a page would ask a network for anything."""
+    """Put each page next to its HTML as Markdown. Fail the build if a page would ask a network for anything."""
+    app.connect("build-finished", _add_sources)
     app.connect("build-finished", _refuse_network)
+
+
+def _add_sources(app: Sphinx, error: Exception | None) -> None:
+    for page in app.env.found_docs if error is None else ():
+        shutil.copyfile(app.env.doc2path(page), Path(app.outdir, page).with_suffix(".md"))
 
 
 REMOTE = re.compile(

@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -17,6 +18,12 @@ CODES = {"red": 31, "green": 32, "yellow": 33, "blue": 34, "cyan": 36}
 """Color -> its ANSI code."""
 STATE_COLORS = {"running": "cyan", "failed": "red", "cancelled": "yellow", "done": "green", "stopped": "blue"}
 """State of a run -> color; the other states have none."""
+LONGEST_REPEATED = 80
+"""Most characters of a text that stands in each of several rows."""
+LEAST_WRAPPED = 20
+"""Least characters of a line in which texts are wrapped; in less room they are as they are."""
+WRAPPING: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
+"""A word, such as a path, stays whole."""
 LEVELS = {"error:": "red", "warning:": "yellow"}
 """First word of a line on stderr -> its color."""
 
@@ -295,7 +302,9 @@ class Column:
     optional: bool = False
     """Left out if no record has a value."""
     cut: bool = False
-    """Ends with an ellipsis where a terminal is too narrow for it; for the last column."""
+    """Ends with an ellipsis where a terminal is too narrow for it, and is not wrapped; for the last column."""
+    folded: bool = False
+    """A long text that an earlier row has too reads ``as`` and the first cell of that row."""
 
     def of(self, record: Any) -> Any:
         """Return the value of a record."""
@@ -314,20 +323,28 @@ def lines_of(
 ) -> list[str]:
     """Return a table as lines: titles, if there are any, and a line for each record. Cells cannot break a line.
 
-    If it is wider than ``width``, spare columns are left out, then the texts of a last column that may be are cut.
+    If it is wider than ``width``, spare columns are left out, then the texts of the last column are cut, or wrapped
+    between words below each other.
     """
     columns = [one for one in columns if not one.optional or any(one.of(record) is not None for record in records)]
     cells = [[printable(column.text(column.of(record))) for record in records] for column in columns]
+    cells = [_folded(texts, cells[0]) if column.folded else texts for column, texts in zip(columns, cells, strict=True)]
     wide = [max(map(len, [column.title, *texts])) for column, texts in zip(columns, cells, strict=True)]
     for place in sorted(range(len(columns)), key=lambda place: columns[place].spare, reverse=True):
         if width is not None and columns[place].spare and sum(wide) + 2 * len([*filter(None, wide)]) - 2 > width:
             wide[place] = 0
     places = [place for place in range(len(columns)) if wide[place]]
     room = (width or math.inf) - sum(wide[:-1]) - 2 * (len(places) - 1)
+    below: list[list[str]] = [[] for _ in records]
     if columns and columns[-1].cut and wide[-1] > room:
         most = max(int(room), len(columns[-1].title), 1)
         cells[-1] = [text if len(text) <= most else f"{text[: most - 1]}…" for text in cells[-1]]
         wide[-1] = most
+    elif columns and not columns[-1].right and LEAST_WRAPPED <= room < wide[-1]:
+        wrapped = [textwrap.wrap(text, int(room), **WRAPPING) or [""] for text in cells[-1]]
+        cells[-1], below = [first for first, *_ in wrapped], [others for _, *others in wrapped]
+        wide[-1] = max(map(len, [columns[-1].title, *cells[-1]]))
+    start = sum(wide[place] + 2 for place in places[:-1])
 
     def aligned(place: int, text: str) -> str:
         return text.rjust(wide[place]) if columns[place].right else text.ljust(wide[place])
@@ -337,10 +354,23 @@ def lines_of(
         found = []
         for place in places:
             cell = aligned(place, text := cells[place][number])
-            color = (columns[place].colors or {}).get(columns[place].of(record)) if colored else None
+            colors = columns[place].colors if colored else None
+            color = colors.get(columns[place].of(record)) if colors else None
             found.append(cell.replace(text, paint(text, color)) if color else cell)
         lines.append("  ".join(found))
+        lines += [" " * start + text for text in below[number]]
     return [line.rstrip() for line in lines[0 if lines[0].strip() else 1 :]]
+
+
+def _folded(texts: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Return texts of a column, where a long one that an earlier row has too names that row."""
+    firsts = dict(zip(reversed(texts), reversed(names), strict=True))
+    seen = set[str]()
+    found = []
+    for text in texts:
+        found.append(f"as {firsts[text]}" if text in seen and len(text) > LONGEST_REPEATED else text)
+        seen.add(text)
+    return found
 
 
 def show(columns: Sequence[Column], records: Sequence[Any]) -> None:

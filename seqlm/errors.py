@@ -63,7 +63,7 @@ class UsageError(SeqlmError):
 
 
 class ProblemsError(UsageError):
-    """Several problems of one input, all told at once, one line each."""
+    """One input has several problems, one line each."""
 
     def __init__(self, problems: Iterable[str]) -> None:
         self.problems = list(problems)
@@ -83,7 +83,7 @@ class ManifestError(ProblemsError):
 
 
 class ModelError(UsageError):
-    """A model of the user's own cannot be used. Its ``__cause__`` is the error of the user's code, if there is one."""
+    """The user's own model cannot be used. ``__cause__`` is the error of its code, if there is one."""
 
     KIND = "model"
 
@@ -95,7 +95,7 @@ class DataError(UsageError):
 
 
 class DownloadError(DataError):
-    """A corpus cannot be fetched: why, and how to get it by hand, in several lines."""
+    """A corpus cannot be downloaded. Further lines say why, and how to get it by hand."""
 
     KIND = "download"
 
@@ -113,7 +113,7 @@ class CheckpointError(RunError):
 
 
 class DamagedError(CheckpointError):
-    """A checkpoint is truncated, its bytes have changed, or it is none of ours: an older one may do instead."""
+    """A checkpoint is truncated or changed, or seqlm did not write it. An older checkpoint may be usable."""
 
     KIND = "damaged-checkpoint"
 
@@ -125,13 +125,13 @@ class DivergedError(RunError):
 
 
 class CanaryError(RunError):
-    """The short trials before a grid have failed, one line for each; nothing of the grid has started."""
+    """Canaries failed, one line each; no run of the grid has started."""
 
     KIND = "canary"
 
 
 class SelfCheckError(RunError):
-    """A device computes a fused operation wrongly, so that nothing may be trained with it there."""
+    """A device computes a fused operation wrongly, so seqlm does not train on it."""
 
     KIND = "self-check"
 
@@ -143,7 +143,7 @@ class RunBusyError(RunError):
 
 
 class LeaseLostError(RunError):
-    """A worker was taken for dead and another has its run now: it must not change a file of it any more."""
+    """Another worker has taken over the run, so this worker must not change its files."""
 
     KIND = "lease-lost"
 
@@ -182,13 +182,13 @@ def file_errors(verb: str, path: object, *, within: bool = False) -> Iterator[No
 
 
 class DamagedFileError(FileError):
-    """A file was read, and holds something else than it should."""
+    """A file has other content than expected."""
 
     KIND = "damaged-file"
 
 
 class UnfitFileError(FileError):
-    """A link, a folder or anything else that is no regular file, or a file that is larger than any of ours."""
+    """A path is not a regular file (such as a link or a folder), or the file is too large."""
 
     KIND = "unfit-file"
 
@@ -209,7 +209,7 @@ class BackendError(SeqlmError):
 
 
 class LostBackendError(BackendError):
-    """The backend was reached, and does not answer any more."""
+    """The backend no longer answers."""
 
     KIND = "lost-backend"
 

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from analysis.blocks.figure import Chart
 from analysis.blocks.sentences import caption, scope_of
 from analysis.plots import look
-from analysis.plots.axes import Unit, label_grid, panel_grid, panels_with_legend, signs_of, unit_for
+from analysis.plots.axes import Unit, label_grid, panel_grid, panels_with_legend, signs_of, tick_text, unit_for
 from analysis.plots.curves import (
     MOST_GREY,
     MOST_LINES,
@@ -86,15 +86,16 @@ def runs_chart(study: StudyFiles, runs: pd.DataFrame, curves: Sequence[Curve], n
     for limit in limits:
         chart.figure.axes[0].axvline(limit, color=look.MUTED, linestyle=(0, (1, 2)), linewidth=1.2, zorder=1)
     top = chart.figure.axes[0].get_ylim()[1]
+    named = prominent(curves)
     text = caption(
         "curves",
-        named=len(prominent(curves)),
+        named=len(named),
         curves=len(curves),
         most_grey=MOST_GREY,
         sizes=sorted({len(curve.runs) for curve in curves if len(curve.runs) > 1}),
         limits=[str(limit) for limit in limits],
         **signs_of(chart.figure),
-        **_ends(runs, curves, [top] * len(curves), [curve.drawn for curve in curves]),
+        **_ends(runs, curves, named, [top] * len(named), [curve.drawn for curve in named]),
     )
     return Chart(name=name, title=chart.title, caption=text, figure=chart.figure)
 
@@ -169,6 +170,8 @@ def panels_chart(study: StudyFiles, curves: Sequence[Curve]) -> Chart:
     """Training and validation perplexity of each curve in its own panel, over epochs, with the time above."""
     unit = _unit(study)
     shown = prominent(curves, BEST_PANELS)
+    if len(shown) < len(curves):
+        shown.sort(key=_kind)
     entries = [
         Line2D([], [], color=look.MUTED, label="validation"),
         Line2D([], [], color=look.MUTED, label="training", **TRAINING),
@@ -178,14 +181,13 @@ def panels_chart(study: StudyFiles, curves: Sequence[Curve]) -> Chart:
     for axes, curve in zip(grid, shown, strict=True):
         draw_run(axes, curve, unit, shown)
     label_grid(grid, "Perplexity", grid[0].get_xlabel())
-    left_out = study.runs[~study.runs["number"].isin([number for curve in curves for number in curve.runs])]
     values = [np.concatenate([curve.train_ppl, curve.val_ppl]) for curve in shown]
     text = caption(
         "curves_of_runs",
         curves=len(curves),
         shown=len(shown),
         **signs_of(figure),
-        **_ends(left_out, shown, [axes.get_ylim()[1] for axes in grid], values),
+        **_ends(study.runs, curves, shown, [axes.get_ylim()[1] for axes in grid], values),
     )
     one = "setting" if any(curve.of_seeds for curve in curves) else "run"
     what = f"each {one}" if len(shown) == len(curves) else f"the best {one}s"
@@ -197,17 +199,37 @@ def panels_chart(study: StudyFiles, curves: Sequence[Curve]) -> Chart:
     )
 
 
+def _kind(curve: Curve) -> tuple[int, int]:
+    """Return where a curve stands by its architecture, then by its optimizer."""
+    return units.rank(units.ARCHITECTURES, curve.arch), units.rank(units.OPTIMIZERS, curve.optimizer)
+
+
 def _ends(
-    runs: pd.DataFrame, drawn: Sequence[Curve], tops: Sequence[float], values: Sequence[Values]
+    runs: pd.DataFrame,
+    curves: Sequence[Curve],
+    drawn: Sequence[Curve],
+    tops: Sequence[float],
+    values: Sequence[Values],
 ) -> dict[str, Any]:
-    """What a caption names: curves that ended early or leave their axis at its top, and ``runs`` without a curve."""
-    shown = {number for curve in drawn for number in curve.runs}
+    """What a caption says about ends: of the ``drawn`` ones of ``curves``, and of ``runs`` without a curve.
+
+    ``tops`` are the ends of their axes, ``values`` what leaves them there. Names are left out if some curves are.
+    """
+    with_curve = {number for curve in curves for number in curve.runs}
     highest = [float(np.nanmax(value)) for value in values]
     facts = zip(runs["number"], runs["name"], strict=True)
     return {
         "stopped": sum(curve.state == "stopped" for curve in drawn),
         "early": [c.reference for c in drawn if c.ended_early and c.state != "stopped"],
-        "at": tops[0] if len(set(tops)) == 1 else None,
-        "above": [(c.reference, high) for c, top, high in zip(drawn, tops, highest, strict=True) if high > top],
-        "empty": [f"{number} {name}" for number, name in facts if number not in shown],
+        "at": _rounded(tops[0]) if len(set(tops)) == 1 else None,
+        "above": [
+            (c.reference, _rounded(high)) for c, top, high in zip(drawn, tops, highest, strict=True) if high > top
+        ],
+        "empty": [f"{number} {name}" for number, name in facts if number not in with_curve],
+        "are_named": len(drawn) == len(curves),
     }
+
+
+def _rounded(value: float) -> str:
+    """Return a number to three figures, as at a tick."""
+    return tick_text(float(f"{value:.3g}"))

@@ -7,9 +7,10 @@ PALETTE = ("#0072b2", "#d55e00", "#009e73", "#e69f00", "#56b4e9", "#cc79a7", "#f
 
 UNKNOWN_COLOUR = "#7a7f85"
 
-SHADES = ((0.0, 0.25), (-0.3, 0.45), (-0.5, 0.6), (-0.65, 0.72), (-0.78, 0.84))
+SHADES = ((0.0, 0.25), (-0.2, 0.37), (-0.35, 0.48), (-0.48, 0.58), (-0.6, 0.68))
 """Settings alike in architecture and optimizer differ in shade: towards black below 0, towards white above. The first
-of each pair is for white paper, the second for a dark page."""
+of each pair is for white paper, the second for a dark page. The last are not so near to black or white that
+colour-blind readers confuse two architectures."""
 
 
 def colours_of(architectures: Sequence[str]) -> dict[str, str]:

@@ -20,7 +20,7 @@ from analysis.study.units import plain_text
 from analysis.study.values import Values
 from seqlm.data.tokens import UNK
 
-EACH = 2
+EACH = 3
 """Samples of each group."""
 MOST_REPEATED = 0.5
 """Best samples of words have at most this share of tokens that occur among the 16 before them. (Of characters most
@@ -41,7 +41,7 @@ SMALLEST = 1e-9
 FEWEST_ALIKE = 4
 """Texts on each side from which two values differ that all texts of their side have."""
 
-ORDINALS = ("", "second ")
+ORDINALS = ("", "second ", "third ")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -127,7 +127,7 @@ def texts_of(runs: Sequence[ExaminedRun]) -> list[Text]:
 
 
 def choose(texts: Sequence[Text]) -> dict[str, list[tuple[Text, str]]]:
-    """Return at most two texts of each group with their reasons, none twice; ties go to the earlier text.
+    """Return at most ``EACH`` texts of each group with their reasons, none twice; ties go to the earlier text.
 
     Texts that different models have rated are not put in one order: then there are the best and the worst of each run.
     """

@@ -211,8 +211,8 @@ def epochs(gone: Any, asked: Any) -> str:
 
 
 def count(number: int, noun: str) -> str:
-    """``1 run``, ``2 runs``."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    """``1 run``, ``2 runs``, ``1,000 runs``."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def listing(items: list[str]) -> str:

@@ -10,12 +10,12 @@ SCHEMA_VERSION = 1
 INTERRUPTED = "interrupted"
 """Kind of error: Ctrl-C, SIGTERM or a closed terminal."""
 KINDS = {
-    "runs": "a run has failed, was cancelled or waits; `problems` has a line for each",
-    "budget": "runs wait, since the budget of the study is spent",
-    "unfinished": "`wait` has ended before the runs have",
-    "findings": "`doctor` or `check-model` has found something that does not work",
-    "refused": "`run` would refuse what `plan` was asked about",
-    "parts": "a part of what was asked for was not possible; `problems` has a line for each",
+    "runs": "a run failed, was cancelled or waits; `problems` has a line for each",
+    "budget": "runs wait because the budget of the study is spent",
+    "unfinished": "`wait` ended before the runs",
+    "findings": "`doctor` or `check-model` found a fault",
+    "refused": "`run` would refuse this plan",
+    "parts": "a part of the request failed; `problems` has a line for each",
     INTERRUPTED: "Ctrl-C, SIGTERM or a closed terminal",
 }
 """Kinds of error besides those of :mod:`seqlm.errors`."""

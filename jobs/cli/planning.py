@@ -171,14 +171,14 @@ def _ranks(record: Mapping[str, Any]) -> int | None:
 
 COLUMNS = (
     Column("run", "name"),
-    Column("id"),
+    Column("id", spare=4),
     Column("action", lambda one: f"extend {one['reason']}" if one["action"] == "extend" else one["action"]),
     Column("ranks", _ranks, lambda ranks: str(ranks or 1), right=True, optional=True),
-    Column("parameters", text=terminal.short_number, right=True),
-    Column("FLOPs/token", "flops_per_token", terminal.short_number, right=True),
+    Column("parameters", text=terminal.short_number, right=True, spare=2),
+    Column("FLOPs/token", "flops_per_token", terminal.short_number, right=True, spare=3),
     Column("memory", _memory, right=True),
     Column("time", "seconds", terminal.duration, right=True),
-    Column("", lambda one: None if one["action"] == "extend" else one["reason"]),
+    Column("", lambda one: None if one["action"] == "extend" else one["reason"], folded=True),
 )
 
 
@@ -280,12 +280,14 @@ class PlanResult(Result):
         if not self.todo:
             return f"nothing to start; {disk}"
         if costs.gpu_hours is None:
-            return f"{disk}; GPU hours and time are not known: {costs.unknown}"
+            what = "GPU hours and time are" if any(item.spec.resources.gpus for item in self.todo) else "the time is"
+            return f"{disk}; {what} not known: {costs.unknown}"
         hours, wall = f"{costs.gpu_hours:.3g}", terminal.duration(costs.wall_seconds)
         if self.expected is not None:
             hours = f"about {self.expected_costs.gpu_hours:.3g}, at most {hours}"
             wall = f"about {terminal.duration(self.expected_costs.wall_seconds)}, at most {wall}"
-        return f"{wall} on {self.backend.where()}; {hours} GPU hours; {disk}"
+        gpus = f"; {hours} GPU hours" if costs.gpu_hours else ""
+        return f"{wall} on {self.backend.where()}{gpus}; {disk}"
 
 
 def plan(arguments: PlanArguments) -> PlanResult:

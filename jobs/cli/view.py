@@ -221,7 +221,7 @@ STATUS = (
         optional=True,
     ),
     Column("device", spare=5, optional=True),
-    Column("reason", _reason, cut=True),
+    Column("reason", _reason, cut=True, folded=True),
 )
 """The columns of ``status`` and of the live table. Those that are optional are read only while a run is running."""
 

@@ -131,7 +131,7 @@ def config_keys() -> dict[str, Schema]:
                 texts.setdefault(schema["description"], []).extend(choices(variant, selector))
             if len(texts) > 1:
                 merged["description"] = " ".join(f"{', '.join(who)}: {text}" for text, who in texts.items())
-            if len(owners) < len(variants):
+            elif len(owners) < len(variants):
                 names = [choice for variant in owners for choice in choices(variant, selector)]
                 merged["description"] += f" ({', '.join(names)} only)"
             if any(schema.get("default") != merged.get("default") for schema in owners.values()):

@@ -25,6 +25,7 @@ from selenium.webdriver.remote.webelement import WebElement
 from analysis.report import write_report
 from tests import commands
 from tests.analysis.behaviour_made_up import add_behaviour, add_samples, raw_sample
+from tests.analysis.claims import made_up
 from tests.analysis.hand_made import add_run
 from tests.analysis.synthetic import make_run
 
@@ -400,6 +401,20 @@ def test_a_table_over_several_printed_pages_has_its_headings_on_each(page: Page,
     assert len(sheets) > 1
     for words in sheets:
         assert {"Architecture", "Optimizer", "Valid."} <= set(words)
+
+
+@pytest.mark.process
+@pytest.mark.usefixtures("svg_only")
+def test_a_study_of_twelve_runs_prints_on_at_most_twelve_sheets_without_samples(
+    browser: Browser, tmp_path: Path
+) -> None:
+    seeds = dict.fromkeys(((arch, "adam") for arch in ("rnn", "gru", "transformer")), 2)
+    runs = made_up.make_study(tmp_path, seeds=seeds, behaviours=True)
+    assert len(runs) == 12
+    page = browser.open(write_report(tmp_path))
+    page.script("document.querySelectorAll('article.sample').forEach(sample => { sample.remove(); })")
+    done = commands.run(["pdftotext", page.pdf(tmp_path / "page.pdf"), "-"], check=True)
+    assert 8 < done.stdout.count("\f") <= 12
 
 
 def drawn(page: Page, run: int) -> list[bool]:

@@ -11,12 +11,12 @@ from seqlm.errors import SeqlmError
 from tests.reference.markdown import prose, table
 
 MEANINGS = {
-    0: "The command did what it was asked. A query answered, even if no run passes its filter.",
-    1: "Some run or canary failed or was cancelled, waits for the study's budget, or a file cannot be written. A "
+    0: "The command succeeded. A query succeeds even if no run passes its filter.",
+    1: "A run or canary failed, was cancelled or waits for the study's budget, or a file cannot be written. A "
     "run of a search that diverged is no failure.",
     2: "The command line, the manifest or the data is wrong. Nothing was started.",
-    3: "The backend cannot be reached, or can never run this. Nothing was started, unless the message says so.",
-    4: "`wait` has ended before the runs have.",
+    3: "The backend cannot be reached, or can never run this. Nothing was started, unless the message says otherwise.",
+    4: "`wait` ended before the runs.",
     130: "Interrupted: Ctrl-C, SIGTERM or a closed terminal. The workers have saved and stopped; jobs of SLURM go on.",
 }
 

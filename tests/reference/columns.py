@@ -2,8 +2,11 @@
 
 import functools
 import tempfile
+import zipfile
 from pathlib import Path
+from typing import Any
 
+from analysis.api import open_study
 from analysis.blocks.table import Table
 from analysis.report import report_page
 from analysis.study.columns import TABLES
@@ -14,8 +17,25 @@ from seqlm.records.comparisons import Comparison, Pair
 from tests.analysis.example_study import make_examples
 from tests.analysis.hand_made import add_run
 from tests.analysis.searches import RULE, stop
-from tests.reference.markdown import table
+from tests.reference.markdown import folded, table
 from tests.seqlm.training.studies import runs_in
+
+STORED = Path(__file__).parents[1] / "end_to_end" / "stored" / "format-3.zip"
+"""A study that was really run: its values are the examples."""
+FIRST = {
+    "runs": (
+        "number", "name", "id", "arch", "optimizer", "setting", "state", "reason", "epochs_done", "compared_epochs",
+        "compared_val_ppl", "best_epoch", "train_ppl", "val_ppl", "test_ppl", "val_bits_per_byte", "gap", "parameters",
+        "wall_seconds", "machine",
+    ),
+    "attempts": (
+        "number", "id", "attempt", "backend", "host", "device", "ranks", "gpus", "cores", "started_at", "ended_at",
+        "seconds", "outcome", "failure_kind", "lost_seconds",
+    ),
+}  # fmt: skip
+"""Table -> the columns that most readers look for; the page shows the others folded."""
+LONGEST = 40
+"""Characters of an example."""
 
 
 def parts() -> dict[str, str]:
@@ -25,10 +45,38 @@ def parts() -> dict[str, str]:
 
 def _dataframes() -> str:
     sections = []
-    for name, columns in TABLES.items():
-        rows = [[f"`{column}`", meaning.unit, meaning.text] for column, meaning in columns.items()]
-        sections.append(f"### `{name}`\n\n{table(['column', 'unit', 'meaning'], rows)}")
+    with tempfile.TemporaryDirectory() as folder:
+        zipfile.ZipFile(STORED).extractall(folder)
+        study = open_study(Path(folder) / "runs" / "stored")
+        for name, columns in TABLES.items():
+            frame = study.steps("gru-adam") if name == "steps" else getattr(study, name)
+            keys = [column for column in columns if column in valid_keys()]
+            rows = {
+                column: [f"`{column}`", meaning.text, meaning.unit, _example(frame[column].dropna())]
+                for column, meaning in columns.items()
+                if column not in keys
+            }
+            first = FIRST.get(name, tuple(rows))
+            shown = [_columns([rows[column] for column in first])]
+            rest = [row for column, row in rows.items() if column not in first]
+            shown += [folded(f"{len(rest)} more columns", _columns(rest))] if rest else []
+            if keys:
+                names = ", ".join(f"`{key}`" for key in keys)
+                text = "a column for each key of the configuration, empty if the key does not apply"
+                shown.append(folded(text.capitalize(), f"{names}."))
+            sections.append("\n\n".join([f"### `{name}`", *shown]))
     return "\n\n".join(sections)
+
+
+def _columns(rows: list[list[str]]) -> str:
+    return table(["column", "meaning", "unit", "example"], rows)
+
+
+def _example(values: Any) -> str:
+    """Return the first value that is not empty; ``""`` without one."""
+    found = next((value for value in values.tolist() if value != ""), None)
+    text = "" if found is None else f"{found:.6g}" if isinstance(found, float) else str(found)
+    return f"{text[:LONGEST]} ..." if len(text) > LONGEST else text
 
 
 def _report() -> str:
@@ -36,12 +84,13 @@ def _report() -> str:
     for found in tables():
         titles = {column.key: column.title for column in found.columns}
         keys = found.to_csv().partition("\n")[0].strip().split(",")
-        rows = [[f"`{key}`", titles.get(key, "")] for key in keys if key not in valid_keys()]
-        if len(rows) < len(keys):
-            rows.append(["one for each key of the configuration that varies", ""])
+        own = [key for key in keys if key not in valid_keys()]
+        names = [f"`{key}` ({title})" if (title := titles.get(key)) else f"`{key}`" for key in own]
+        if len(own) < len(keys):
+            names.append("one for each key of the configuration that varies")
         text = f"{found.title}. {found.caption}".replace("<", "&lt;")
         name = "group-NUMBER-TITLE" if found.name.startswith("group-") else found.name
-        sections.append(f"### `{name}.csv`\n\n{text}\n\n{table(['column', 'heading on the page'], rows)}")
+        sections.append(f"### `{name}.csv`\n\n{text}\n\nColumns: {', '.join(names)}.")
     return "\n\n".join(sections)
 
 

@@ -1,11 +1,18 @@
 """Every command with its options and an example, for docs/reference/command-line.md."""
 
 import argparse
+import re
+from collections import Counter
 
 from jobs.cli.arguments import COMMANDS, COMMON, parser
 from tests.reference.markdown import table
 
 PROGRAM = "seqlm"
+SEVERAL = 4
+"""An option of so many commands is described once, above them."""
+
+Row = tuple[str, str]
+"""An argument and its meaning."""
 
 
 def parts() -> dict[str, str]:
@@ -14,14 +21,20 @@ def parts() -> dict[str, str]:
     common = {*COMMON, "help"}
     shared = [action for action in below["plan"]._actions if action.dest in common]
     groups = dict.fromkeys(command.group for command in COMMANDS.values())
+    rows = {name: _rows([one for one in parser._actions if one.dest not in common]) for name, parser in below.items()}
+    counts = Counter(row for those in rows.values() for row in those if row[0].startswith("`-"))
+    several = [row for row, count in counts.items() if count >= SEVERAL]
     sections = []
     for group in groups:
         sections.append(f"## {group.capitalize()}")
         for name, command in COMMANDS.items():
             if command.group == group:
-                own = [action for action in below[name]._actions if action.dest not in common]
-                sections.append(_command(name, command.text, f"{name} {command.words}", own))
-    return {"common-options": _options(shared), "commands": "\n\n".join(sections)}
+                sections.append(_command(name, command.text, f"{name} {command.words}", rows[name], several))
+    return {
+        "common-options": _options(_rows(shared)),
+        "shared-options": _options(several),
+        "commands": "\n\n".join(sections),
+    }
 
 
 def _commands() -> dict[str, argparse.ArgumentParser]:
@@ -35,7 +48,9 @@ def _commands() -> dict[str, argparse.ArgumentParser]:
     return found
 
 
-def _command(name: str, text: str, example: str, actions: list[argparse.Action]) -> str:
+def _command(name: str, text: str, example: str, rows: list[Row], several: list[Row]) -> str:
+    own = [row for row in rows if row not in several]
+    others = ", ".join(re.sub(r" [^`]+`", "`", words) for words, text in rows if (words, text) in several)
     lines = [
         f"### `{PROGRAM} {name}`",
         "",
@@ -45,12 +60,19 @@ def _command(name: str, text: str, example: str, actions: list[argparse.Action])
         f"{PROGRAM} {example}",
         "```",
     ]
-    return "\n".join([*lines, "", _options(actions)] if actions else lines)
+    lines += ["", _options(own)] if own else []
+    lines += ["", f"[Also](#options-of-several-commands): {others}."] if others else []
+    return "\n".join(lines)
 
 
-def _options(actions: list[argparse.Action]) -> str:
+def _options(rows: list[Row]) -> str:
+    return table(["argument", "meaning"], rows)
+
+
+def _rows(actions: list[argparse.Action]) -> list[Row]:
+    """Return the words and the meaning of each argument, options last."""
     ordered = sorted(actions, key=lambda action: bool(action.option_strings))
-    return table(["argument", "meaning"], [[_words(action), _meaning(action)] for action in ordered])
+    return [(_words(action), _meaning(action)) for action in ordered]
 
 
 def _words(action: argparse.Action) -> str:

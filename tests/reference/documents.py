@@ -14,10 +14,13 @@ def parts() -> dict[str, str]:
     return {"document": first, "documents": heading + others, "error-kinds": _kinds()}
 
 
-def _kinds() -> str:
-    """Return each kind of error, with its exit code and meaning."""
+def kinds() -> dict[str, tuple[str, str]]:
+    """Return each kind of error -> its exit code (``""``: that of the outcome) and its meaning."""
     classes = [one for one in vars(errors).values() if isinstance(one, type) and issubclass(one, errors.SeqlmError)]
     own = {one.KIND: (str(one.exit_code), prose(one.__doc__ or "")) for one in classes if "KIND" in vars(one)}
     own[errors.FileError.FULL] = ("1", "A disk or a quota is full.")
-    outcomes = {kind: ("", f"{text[:1].upper()}{text[1:]}.") for kind, text in answers.KINDS.items()}
-    return table(["kind", "exit code", "meaning"], [[f"`{kind}`", *row] for kind, row in {**own, **outcomes}.items()])
+    return {**own, **{kind: ("", f"{text[:1].upper()}{text[1:]}.") for kind, text in answers.KINDS.items()}}
+
+
+def _kinds() -> str:
+    return table(["kind", "exit code", "meaning"], [[f"`{kind}`", *row] for kind, row in kinds().items()])

@@ -1,6 +1,7 @@
 """The key tables of docs/reference/manifest.md, and the JSON Schema of manifests."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -18,8 +19,24 @@ from seqlm.config import VARIANTS, RunConfig
 from seqlm.resources import Resources
 from seqlm.schema import Table, fields_of
 from seqlm.search import Search
-from tests.reference.markdown import table
+from tests.reference.markdown import folded, table
 
+FIRST = (
+    "model.arch", "model.hidden_size", "model.num_layers", "model.embedding_size", "model.keep", "model.tied",
+    "model.num_heads", "data.corpus", "data.level", "data.vocab_size", "optim.optimizer", "optim.lr", "optim.schedule",
+    "optim.weight_decay", "train.epochs", "train.batch_size", "train.seq_len", "train.clip_norm", "train.precision",
+    "seed",
+)  # fmt: skip
+"""The keys of a run that most readers look for; the page shows the others folded, by subject."""
+FIRST_OF_SLURM = (
+    "timeout_min", "mem_gb", "partition", "account", "qos", "setup", "python", "ranks_per_node", "pool", "sbatch"
+)  # fmt: skip
+SUBJECTS = {
+    "More of `model`": ("model.",),
+    "More of `data`": ("data.",),
+    "More of `optim`": ("optim.",),
+    "`eval`, and more of `train`": ("train.", "eval."),
+}
 SCHEMA = Path(__file__).parents[2] / "docs" / "reference" / "manifest.schema.json"
 
 
@@ -38,7 +55,7 @@ def _tables() -> dict[str, str]:
     shared = {name: schema for name, schema in table_keys(SharedTable).items() if name not in table_keys(BackendTable)}
     own = [name for name in fields_of(table_of("slurm")) if name not in common]
     return {
-        "config": _table(config_keys(), _config_defaults()),
+        "config": _config(),
         "study": _table(_prefixed("study", table_keys(StudyTable)), _prefixed("study", _defaults(StudyTable))),
         "entry": _table(
             {
@@ -74,15 +91,31 @@ def _tables() -> dict[str, str]:
             },
             {**_defaults(table_of("ray")), **_prefixed("largest", _defaults(Largest))},
         ),
-        "slurm": _table({name: table_keys(table_of("slurm"))[name] for name in own}, _defaults(table_of("slurm"))),
+        "slurm": _slurm({name: table_keys(table_of("slurm"))[name] for name in own}, _defaults(table_of("slurm"))),
     }
+
+
+def _config() -> str:
+    keys, defaults = dict(config_keys()), _config_defaults()
+    shown = [_table({key: keys.pop(key) for key in FIRST}, defaults)]
+    for title, prefixes in SUBJECTS.items():
+        those = [key for key in keys if key.startswith(prefixes)]
+        summary = re.sub(r"`(\w+)`", r"<code>\1</code>", title)
+        shown.append(folded(f"{summary}: {len(those)} keys", _table({key: keys.pop(key) for key in those}, defaults)))
+    assert not keys, "each key has a subject"
+    return "\n\n".join(shown)
+
+
+def _slurm(keys: dict[str, Schema], defaults: Mapping[str, Any]) -> str:
+    first = _table({key: keys.pop(key) for key in FIRST_OF_SLURM}, defaults)
+    return f"{first}\n\n{folded(f'{len(keys)} more keys', _table(keys, defaults))}"
 
 
 def _table(keys: Mapping[str, Schema], defaults: Mapping[str, Any]) -> str:
     rows = [
-        [f"`{key}`", kind_of(schema), _default(defaults[key]), schema["description"]] for key, schema in keys.items()
+        [f"`{key}`", schema["description"], kind_of(schema), _default(defaults[key])] for key, schema in keys.items()
     ]
-    return table(["key", "type", "default", "meaning"], rows)
+    return table(["key", "meaning", "type", "default"], rows)
 
 
 def _prefixed(section: str, keys: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,11 +145,11 @@ def kind_of(schema: Schema) -> str:
         schema.get(key) for key in ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum")
     )
     parts = ["whole number" if schema["type"] == "integer" else "number"]
-    parts += [f"at least {least:g}"] if least is not None else []
-    parts += [f"above {above:g}"] if above is not None else []
-    parts += [f"below {below:g}"] if below is not None else []
-    parts += [f"at most {'2^32 - 1' if most == 2**32 - 1 else most}"] if most is not None else []
-    return ", ".join(parts)
+    parts += [f"≥ {least:g}"] if least is not None else []
+    parts += [f"> {above:g}"] if above is not None else []
+    parts += [f"< {below:g}"] if below is not None else []
+    parts += [f"≤ {'2^32 - 1' if most == 2**32 - 1 else most}"] if most is not None else []
+    return " ".join(parts[:2]) + "".join(f", {part}" for part in parts[2:])
 
 
 def _default(value: Any) -> str:

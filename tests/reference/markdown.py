@@ -10,6 +10,11 @@ def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
+def folded(summary: str, text: str) -> str:
+    """Return Markdown that a reader opens with a click. It must not have headings."""
+    return f"<details>\n<summary>{summary}</summary>\n\n{text}\n\n</details>"
+
+
 def prose(doc: str) -> str:
     """Return text of a docstring on one line, with its code and references as Markdown."""
     text = " ".join(doc.split())

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from tests.reference import (
+    agents,
     codes,
     columns,
     command_line,
@@ -18,7 +19,7 @@ from tests.reference import (
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PART = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
-SUBJECTS = (codes, columns, command_line, documents, layers, manifest, python_api, states, variables)
+SUBJECTS = (agents, codes, columns, command_line, documents, layers, manifest, python_api, states, variables)
 
 
 def parts() -> dict[str, str]:
@@ -39,4 +40,4 @@ def wanted() -> dict[Path, str]:
         for page, text in texts.items()
         if PART.search(text)
     }
-    return {**pages, manifest.SCHEMA: manifest.schema_text()}
+    return {**pages, manifest.SCHEMA: manifest.schema_text(), agents.LLMS: agents.llms_text()}

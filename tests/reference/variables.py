@@ -23,8 +23,8 @@ def _table(*, is_internal: bool) -> str:
         meaning, _, unset = text.removesuffix(".").partition(" Unset: ")
         if variable.is_internal == is_internal:
             default = unset or f"{variable.default:g}"
-            rows.append([f"`{variable.name}`", _expected(variable), default, f"{meaning.removesuffix('.')}."])
-    return table(["variable", "value", "default", "meaning"], rows)
+            rows.append([f"`{variable.name}`", f"{meaning.removesuffix('.')}.", _expected(variable), default])
+    return table(["variable", "meaning", "value", "default"], rows)
 
 
 def _described() -> list[tuple[Variable[Any], str]]:

@@ -116,7 +116,7 @@ def test_runs_without_an_epoch_are_named_and_not_drawn(tmp_path: Path) -> None:
     make_run(tmp_path, 0, epochs=2)
     charts = curve_charts(load_study(tmp_path))
     for name in ("validation", "runs-epochs"):
-        assert "Without a finished epoch: 4 gru-adam." in charts[name].caption
+        assert "Without a perplexity: 4 gru-adam." in charts[name].caption
         assert runs_of(charts[name])[0] == {"1"}
 
 

@@ -1,6 +1,7 @@
 """What holds of every figure: its numbers, one colour for a run, and a caption of what is drawn."""
 
 import itertools
+import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
 from analysis.blocks.figure import Chart
@@ -19,6 +20,7 @@ from analysis.plots.column import column_files
 from analysis.plots.scatter import costs_chart, spread_chart
 from analysis.plots.slices import slices_chart
 from analysis.report import report_page
+from analysis.study import units
 from analysis.study.study import StudyFiles, load_study
 from benchmarks.report_study import make_study as make_large_study
 from tests.analysis.claims import made_up
@@ -221,6 +223,14 @@ def test_captions_name_the_signs_that_are_drawn_and_no_others(tmp_path: Path, na
         assert ("Grey line" in chart.caption) == (bool(dashed) and chart.name == "time-and-perplexity")
 
 
+@pytest.mark.usefixtures("blank_figures")
+def test_captions_have_three_figures_of_where_an_axis_ends(tmp_path: Path) -> None:
+    make_explosion(tmp_path)
+    found = re.findall(r"(?:at|to) ([\d,]+\.?\d*)", curve_charts(load_study(tmp_path))["validation"].caption)
+    assert len(found) == 3
+    assert all(len(number.replace(",", "").strip("0.")) <= 3 for number in found), found
+
+
 # -- every run by architecture, and settings against what they cost --------------------------------------------------
 
 
@@ -318,6 +328,7 @@ def test_of_many_runs_panels_show_settings_of_each_kind_and_say_which(tmp_path: 
     shown = [by_number[panel.lines[0].run or ""] for panel in charts["runs-epochs"].panels]
     kinds = [(run["arch"], run["optimizer"]) for run in shown]
     assert len(set(kinds)) == len(kinds) == len(panels)
+    assert kinds == [(arch, key) for arch in units.ARCHITECTURES for key in units.OPTIMIZERS if (arch, key) in kinds]
     for axes, run in zip(panels, shown, strict=True):
         title = axes.get_title(loc="left").lower()
         assert run["arch"] in title
@@ -328,6 +339,12 @@ def test_of_many_runs_panels_show_settings_of_each_kind_and_say_which(tmp_path: 
         lines = [line for panel in charts[name].panels for line in panel.lines if line.run in repeated]
         assert lines
         assert all("mean of" in line.label for line in lines), name
+    without = {*study.runs["number"]} - {*study.epochs["number"][np.isfinite(study.epochs["val_ppl"])]}
+    assert without
+    for name in ("validation", "runs-epochs"):
+        drawn = {line.run for panel in charts[name].panels for line in panel.lines}
+        assert set(re.findall(r"\b(\d+)(?:/\d+)* (?:rnn|gru|transformer)-", charts[name].caption)) <= drawn, name
+    assert f"Without a perplexity: {len(without)} runs." in charts["validation"].caption
 
 
 # -- axes ----------------------------------------------------------------------------------------------------------
@@ -366,3 +383,38 @@ def test_every_colour_of_a_text_has_enough_contrast_with_its_paper(*, dark: bool
         for light, _ in palette.SHADES:
             ink = look.ink_of(palette.shade(own, light))
             assert look.contrast(colours[ink] if dark else ink, "#14181c" if dark else look.PAPER) >= look.CONTRAST
+
+
+SEEN_BY = {
+    "all": np.eye(3),
+    "deuteranopes": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],
+    "protanopes": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+}
+"""Matrices on linear red, green and blue (Machado, Oliveira and Fernandes, 2009, severity 1)."""
+
+TO_XYZ = [[0.4339, 0.3762, 0.1899], [0.2126, 0.7152, 0.0722], [0.0178, 0.1095, 0.8727]]
+"""Linear red, green and blue to CIE XYZ, each relative to white."""
+
+
+def lab(colour: str, seen_by: str) -> np.ndarray:
+    """Return a colour in CIE L*a*b*."""
+    parts = np.array(to_rgb(colour))
+    linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+    x, y, z = np.asarray(TO_XYZ) @ np.clip(np.asarray(SEEN_BY[seen_by]) @ linear, 0, 1)
+    x, y, z = (np.cbrt(part) if part > 0.008856 else 7.787 * part + 16 / 116 for part in (x, y, z))
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("seen_by", SEEN_BY)
+def test_architectures_differ_in_colour_in_all_shades_for_the_colour_blind_too(seen_by: str, *, dark: bool) -> None:
+    shades = [[palette.shade(own, pair[dark]) for pair in palette.SHADES] for own in palette.PALETTE[:3]]
+    own, other = (
+        [np.linalg.norm(lab(a, seen_by) - lab(b, seen_by)) for a, b in pairs]
+        for pairs in (
+            [pair for colours in shades for pair in itertools.combinations(colours, 2)],
+            [pair for a, b in itertools.combinations(shades, 2) for pair in itertools.product(a, b)],
+        )
+    )
+    assert min(other) > 10, "of two architectures"
+    assert min(own) > 4, "of two settings of one architecture"

@@ -161,13 +161,14 @@ def test_best_leaves_out_heavy_repetition_and_the_reason_names_the_panel(run: Ru
             raw_sample(6, text, [7.0] * 3),
             raw_sample(7, text, [4.0] * 3, copied=["b", "c"]),
             raw_sample(8, text, [5.0] * 3, entropy=[1.0, 1.0, 3.0]),
+            raw_sample(9, text, [3.5] * 3),
         ],
     )
     chosen = choose(texts_of(behaved(run)))
     assert {group: [text.sample.index for text, _ in texts] for group, texts in chosen.items()} == {
-        "Best": [2, 1],
-        "Worst": [5, 4],
-        "Interesting": [7, 0],
+        "Best": [2, 1, 9],
+        "Worst": [5, 4, 6],
+        "Interesting": [7, 0, 8],
     }
     assert "under the panel, 2.00 nats" in chosen["Best"][0][1]
     reasons = [reason for _, reason in chosen["Interesting"]]
@@ -211,20 +212,21 @@ def test_a_word_that_is_turned_into_unk_gains_its_sample_no_place(
 
 def test_the_samples_of_all_models_are_chosen_together_and_name_their_run(run: RunDirectory) -> None:
     other = make_run(run.path.parent, 3, epochs=2)
-    for one, values in ((run, (5.0, 2.0)), (other, (4.0, 1.0))):
+    for one, values in ((run, (5.0, 3.0, 2.0)), (other, (4.0, 2.5, 1.0))):
         add_behaviour(one)
         add_samples(one, [raw_sample(i, ["a"], [v]) for i, v in enumerate(values)])
     shown = chosen_samples(behaved(run))
     (best, samples), (worst, others) = shown.groups
     assert (best, worst) == ("Best", "Worst")
-    labels = ["Sample 1 of 4 gru-adam", "Sample 1 of 1 rnn-adam"]
+    labels = ["Sample 2 of 4 gru-adam", "Sample 2 of 1 rnn-adam", "Sample 1 of 4 gru-adam"]
     assert [sample["label"] for sample in samples] == labels
-    assert [sample["label"] for sample in others] == ["Sample 0 of 1 rnn-adam", "Sample 0 of 4 gru-adam"]
+    labels = ["Sample 0 of 1 rnn-adam", "Sample 0 of 4 gru-adam", "Sample 1 of 1 rnn-adam"]
+    assert [sample["label"] for sample in others] == labels
     sections = samples_page(load_study(run.path.parent))
     assert [section.title for section in sections] == ["Samples of 1 rnn-adam", "Samples of 4 gru-adam"]
     anchors = [sample["anchor"] for sample in printed(sections)]
     assert {sample["link"] for sample in (*samples, *others)} <= set(anchors)
-    assert len(set(anchors)) == len(anchors) == 4
+    assert len(set(anchors)) == len(anchors) == 6
 
 
 def printed(sections: list[Section]) -> list[dict[str, Any]]:
