@@ -80,8 +80,8 @@ class AuditOutcome(Result):
             terminal.say(printable(f"note: not as installed here: {files}; bits may differ for it"))
         terminal.say(counted(self._verdicts()))
         if self.drawn is not None:
-            trained = f"trained again: {self.trained} of {with_noun(self.drawn.number, 'epoch')}"
-            terminal.say(f"{trained} that were drawn with --seed {self.seed} from {self.drawn.possible}")
+            drawn = f"{self.drawn.number} drawn from {with_noun(self.drawn.possible, 'epoch')} with --seed {self.seed}"
+            terminal.say(f"trained again: {self.trained} of {drawn}")
             missed = f"{100 * chance_to_miss(self.trained):.2g} %"
             terminal.say(f"if one epoch in ten were false, such a draw would miss all of them in {missed} of cases")
             if self.drawn.possible < self.drawn.epochs:
@@ -91,6 +91,10 @@ class AuditOutcome(Result):
 
 def audit(arguments: Arguments) -> Result | tuple[Any, int]:
     """Compare the records of finished runs, score their models again, and train a share of their epochs again."""
+    if arguments.whole and arguments.share is not None:
+        raise UsageError("expected --share or --whole, got both: --whole trains all epochs of the chosen runs again")
+    if arguments.seed is not None and arguments.share is None:
+        raise UsageError("--seed is that of the draw; add --share, such as --share 0.02")
     study_dir = _study(arguments)
     runs = [run for run in chosen_runs(arguments, study_dir) if _is_audited(run)]
     if not runs:
@@ -205,6 +209,8 @@ def _with_earlier(study_dir: Path, run: ObservedRun, found: Finding, folder: Pat
 def _study(arguments: Arguments) -> Path:
     """Return the folder of a study; an archive is unpacked below the folder of studies first."""
     path = Path(arguments.audited)
+    if is_file(path) and not (zipfile.is_zipfile(path) or tarfile.is_tarfile(path) or path.suffix == ".toml"):
+        raise UsageError(f"{path}: expected a study, or an archive of its folder (.tar.gz, .tar, .zip)")
     if not is_file(path) or not (zipfile.is_zipfile(path) or tarfile.is_tarfile(path)):
         return find_trained(replace(arguments, study=arguments.audited))
     make_directory(arguments.runs_dir)

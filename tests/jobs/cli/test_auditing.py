@@ -168,6 +168,18 @@ def test_an_archive_writes_nothing_outside_of_its_folder(tmp_path: Path, name: s
     assert list((tmp_path / "runs").iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("words", "right"),
+    [(["--whole", "--share", "0.1"], "--whole"), (["--seed", "3"], "--share"), ([], ".tar.gz")],
+)
+def test_what_audit_would_not_do_is_one_line(tmp_path: Path, words: list[str], right: str) -> None:
+    (tmp_path / "notes.txt").write_text("no archive")
+    code, error, _ = ask(tmp_path, "audit", "notes.txt", *words)
+    assert code == 2
+    assert right in error["message"]
+    assert len(error["message"].splitlines()) == 1
+
+
 # -- interrupted audits ------------------------------------------------------------------------------------------------
 
 
