@@ -14,6 +14,9 @@ from matplotlib.lines import Line2D
 from analysis.study.numbering import RunNumber
 from analysis.study.values import Values
 
+TALL = 1.2
+"""A figure of more than this many times its width is tall."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
@@ -35,6 +38,12 @@ class Chart:
                 axis.set_label_coords(0, 0)
                 for tick in ticks:
                     tick.label1.set_in_layout(False)
+
+    @property
+    def is_tall(self) -> bool:
+        """Whether it needs a sheet of its own, because half of one would make its type too small."""
+        width, height = self.figure.get_size_inches()
+        return bool(height > TALL * width)
 
     @cached_property
     def panels(self) -> list["Panel"]:

@@ -129,7 +129,7 @@ def _chart(
 ) -> Chart:
     """Each row of curves under its title, a panel for each progress."""
     figure, axes = panels_with_legend(
-        2.8 if len(rows) == 1 else 2.0,
+        2.8 if len(rows) == 1 else 1.7,
         entries,
         columns,
         rows=len(rows),

@@ -417,6 +417,32 @@ def test_a_study_of_twelve_runs_prints_on_at_most_twelve_sheets_without_samples(
     assert 8 < done.stdout.count("\f") <= 12
 
 
+@pytest.mark.process
+@pytest.mark.usefixtures("svg_only")
+def test_type_in_printed_figures_can_be_read(browser: Browser, tmp_path: Path) -> None:
+    made_up.make_paper(tmp_path / "study")
+    pdf = browser.open(write_report(tmp_path / "study")).pdf(tmp_path / "page.pdf")
+    words = commands.run(["pdftotext", "-bbox", pdf, "-"], check=True).stdout
+    heights = [float(low) - float(high) for high, low in re.findall(r'yMin="([\d.]+)".*?yMax="([\d.]+)"', words)]
+    assert len(heights) > 1000
+    assert min(heights) > 4.5, "in points, of the box of a word: type of about 4 points"
+
+
+@pytest.mark.process
+@pytest.mark.usefixtures("svg_only")
+def test_no_table_is_wider_than_the_paper_which_would_shrink_the_whole_page(browser: Browser, tmp_path: Path) -> None:
+    made_up.make_paper(tmp_path)
+    paper = Screen(width=int((210 - 2 * 14) / 25.4 * 96), height=1000)  # A4 within its margins
+    page = browser.open(write_report(tmp_path), paper)
+    page.script(OPEN)
+    assert len(page.texts("#results thead th")) > 15
+    page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    try:
+        assert page.script("return document.documentElement.scrollWidth") <= paper.width
+    finally:
+        page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+
+
 def drawn(page: Page, run: int) -> list[bool]:
     """Of everything drawn for a run in any figure, whether it is shown."""
     source = "return Array.from(document.querySelectorAll(arguments[0]), e => getComputedStyle(e).display !== 'none')"
