@@ -16,6 +16,10 @@ MOST_LISTED = 8
 """Most values that a message lists."""
 
 
+class UnknownRunError(UsageError):
+    """A text names no run of a study."""
+
+
 class Candidate(NamedTuple):
     """What names a run."""
 
@@ -54,7 +58,8 @@ def ids_named(text: str, runs: Iterable[Candidate], study: str) -> list[str]:
     these that fits counts.
 
     Raises:
-        UsageError: the text names no run, several ids begin so, or the best of runs on different texts is wanted.
+        UnknownRunError: the text names no run.
+        UsageError: several ids begin so, or the best of runs on different texts is wanted.
     """
     runs = list(runs)
     named = [run.id for run in runs if run.name == text]
@@ -68,7 +73,7 @@ def ids_named(text: str, runs: Iterable[Candidate], study: str) -> list[str]:
         hint = nearest(text, [run.name for run in runs])
         if re.fullmatch(r"\d+[a-z]?", text):
             hint = "; runs have names and ids, since their numbers change when runs are added"
-        raise UsageError(f'{study} has no run "{text}"{hint}; `status` lists them')
+        raise UnknownRunError(f'{study} has no run "{text}"{hint}; `status` lists them')
     return named
 
 

@@ -57,6 +57,7 @@ from seqlm.reading import (
     without_impossible,
 )
 from seqlm.records.attempts import Environment, Exit, Position, ProgressFile, RankEnd, Start, Worker
+from seqlm.records.leases import LeaseFile
 from seqlm.records.requests import Folder
 from seqlm.records.runs import CanaryResult, Provenance, Result, Rung, Settled
 from seqlm.records.studies import StudyFile, TaskFile
@@ -290,6 +291,30 @@ class RunDirectory:
     def last_attempt(self) -> int:
         """Number of the newest attempt, 0 before the first."""
         return (self.attempts() or [0])[-1]
+
+    def live_worker(self) -> LeaseFile | None:
+        """Return the lease of the worker that owns the run and may live. ``None``: nobody, or it has recorded its end.
+
+        Raises:
+            FileError: a file of the run cannot be read.
+        """
+        owner = live_owner(self.lease_dir)
+        if owner is None:
+            return None
+        attempt = owner.attempt or self.last_attempt()
+        return None if attempt and self.end(attempt).has_ended else owner
+
+    def working_attempt(self) -> int:
+        """Number of the attempt whose worker owns the run; of the newest attempt if no worker seems to live.
+
+        An attempt that is newer than that of the owner never got the run, or was never started: its process may have
+        died after it had made the folder.
+
+        Raises:
+            FileError: a file of the run cannot be read.
+        """
+        owner = self.live_worker()
+        return self.last_attempt() if owner is None or owner.attempt is None else owner.attempt
 
     @property
     def is_canary(self) -> bool:

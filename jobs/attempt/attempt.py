@@ -41,7 +41,7 @@ def micro_batches(run: RunDirectory, batch_size: int, ranks: int, memory_mb: int
 
 
 def end_left(run: RunDirectory, where: str) -> None:
-    """Record that the newest attempt has failed if its worker is gone and has recorded no end.
+    """Record that the newest attempt with a worker has failed if that is gone and has recorded no end.
 
     Its node has failed, or all of its job was killed. So it counts, and the node can be avoided. ``where``: who found
     that. Attempts before the newest request are left alone: a person has launched the run again.
@@ -49,11 +49,11 @@ def end_left(run: RunDirectory, where: str) -> None:
     Raises:
         FileError: the run's files cannot be read or written.
     """
-    number = run.last_attempt()
-    has_begun = (
-        number >= max(1, run.first_attempt()) and exists(run.start_file(number)) and exists(run.worker_file(number))
-    )
-    if has_begun and not run.end(number).has_ended and live_owner(run.lease_dir) is None:
+    begun = [one for one in run.attempts() if exists(run.start_file(one)) and exists(run.worker_file(one))]
+    if not begun or begun[-1] < run.first_attempt():
+        return
+    number = begun[-1]
+    if not run.end(number).has_ended and live_owner(run.lease_dir) is None:
         sign = last_sign_of(ProgressFile.read(run.attempt_dir(number)), None)
         ended_at = run.read_worker(number).started_at if sign is None else timestamp(sign)
         # The time is that of its last sign of life, which is what it has cost, not when it was found.

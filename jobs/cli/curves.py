@@ -21,6 +21,7 @@ from jobs.terminal import STATE, Column, Result, lines_of
 from seqlm.architectures import CustomConfig
 from seqlm.config import labels
 from seqlm.errors import UsageError, nearest, nearest_key, printable
+from seqlm.naming import UnknownRunError
 from seqlm.reading import finite
 from seqlm.state import State
 
@@ -164,10 +165,11 @@ def _chosen(arguments: Arguments) -> dict[Path, list[ObservedRun]]:
     study_dir: Path | None = None
     for word in arguments.words:
         if study_dir is not None:
-            runs = every[study_dir]
-            if found := _named(runs, word, study_dir):
-                named[study_dir] += found
+            try:
+                named[study_dir] += named_runs(every[study_dir], word, study_dir)
                 continue
+            except UnknownRunError:
+                pass  # it is a study
         try:
             study_dir = find_study(word, arguments.runs_dir)
         except UsageError as error:
@@ -183,14 +185,6 @@ def _chosen(arguments: Arguments) -> dict[Path, list[ObservedRun]]:
         ids = {run.run.id for run in runs}
         chosen[folder] = [run for run in passing if not ids or run.run.id in ids]
     return chosen
-
-
-def _named(runs: Sequence[ObservedRun], word: str, study_dir: Path) -> list[ObservedRun]:
-    """Return the runs that a word names; none if there is no such run."""
-    try:
-        return named_runs(runs, word, study_dir)
-    except UsageError:
-        return []
 
 
 # -- the picture ---------------------------------------------------------------------------------------------------

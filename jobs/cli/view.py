@@ -160,7 +160,7 @@ def _measured(observed: ObservedRun) -> tuple[dict[str, Any], Hashable, float | 
     progress = ProgressFile()
     worker = Worker()
     with contextlib.suppress(SeqlmError):  # the observation's reason names the file if it matters
-        if seen.state == "running" and (attempt := run.last_attempt()):
+        if seen.state == "running" and (attempt := run.working_attempt()):
             progress = ProgressFile.read(run.attempt_dir(attempt)) or ProgressFile()
             worker = run.read_worker(attempt)
     if progress.epoch != seen.epochs_done:

@@ -89,7 +89,7 @@ def why(arguments: Arguments) -> WhyResult:
 
 def details_of(one: ObservedRun, job: Waiting | None, starts_at: float | None) -> dict[str, str]:
     """Return all that is known about a run besides its headline."""
-    seen, run, attempt, details = one.observation, one.run, one.run.last_attempt(), dict[str, str]()
+    seen, run, attempt, details = one.observation, one.run, one.run.working_attempt(), dict[str, str]()
     if starts_at is not None:
         details["starts"] = f"about {_clock(starts_at)}{', by the plan of the scheduler' if job else ''}"
     if job is not None:
@@ -166,7 +166,7 @@ def slow_runs(runs: Iterable[ObservedRun]) -> dict[str, str]:
     for one in runs:
         seconds, worker = sorted(one.values("epoch_seconds")), Worker()
         with contextlib.suppress(FileError):
-            worker = one.run.read_worker(one.run.last_attempt())
+            worker = one.run.read_worker(one.run.working_attempt())
         if seconds and one.config is not None:
             groups[alike(one.config), worker.device, worker.ranks, worker.threads].append(
                 (one, statistics.median(seconds), seconds[len(seconds) * TENTHS // 10])
@@ -185,7 +185,7 @@ def slow_runs(runs: Iterable[ObservedRun]) -> dict[str, str]:
 
 def spent(one: ObservedRun) -> dict[str, str]:
     """Return where the time of a run went, what its last attempt asked for and used, and what would be enough."""
-    run, attempt, details = one.run, one.run.last_attempt(), dict[str, str]()
+    run, attempt, details = one.run, one.run.working_attempt(), dict[str, str]()
     start = Start.read(run.attempt_dir(attempt)) or Start()
     asked = start.resources
     names = {**PHASES, "waiting": "waiting for ranks"} if asked.ranks > 1 else PHASES

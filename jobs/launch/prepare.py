@@ -378,7 +378,7 @@ def orphaned(planned: Iterable[PlannedRun]) -> list[RunDirectory]:
     its lease seems alive for some minutes more; a launch that left the run alone would end without training it.
     """
     running = [item.run for item in planned if item.observation.state == "running"]
-    starts = {run.path: Start.read(run.attempt_dir(run.last_attempt())) or Start() for run in running}
+    starts = {run.path: Start.read(run.attempt_dir(run.working_attempt())) or Start() for run in running}
     me = this_launcher()
     return [run for run in running if (start := starts[run.path]).launcher not in (None, me) and start.job_id is None]
 

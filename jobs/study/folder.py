@@ -406,12 +406,12 @@ class Launcher:
     """Whether it has written its queue, which it does before it makes the folder of a run."""
 
     def serves(self, run: RunDirectory) -> bool:
-        """Return whether it follows the newest attempt of a run.
+        """Return whether it follows the attempt that owns a run, or its newest attempt if no worker owns it.
 
         Raises:
             FileError: the record of the attempt cannot be read.
         """
-        attempt = run.last_attempt()
+        attempt = run.working_attempt()
         start = Start.read(run.attempt_dir(attempt)) if attempt else None
         return start is not None and start.launcher == self.identity
 

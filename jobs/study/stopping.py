@@ -10,7 +10,7 @@ from jobs.registry import SCHEDULERS
 from jobs.study.folder import launcher_of
 from jobs.study.scheduler import Claim, Views
 from seqlm.errors import SeqlmError
-from seqlm.lease import last_beat, live_owner, newest_lease
+from seqlm.lease import last_beat, newest_lease
 from seqlm.reading import exists
 from seqlm.records.attempts import Start
 from seqlm.records.leases import LeaseFile
@@ -84,7 +84,7 @@ class Stopping:
         Raises:
             FileError: a file of it cannot be read.
         """
-        owner = live_owner(run.lease_dir)
+        owner = run.live_worker()
         number = run.last_attempt() if owner is None or owner.attempt is None else owner.attempt
         if number and run.end(number).has_ended:
             return None
@@ -122,7 +122,7 @@ class Stopping:
         now = time.monotonic()
         if now - self._asked_at >= ASK_SECONDS:
             self._asked_at = now
-            newest = ((one, Start.read(one.attempt_dir(one.last_attempt())) or Start()) for one in self._runs)
+            newest = ((one, Start.read(one.attempt_dir(one.working_attempt())) or Start()) for one in self._runs)
             claims = {found for found in (claim, *(_claim(*one) for one in newest)) if found is not None}
             states = self._views.of(claims)
             self._has_ended = {one: view.stage not in ("running", "unknown") for one, view in states.items()}

@@ -2,10 +2,11 @@ from pathlib import Path
 
 import pytest
 
-from jobs.attempt.attempt import Attempt
+from jobs.attempt.attempt import Attempt, end_left
 from jobs.attempt.supervisor import Ended, ended
 from jobs.spec import Submission
-from seqlm.records.attempts import Worker
+from seqlm.files import make_directory
+from seqlm.records.attempts import Start, Worker
 from seqlm.resources import Resources
 from seqlm.rundir import RunDirectory
 from seqlm.state import FailureKind
@@ -91,3 +92,13 @@ def test_a_kill_for_memory_goes_before_the_word_of_another_rank(tmp_path: Path) 
     fail(run, {"kind": "node", "message": "lost rank 1"})
     record(run, Ended(exit_code=-9, message="ended", out_of_memory=True))
     assert run.end(1).kind == "oom"
+
+
+def test_a_worker_that_is_gone_has_failed_although_a_newer_attempt_was_never_started(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", make_config())
+    for attempt in (1, 2):
+        make_directory(run.attempt_dir(attempt))
+    Start().write(run.attempt_dir(1))
+    Worker(started_at="2026-01-01T00:00:00+00:00").write(run.attempt_dir(1))
+    end_left(run, "here")
+    assert [(end.attempt, end.kind) for end in run.failures()] == [(1, "node")]

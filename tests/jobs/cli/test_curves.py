@@ -1,6 +1,7 @@
 """``curves``: what is drawn of which runs, and with what."""
 
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,15 @@ def test_a_wrong_word_is_one_line_with_what_would_be_right(
     assert launch.main(["curves", *words, "--runs-dir", str(folder)]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert hint in line
+
+
+def test_the_beginning_of_several_ids_asks_for_more_of_one(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ids = [add(folder / "many", f"run-{number}", order=number).id for number in range(17)]
+    (first, count), *_ = Counter(run_id[0] for run_id in ids).most_common()
+    assert launch.main(["curves", "many", first, "--runs-dir", str(folder)]) == 2
+    error = capsys.readouterr().err
+    assert count > 1
+    assert any(run_id in error for run_id in ids if run_id[0] == first)
 
 
 def test_without_a_terminal_the_picture_is_plain_and_fits_80_columns(

@@ -153,6 +153,15 @@ def test_progress_of_an_epoch_that_is_over_or_of_an_earlier_attempt_is_not_shown
         assert seen(tmp_path / "s", "share") == [(None,)]
 
 
+def test_an_attempt_that_never_got_the_run_hides_no_progress(tmp_path: Path) -> None:
+    run = add(tmp_path / "s", "one")
+    trained(run, 2)
+    with running(run):
+        at_step(run, epoch=2, step=25)
+        run.attempt_dir(2).mkdir()
+        assert seen(tmp_path / "s", "state", "share", "train_ppl") == [("running", 0.5, 148.4)]
+
+
 def test_status_has_the_speed_the_time_left_and_what_differs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,8 +17,10 @@ from seqlm.architectures import CustomConfig
 from seqlm.config import RunConfig
 from seqlm.data.corpus import load_corpus, resolve_data
 from seqlm.errors import BackendError, DamagedFileError, DataError, RunBusyError
-from seqlm.files import read_json
+from seqlm.files import make_directory, read_json
 from seqlm.model_files import read_model_files
+from seqlm.records.attempts import LauncherProcess, Start
+from seqlm.records.leases import LeaseFile
 from seqlm.records.requests import Folder, Folders, RequestFile, Wanted
 from seqlm.records.runs import Provenance
 from seqlm.records.studies import StudyFile
@@ -59,6 +61,20 @@ def test_a_run_whose_worker_ends_while_its_launcher_leaves_the_study_is_taken_up
             yield
 
     monkeypatch.setattr(prepare, "launching", launching_then)
+    assert actions(spec, tmp_path / "s") == ["start"]
+
+
+def test_a_worker_that_outlives_its_launcher_is_waited_for_although_a_newer_attempt_was_never_started(
+    tmp_path: Path, spec: RunSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEQLM_LEASE_SECONDS", "0.2")
+    monkeypatch.setenv("SEQLM_STALE_LEASE_MINUTES", "0.02")
+    run = make_folder(tmp_path / "s", spec)
+    for attempt in (1, 2):
+        make_directory(run.attempt_dir(attempt))
+    Start(launcher=LauncherProcess(pid=1, host="elsewhere")).write(run.attempt_dir(1))
+    make_directory(run.lease_dir)
+    LeaseFile(generation=1, owner="its worker", pid=2, host="elsewhere", attempt=1).write(run.lease_dir)
     assert actions(spec, tmp_path / "s") == ["start"]
 
 
