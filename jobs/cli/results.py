@@ -12,10 +12,11 @@ from jobs import terminal
 from jobs.cli.arguments import Arguments
 from jobs.cli.naming import REPORTED, chosen_runs, find_trained, one_run, reported, text_of
 from jobs.cli.view import what_differs
+from jobs.manifests.filters import column_meant
 from jobs.study.folder import ObservedRun, find_study, observe_study
 from jobs.study.launched import trust_study
 from jobs.terminal import Column, Result, show
-from seqlm.errors import CheckpointError, UsageError, nearest_key, printable
+from seqlm.errors import CheckpointError, UsageError, printable
 from seqlm.notes import TAG, Noted, read_notes, write_note
 from seqlm.reading import exists
 from seqlm.schema import show as quoted
@@ -148,7 +149,7 @@ def _sort_key(text: str, keys: Sequence[str]) -> tuple[str, bool]:
     word, valid = text.strip().removeprefix("-"), [*COLUMNS, *keys]
     found = next((key for key in valid if word in (key, key.rpartition(".")[2])), None)
     if found is None:
-        raise UsageError(f'--sort: expected one of {", ".join(valid)}, got "{word}"{nearest_key(word, valid)}')
+        raise UsageError(f'--sort: expected one of {", ".join(valid)}, got "{word}"{column_meant(word, valid)}')
     return found, text.strip().startswith("-")
 
 

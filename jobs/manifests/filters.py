@@ -54,11 +54,16 @@ RESULTS = {
     "test_ppl": "test_ppl",
     "final_val_ppl": "final_val_ppl",
     "final_train_ppl": "final_train_ppl",
+    "val_bits_per_byte": "best_val_bits_per_byte",
+    "test_bits_per_byte": "test_bits_per_byte",
     "best_epoch": "best_epoch",
     "parameters": "parameters",
+    "wall_seconds": "elapsed_seconds",
 }
 """Key of a run's result, as in the report's tables -> its field in ``result.json``. ``val_ppl`` of a run that has no
 result is the lowest so far; the others are then ``None``."""
+HEADS = {"time": "wall_seconds", "bits": "val_bits_per_byte", "ppl": "val_ppl"}
+"""Word over a column of a table -> its key, for those that do not resemble each other."""
 OBSERVED = ("state", "kind", "origin", "epochs_done", *RESULTS)
 """Keys of what the folder of a run says, not its entry in the manifest."""
 NO_SINGLE_RUN = "each condition fits some run, but no run meets all of them"
@@ -122,7 +127,11 @@ class Condition:
         if len(candidates) > 1:
             raise self._mistake(f'"{self.key}" could be {" or ".join(candidates)}; write it in full')
         if not candidates and not arguments:
-            raise self._mistake(f'unknown key "{self.key}"{nearest_key(self.key, known)} (valid: {", ".join(known)})')
+            hint = column_meant(self.key, known)
+            others = ", ".join(key for key in known if key not in valid_keys())
+            raise self._mistake(
+                f'unknown key "{self.key}"{hint} (valid: keys of a run in its manifest, such as arch, and {others})'
+            )
         found = [*candidates, *arguments]
         return next((key for key in found if key in facts), found[0])
 
@@ -184,6 +193,12 @@ def meets(facts: Mapping[str, Any], conditions: Iterable[Condition], own: Collec
     """
     met = [condition.holds(facts, own) for condition in conditions]
     return all(met)
+
+
+def column_meant(word: str, valid: Sequence[str]) -> str:
+    """Return ``; did you mean "..."?`` for an unknown key, which may be the word over a column of a table."""
+    head = HEADS.get(word)
+    return f'; did you mean "{head}"?' if head in valid else nearest_key(word, valid)
 
 
 def arguments_in(facts: Iterable[Mapping[str, Any]]) -> Collection[str]:

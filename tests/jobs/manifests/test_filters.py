@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from jobs.manifests.filters import asks_for_identity, facts_of, facts_of_spec, meets, parse, select
+from jobs.manifests.filters import RESULTS, asks_for_identity, facts_of, facts_of_spec, meets, parse, select
 from jobs.spec import RunSpec
 from seqlm.config import RunConfig
 from seqlm.errors import UsageError
@@ -126,13 +126,14 @@ def test_a_filter_that_a_shell_has_cut_is_to_be_quoted() -> None:
     assert "shell" not in str(other.value)
 
 
-def test_an_unknown_key_is_told_with_the_nearest_and_all_valid_ones() -> None:
+@pytest.mark.parametrize(
+    ("key", "meant"), [("hiden_size", "model.hidden_size"), ("time", "wall_seconds"), ("test_pl", "test_ppl")]
+)
+def test_an_unknown_key_is_told_with_the_one_that_is_meant_and_the_keys_of_results(key: str, meant: str) -> None:
     with pytest.raises(UsageError) as caught:
-        chosen("name=nothing hiden_size=8")
-    assert str(caught.value).startswith(
-        'filter "name=nothing hiden_size=8": unknown key "hiden_size"; did you mean "model.hidden_size"? '
-        "(valid: name, id, "
-    )
+        select(SPECS, [f"name=nothing {key}=8"], [], lambda spec: {**facts_of_spec(spec), **dict.fromkeys(RESULTS)})
+    assert f'unknown key "{key}"; did you mean "{meant}"?' in str(caught.value)
+    assert all(found in str(caught.value) for found in ("name", "id", *RESULTS))
 
 
 def test_the_beginning_of_an_id_chooses_all_that_begin_so() -> None:
