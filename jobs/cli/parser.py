@@ -192,7 +192,8 @@ class Parser(argparse.ArgumentParser):
         for place, (flag, key) in enumerate(itertools.pairwise(args)):
             following = [key, *args[place + 2 :]]
             written = re.match(r"([\w.]+)\s*=?\s*([^\s=-]\S*)", " ".join(following[: 3 if "=" in following else 2]))
-            if flag == "--set" and written is not None:
+            is_cut = not key.partition("=")[2]
+            if flag == "--set" and is_cut and written is not None:
                 return f'; did you mean "--set {written[1]}={written[2]}"?'
         if not unknown[0].startswith("--"):
             has_filter = any(word in ("--only", "--exclude") for word in args)

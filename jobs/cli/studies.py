@@ -13,7 +13,15 @@ from typing import Any, Literal, TypeAlias
 from jobs.cli.arguments import Arguments, Common
 from jobs.cli.naming import chosen_runs, find_trained, text_of
 from jobs.cli.view import STATES, STATUS, records_of
-from jobs.study.folder import Observer, find_any_study, launching, observe_study, open_jobs, study_name
+from jobs.study.folder import (
+    Observer,
+    find_any_study,
+    launching,
+    observe_study,
+    open_jobs,
+    study_folders,
+    study_name,
+)
 from jobs.study.record import UNPLANNED, KeptManifests
 from jobs.study.scheduler import Claim, Views
 from jobs.terminal import Column, Result, confirm, memory, perplexity, say, show, tell
@@ -56,7 +64,7 @@ def show_studies(arguments: Common) -> ListResult:
     runs_dir = arguments.runs_dir
     if is_file(runs_dir):
         raise FileError(f"cannot read {runs_dir}: Not a directory")
-    folders = [path for path in listed(runs_dir, "[!.]*") if is_folder(path) and not is_file(path / "report.md")]
+    folders = study_folders(runs_dir)
     for folder in folders:
         confine(folder)
     views = Views()

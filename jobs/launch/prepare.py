@@ -363,6 +363,7 @@ def preparing(study: StudySettings, order: Order, place: Backend) -> Iterator[tu
         _record_launch(study, order)
         if order.record is not None:
             write_record(study.path, order.record, to_do(planned), terminal.tell)
+            _rename_finished(planned)
         if order.record is not None and order.decides is not None:
             ids = {item.spec.fingerprint: item.run.id for item in planned}
             specs = [item.spec for item in planned]
@@ -439,6 +440,19 @@ def _record_launch(study: StudySettings, order: Order) -> None:
     if order.record is not None:
         digests |= {table_digest(name, commanding(order.record, name)) for name in COMMANDING}
     launched.record(_home(study), digests, terminal.tell)
+
+
+def _rename_finished(planned: Iterable[PlannedRun]) -> None:
+    """Give runs that are done, and do not train again, the name and the place that their entry has now.
+
+    A study on a disk that takes no more files keeps the names that it has.
+    """
+    for item in planned:
+        if item.action == "skip" and item.observation.state == "done":
+            with contextlib.suppress(FileError):
+                before, now = item.run.read_provenance(), run_record(item.spec)
+                if before.name != now.name:
+                    replace(before, name=now.name, entry=now.entry, order=now.order).write(item.run.path)
 
 
 def _work(planned: Sequence[PlannedRun], study: StudySettings, order: Order, place: Backend) -> Work:

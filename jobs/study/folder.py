@@ -186,9 +186,18 @@ def find_any_study(argument: str, runs_dir: Path) -> Path:
         return folder
     if folders:
         raise UsageError(f"{folders[0]}: expected a manifest (.toml) or a study's folder, found no runs in it")
-    known = [entry.name for entry in listed(runs_dir) if is_folder(entry)]
+    known = [folder.name for folder in study_folders(runs_dir)]
     there = f" (found: {', '.join(known)})" if known else f"; {runs_dir} has no study yet"
     raise UsageError(f"{argument}: expected a study's folder, a manifest, or a study in {runs_dir}{there}")
+
+
+def study_folders(runs_dir: Path) -> list[Path]:
+    """Return the folders below ``runs_dir`` that may be studies: all but hidden ones and reports.
+
+    Raises:
+        FileError: ``runs_dir`` cannot be listed.
+    """
+    return [path for path in listed(runs_dir, "[!.]*") if is_folder(path) and not is_file(path / "report.md")]
 
 
 def is_behaviour_study(study_dir: Path) -> bool:

@@ -128,6 +128,10 @@ def test_a_run_that_is_asked_for_more_epochs_is_extended_and_for_fewer_is_done(t
     fewer = study("run", "small.toml", "--set", "train.epochs=3")
     assert (fewer.returncode, run.attempts()) == (0, [1, 2]), fewer.stderr
     assert "skipped rnn-adam: done; it has trained 5 epochs, and 3 are requested\n" in fewer.stderr
+    study.manifest.write_text(study.manifest.read_text().replace("[[grid]]", '[[run]]\nname = "plain"'))
+    study.manifest.write_text(re.sub(r"= \[(\S+)\]$", r"= \1", study.manifest.read_text(), flags=re.MULTILINE))
+    assert study("run", "small.toml").returncode == 0
+    assert (study.states(), run.attempts()) == ({"plain": "done"}, [1, 2]), "a run has the name that its entry has now"
 
 
 @pytest.mark.process

@@ -92,6 +92,10 @@ def test_the_report_of_several_studies_is_no_study(runs_dir: Path, capsys: pytes
     (runs_dir / "report").mkdir()
     (runs_dir / "report" / "report.md").touch()
     assert set(listed(capsys, runs_dir)) == {"old", "new"}
+    assert launch.main(["status", "nwe", "--runs-dir", str(runs_dir)]) == 2
+    offered = capsys.readouterr().err.rpartition("found")[2]
+    assert "old" in offered
+    assert "report" not in offered
 
 
 def test_the_table_says_it_in_words(runs_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
