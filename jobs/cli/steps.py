@@ -25,7 +25,7 @@ from seqlm.trust import distrusted, of_run
 
 WAIT_SECONDS = 300
 """How long the next command waits if runs go on."""
-LOOKS = ("status", "why", "logs", "wait", "run", "retry", "behaviour", "upgrade")
+LOOKS = ("status", "why", "logs", "wait", "run", "retry", "behaviour", "upgrade", "compare")
 """Commands after which the runs of their study say what is next."""
 _PLAIN = re.compile(r"[\w.-]+")
 """What has no meaning for a shell or for sed."""
@@ -61,6 +61,8 @@ def _steps_after(
             for one in data["studies"]
             if one["runs"] and one["states"].keys() != {"done"}
         ]
+    if arguments.command == "audit":
+        return _after_audit(arguments, data)
     return _about_study(arguments, data) if arguments.command in LOOKS and "study" in data else ()
 
 
@@ -169,6 +171,21 @@ def _after_plan(words: Sequence[str], data: Mapping[str, Any]) -> Iterator[Step]
         rest = [word for word in _without_form(words)[1:] if word not in ("-n", "--dry-run")]
         does = ", ".join(f"{number} {action}" for action, number in counts.items())
         yield _seqlm("run", *rest, why=f"runs to do: {does}")
+
+
+def _after_audit(arguments: Arguments, data: Mapping[str, Any]) -> Iterator[Step]:
+    """Yield the training of all epochs of each run with a number that differs: it names the first false one."""
+    if arguments.whole or "audit" not in data:
+        return
+    study_dir = Path(data["audit"]).parent.parent
+    study = study_dir.name if study_dir == arguments.runs_dir / study_dir.name else str(study_dir)
+    place = _place(arguments) if study == study_dir.name else []
+    text = ["--data", str(arguments.data)] if arguments.data is not None else []
+    for run in data["runs"]:
+        differs = next((found for found in run["findings"] if found["verdict"] == "differs"), None)
+        if differs is not None:
+            why = f"{differs['part']}: {differs['text']}; this names the first epoch that differs"
+            yield _seqlm("audit", study, "--only", f"name={run['name']}", "--whole", *text, *place, why=why)
 
 
 # -- about the runs of a study ----------------------------------------------------------------------------------------

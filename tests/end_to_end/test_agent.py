@@ -6,31 +6,37 @@ Files alone say whether it has succeeded. What it cannot mend, a message of seql
 import itertools
 import json
 import shlex
+import shutil
 import signal
+import tarfile
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeAlias
 
 import pytest
 
+from seqlm.comparisons import read_comparisons, verdict_of
+from seqlm.records.runs import AuditResult
 from tests import commands
 from tests.crawl import Crawl, blank_figures
 from tests.facts import fail
 from tests.fake_slurm import FakeSlurm
-from tests.small_study import Study, worker_pid
+from tests.seqlm.training.test_auditor import change_row
+from tests.small_study import ROOT, Study, worker_pid
 
 pytestmark = pytest.mark.process
 
-Broken: TypeAlias = Iterator[None]
-"""Breaks a study, then yields; after the agent it checks the files."""
+Broken: TypeAlias = Iterator[str | None]
+"""Breaks a study, then yields the agent's first command (None: ``status``); after the agent it checks the files."""
 MOST_COMMANDS = 12
 PATIENCE = "1"
 """Seconds for which the agent waits at once."""
 
 
-def follow(study: Study) -> list[str]:
+def follow(study: Study, first: str) -> list[str]:
     """Follow ``next`` until there is none, or one that has been followed in the same state; return the commands."""
-    command, seen, followed = "python launch.py status small.toml", set[str](), list[str]()
+    command, seen, followed = f"python launch.py {first}", set[str](), list[str]()
     while command and len(followed) < MOST_COMMANDS:
         followed.append(command)
         *others, own = command.split(" && ")
@@ -165,6 +171,41 @@ def a_job_is_held(study: Study) -> Broken:
     assert all("hold" not in job.options for job in fake.jobs().values())
 
 
+def two_settings_are_equal(study: Study) -> Broken:
+    study.add(archs=["gru"])
+    study.write("[[decide]]", 'a = "arch=rnn"', 'b = "arch=gru"', "seeds = 6")
+    yield
+    assert len(results(study)) == 12
+    ((_, comparison),) = read_comparisons(study.folder / "runs" / "small").items()
+    assert verdict_of(study.folder / "runs" / "small", comparison, 1).outcome == "undecided"
+
+
+def an_archive_is_doctored(study: Study) -> Broken:
+    study.program = ROOT / "launch.py"
+    study.add(archs=["gru"])
+    assert study("run", "small.toml").returncode == 0
+    folder, archive = study.folder / "runs" / "small", study.folder / "small.tar.gz"
+    (doctored,) = (run for run in study.runs() if run.read_provenance().name == "gru-adam")
+    change_row(doctored, 1, 0, lambda loss: loss / 2)
+    with tarfile.open(archive, "w:gz") as file:
+        file.add(folder, "small")
+    shutil.rmtree(folder)
+    yield f"audit {archive.name} --data text"
+    (unpacked,) = (study.folder / "runs").iterdir()
+    (audited,) = unpacked.glob("audits/000002/gru-*")
+    result = AuditResult.read(audited)
+    assert result is not None
+    assert {found.part: found.verdict for found in result.findings} == {"scores": "equal", "epochs 1-2": "differs"}
+
+
+def its_format_is_old(study: Study) -> Broken:
+    stored = Path(__file__).with_name("stored") / "format-2.zip"
+    with zipfile.ZipFile(stored) as archive:
+        archive.extractall(study.folder)
+    yield "status stored"
+    assert (study.folder / "runs" / "stored" / "report" / "index.html").exists()
+
+
 STUDIES = (
     a_key_is_misspelt,
     memory_was_short,
@@ -175,6 +216,9 @@ STUDIES = (
     the_budget_is_spent,
     a_run_was_cancelled,
     a_job_is_held,
+    two_settings_are_equal,
+    an_archive_is_doctored,
+    its_format_is_old,
 )
 
 
@@ -183,9 +227,9 @@ def test_what_is_broken_is_mended_by_following_next(tmp_path: Path, breaks: Call
     study = Study(tmp_path, stub=True)
     study.env = {**study.env, **blank_figures(), "XDG_CONFIG_HOME": str(tmp_path / "config")}
     broken = breaks(study)
-    next(broken)
+    first = next(broken)
     before = kept(study)
-    print(follow(study), results(study))
+    print(follow(study, first or "status small.toml"), results(study))
     next(broken, None)
     assert {path: path.read_bytes() for path in before} == before
     assert not results(study) or has_report(study)

@@ -2,7 +2,8 @@
 
 It owns its run, keeps its records, saves and resumes, obeys signals and ends as the real worker does, through the same
 code. Only what needs torch is replaced: the process group, the tensors of a checkpoint, and the losses, which follow
-from the configuration. ``SEQLM_TEST_CRAWL`` (:mod:`tests.crawl`) holds it as it holds a real worker.
+from the configuration: they are drawn from one distribution, whatever the settings, but a learning rate below 1e-6
+makes them worse. ``SEQLM_TEST_CRAWL`` (:mod:`tests.crawl`) holds it as it holds a real worker.
 ``SEQLM_TEST_STUB_SECONDS`` is how long an epoch takes. ``SEQLM_TEST_STUB`` says what happens in which attempt after how
 many epochs, such as ``{"1/3": "oom"}``: an error of that kind, or the signal of that name.
 """
@@ -24,8 +25,8 @@ LOOK_SECONDS = 0.02
 PROGRESS_SECONDS = 0.5
 FOLLOWS = False
 """Whether ranks that are not the first go on until it is done, as :func:`is_left` says."""
-COMPARES = False
-"""Whether comparisons of the study stop it. A look at them is a call more, which makes another story of a seed."""
+COMPARES = __name__ == "__main__"
+"""Whether comparisons of the study stop it. In the simulation, a look at them makes another story of a seed."""
 
 
 def substitute(name: str, **content: Any) -> None:
@@ -183,7 +184,8 @@ def attend(run: RunDirectory, config: RunConfig, search: Search | None, attempt:
             if not wait(run, attempt, len(history), stop, seconds, tells=rank.is_first):
                 save(step + 1)
                 raise StopRequested
-            loss = int(hashlib.sha256(fingerprint.encode()).hexdigest()[:4], 16) / 2**16 + 4 / (1 + len(history))
+            drawn = int(hashlib.sha256(fingerprint.encode()).hexdigest()[:4], 16) / 2**16
+            loss = drawn + 4 / (1 + len(history)) + (10 if config.optim.lr < 1e-6 else 0)
             step, trainer.total = 0, TokenLoss(loss, 1)
             history.append(epoch_record(trainer, trainer.total, valid_seconds=0.0))
             save()

@@ -32,8 +32,8 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
         ),
         ({"changes": {"train.epochs": 3, "model.tied": False}}, ["--set=train.epochs=3", "--set=model.tied=false"]),
         (
-            {"changes": {"train.precision": "bf16", "optim.lr": 0.5}},
-            ["--set=train.precision=bf16", "--set=optim.lr=0.5"],
+            {"changes": {"data.level": "char", "optim.lr": 0.5}},
+            ["--set=data.level=char", "--set=optim.lr=0.5"],
         ),
         ({"max_parallel": 1, "backend": "local"}, ["--max-parallel=1", "--backend=local"]),
         ({"runs_dir": Path("else where")}, ["--runs-dir=else where"]),
