@@ -6,7 +6,17 @@ from seqlm.errors import DamagedFileError
 from seqlm.records.attempts import Position, Worker
 from seqlm.rundir import RunDirectory
 
-ROUNDING = ("ranks", "micro_batches", "threads", "device", "multiprocessors", "matmul", "reduction", "torch")
+ROUNDING = (
+    "ranks",
+    "micro_batches",
+    "threads",
+    "device",
+    "instructions",
+    "multiprocessors",
+    "matmul",
+    "reduction",
+    "torch",
+)
 """Fields of ``worker.json`` that decide how sums are rounded or which dropout masks are drawn."""
 
 
@@ -26,7 +36,7 @@ def differences(before: Worker, now: Worker) -> dict[str, str]:
 
 def have_same_masks(before: Worker, now: Worker) -> bool:
     """Return whether two workers draw the same dropout masks, as far as their records say."""
-    keeps_masks = {"threads", "matmul", "reduction"}
+    keeps_masks = {"threads", "instructions", "matmul", "reduction"}
     if not before.gpus and not now.gpus:
         keeps_masks.add("device")
     return differences(before, now).keys() <= keeps_masks

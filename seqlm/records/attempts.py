@@ -146,6 +146,9 @@ class Worker(Record):
     ranks: Count | None = None
     device: str | None = None
     """Name of the GPU or processor."""
+    instructions: str | None = None
+    """Of the processor: those that PyTorch uses, and its generation; virtual machines give many processors one name.
+    Empty: a GPU."""
     multiprocessors: int | None = None
     """Of the GPU. 0: a processor."""
     matmul: str | None = None

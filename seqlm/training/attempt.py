@@ -226,6 +226,7 @@ class Attempt:
             rank=rank.index,
             ranks=rank.world_size,
             device=rank.device_name,
+            instructions=rank.instructions,
             multiprocessors=rank.multiprocessors,
             matmul=rank.matmul,
             reduction=reduction,

@@ -37,7 +37,7 @@ from seqlm.errors import (
     is_storage_failure,
 )
 from seqlm.files import open_at, remove
-from seqlm.machine import CUDA_BYTES, cpu_model
+from seqlm.machine import CUDA_BYTES, cpu_generation, cpu_model
 from seqlm.models.products import fp32_library
 from seqlm.reading import LARGEST_RECORD, parse_json, read_bytes
 
@@ -72,6 +72,15 @@ class Rank:
     def device_name(self) -> str:
         """What a person calls the device: the model of the GPU or of the processor."""
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else cpu_model()
+
+    @property
+    def instructions(self) -> str:
+        """Instructions that PyTorch uses and generation of the processor, by which libraries choose their code.
+
+        Empty on a GPU.
+        """
+        used = (torch.backends.cpu.get_cpu_capability(), *cpu_generation())
+        return "" if self.device.type == "cuda" else " ".join(used)
 
     @property
     def multiprocessors(self) -> int:

@@ -202,6 +202,7 @@ def _identity(case: Case, precision: Precision, rank: Rank) -> dict[str, Any]:
         "columns": case.columns,
         "precision": precision,
         "device": rank.device_name,
+        "instructions": rank.instructions,
         "driver": _driver(rank.device),
         "torch": torch.__version__,
         "matmul": rank.matmul,
@@ -211,9 +212,9 @@ def _identity(case: Case, precision: Precision, rank: Rank) -> dict[str, Any]:
 
 
 def _driver(device: torch.device) -> str:
-    """The driver's version; of a CPU the instructions that torch uses."""
+    """The driver's version; empty for a processor."""
     if device.type == "cpu":
-        return torch.backends.cpu.get_cpu_capability()
+        return ""
     try:
         return DRIVER.read_text("utf-8").partition("\n")[0]
     except OSError:  # the WSL has none

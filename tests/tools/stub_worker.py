@@ -132,6 +132,7 @@ def this_rank() -> Any:
         is_first=index == 0,
         device=SimpleNamespace(type="cpu"),
         device_name="no device",
+        instructions="",
         multiprocessors=0,
         matmul="",
         peak_memory_bytes=lambda: 2**20,

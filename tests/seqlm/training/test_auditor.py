@@ -206,6 +206,12 @@ def test_another_version_of_pytorch_is_compared_and_accuses_nobody(run: RunDirec
     assert found.digest is None, "it does not count as checked"
 
 
+def test_a_field_that_an_earlier_version_did_not_record_may_differ(run: RunDirectory, corpus: Corpus) -> None:
+    change_worker(run, instructions=None)
+    change_row(run, 3, 0, next_float)
+    assert verdicts(run, corpus, FIRST)["epoch 1"] == "rounding"
+
+
 def test_without_records_of_the_hardware_the_band_decides(run: RunDirectory, corpus: Corpus) -> None:
     shutil.rmtree(run.path / "attempts")
     change_row(run, 3, 0, next_float)
