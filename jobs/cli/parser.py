@@ -10,6 +10,7 @@ import dataclasses
 import itertools
 import math
 import re
+import shlex
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -195,9 +196,10 @@ class Parser(argparse.ArgumentParser):
             is_cut = not key.partition("=")[2]
             if flag == "--set" and is_cut and written is not None:
                 return f'; did you mean "--set {written[1]}={written[2]}"?'
-        if not unknown[0].startswith("--"):
-            has_filter = any(word in ("--only", "--exclude") for word in args)
-            return "; --only and --exclude take one argument each: --only 'arch=gru lr>1'" if has_filter else ""
+        if not unknown[0].startswith("-"):
+            if any(word in ("--only", "--exclude") for word in args):
+                return "; --only and --exclude take one argument each: --only 'arch=gru lr>1'"
+            return f"; if it is a run: --only {shlex.quote(unknown[0])}" if "--only" in flags else ""
         flag, has_value, value = unknown[0].partition("=")
         if "--set" in flags:
             from jobs.manifests.entries import SET_KEYS  # it takes long to import

@@ -8,6 +8,7 @@ import dataclasses
 import io
 import json
 import os
+import re
 import shlex
 import sys
 import tempfile
@@ -74,6 +75,26 @@ def test_the_example_of_a_command_becomes_a_frozen_record(words: list[str]) -> N
     with pytest.raises(dataclasses.FrozenInstanceError):
         found.json = True  # type: ignore[misc]
     hash(found)  # no list, no dictionary
+
+
+MANY_WORDS = {"words", "studies", "a"}
+FOR_ONE_STUDY = [
+    name for name, command in arguments.COMMANDS.items()
+    if "only" in command.takes and MANY_WORDS.isdisjoint(command.takes)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOR_ONE_STUDY)
+def test_a_run_where_a_command_takes_none_is_refused_with_the_option_that_chooses_it(name: str) -> None:
+    """Some commands take the run as their second word."""
+    words = [name, "small", "gru-adam", "gru-sgd"][: 4 if "one_run" in arguments.COMMANDS[name].takes else 3]
+    with pytest.raises(UsageError) as raised:
+        arguments.read(words)
+    advice = re.search(r"--only \S+", str(raised.value))
+    assert advice is not None
+    found = arguments.read([name, "small", *advice[0].split()])
+    assert found is not None
+    assert list(found.only) == words[-1:]
 
 
 PATHS = [field for field in dataclasses.fields(arguments.Arguments) if field.type in (Path, Path | None)]
