@@ -84,20 +84,19 @@ SECONDS = Annotated[float, Valid("a number of seconds above 0", above=0)]
 RUNS = Variable("SEQLM_RUNS", PATH, Path("runs"))
 """Folder of the studies. ``--runs-dir`` overrides it. Unset: ``runs``."""
 DATA: Variable[Path | None] = Variable("SEQLM_DATA", PATH, None)
-"""Folder or zip file of the corpus. ``--data`` overrides it. Unset: the manifest's path, else the corpus's own
-place."""
+"""Folder or zip file of the corpus. ``--data`` overrides it. Unset: the manifest's, else the corpus's own place."""
 CACHE: Variable[Path | None] = Variable("SEQLM_CACHE", PATH, None)
 """Folder for tokenised corpora, the Penn Treebank, unpacked code and passed self-checks. Unset:
 ``XDG_CACHE_HOME/seqlm``, else ``~/.cache/seqlm``."""
 STAGE = Variable("SEQLM_STAGE", FLAG, False)
-"""1: a worker reads its corpus from a copy in ``TMPDIR``, which the first worker on a node makes. The key ``stage`` of
+"""1: workers read the corpus from a copy in ``TMPDIR``, which a node's first worker makes. ``stage`` of
 ``[backend.slurm]`` sets it."""
 SLURM_CONFIG: Variable[Path | None] = Variable("SEQLM_SLURM_CONFIG", PATH, None)
-"""Site file of the backend slurm. Unset: ``slurm/cluster.toml``, if it exists."""
+"""SLURM site file. Unset: ``slurm/cluster.toml``, if it exists."""
 
 GPU_LEDGER = Variable("SEQLM_GPU_LEDGER", PATH, Path("/tmp/seqlm-gpus"))
-"""Folder in which launches of all users book the GPUs of this machine. It has to be on a disk of the machine, and the
-same for all of them. Unset: ``/tmp/seqlm-gpus``."""
+"""Folder in which all users' launches book this machine's GPUs: the same for all, on a disk of the machine. Unset:
+``/tmp/seqlm-gpus``."""
 
 # -- how runs are computed -----------------------------------------------------------------------------------------
 
@@ -108,60 +107,58 @@ DEVICE: Variable[str | None] = Variable("SEQLM_DEVICE", Annotated[Literal["cpu",
 MATMUL: Variable[str | None] = Variable(
     "SEQLM_MATMUL", Annotated[Literal["onednn", "blas"], Valid("onednn or blas")], None
 )
-"""Library for float32 matrix products on a processor. ``blas`` is the one that PyTorch was built with (MKL). Unset: by
-the processor: ``onednn`` for AMD's with AVX-512, else ``blas``."""
+"""Library for float32 matrix products on a processor; ``blas``: PyTorch's own (MKL). Unset: ``onednn`` on AMD with
+AVX-512, else ``blas``."""
 DETERMINISTIC = Variable("SEQLM_DETERMINISTIC", FLAG, False)
-"""1: use only operations whose results do not vary from one time to the next, on a GPU too."""
+"""1: use only operations whose results never vary, on a GPU too."""
 SELF_CHECK = Variable("SEQLM_SELF_CHECK", Annotated[Literal["stop", "warn"], Valid("stop or warn")], "stop")
-"""What a worker does if the self-check of its device fails: ``stop`` fails the run, ``warn`` prints the figures in its
-log and trains. Unset: ``stop``."""
+"""If a device's self-check fails: ``stop`` fails the run, ``warn`` logs the figures and trains. Unset: ``stop``."""
 GPU_OTHERS_GIB = Variable("SEQLM_GPU_OTHERS_GIB", Annotated[float, Valid("a number of GiB, 0 or more", least=0)], 1.0)
-"""Memory in GiB that programs which compute nothing, such as a desktop, may use on a GPU that is given to a run."""
+"""Memory that programs which compute nothing, such as a desktop, may use on a run's GPU."""
 CAPTURE_RANKS = Variable("SEQLM_CAPTURE_RANKS", FLAG, False)
-"""1: several ranks of a run reduce their gradients at once, after the backward pass, and on GPUs replay forward and
-backward pass as a CUDA graph. 0: DistributedDataParallel reduces them while the backward pass goes on. All ranks and
-attempts of a run need the same value."""
+"""1: several ranks reduce all gradients after the backward pass, and on GPUs replay both passes as a CUDA graph. 0:
+DistributedDataParallel reduces gradients during the backward pass. All ranks and attempts of a run need one value."""
 
 # -- when something counts as dead ---------------------------------------------------------------------------------
 
 HUNG_MINUTES = Variable("SEQLM_HUNG_MINUTES", MINUTES, 10.0)
-"""A run that shows no progress for so long is killed and tried again."""
+"""seqlm kills and retries a run without progress for so long."""
 COLLECTIVE_MINUTES = Variable("SEQLM_COLLECTIVE_MINUTES", MINUTES, 10.0)
-"""A rank that waits for the other ranks for so long gives up."""
+"""A rank gives up after so long a wait for other ranks."""
 PROGRESS_SECONDS = Variable("SEQLM_PROGRESS_SECONDS", SECONDS, 1.0)
-"""Least time between two writes of ``progress.json``. The key ``progress_s`` of a backend's table sets it."""
+"""Least time between writes of ``progress.json``. ``progress_s`` of a backend's table sets it."""
 LEASE_SECONDS = Variable("SEQLM_LEASE_SECONDS", SECONDS, 10.0)
-"""Time between two heartbeats of a run's lease."""
+"""Time between heartbeats of a run's lease."""
 STALE_LEASE_MINUTES = Variable("SEQLM_STALE_LEASE_MINUTES", MINUTES, 3.0)
-"""A worker of another host without a heartbeat for so long counts as dead, and its run is taken over."""
+"""Another worker takes over the run of a worker on another host without a heartbeat for so long."""
 
 # -- set by a launcher for its workers -----------------------------------------------------------------------------
 
 ATTEMPT: Variable[int | None] = Variable("SEQLM_ATTEMPT", COUNT, None, is_internal=True)
 """Number of the attempt. Unset: one more than the attempts so far."""
 CANARY: Variable[int | None] = Variable("SEQLM_CANARY", COUNT, None, is_internal=True)
-"""In the folder of a canary: train this number of steps and write ``canary.json``. Unset: an ordinary run."""
+"""In a canary's folder: steps to train before writing ``canary.json``. Unset: an ordinary run."""
 MICRO_BATCHES = Variable("SEQLM_MICRO_BATCHES", COUNT, 1, is_internal=True)
-"""Parts in which a step takes the rank's columns, to save memory."""
+"""Parts of a step, to save memory."""
 LAUNCHED = Variable("SEQLM_LAUNCHED", Annotated[str, Valid("fingerprints")], "", is_internal=True)
-"""Fingerprints of the configurations that a worker may train or load, separated by commas. Another one in its folder
-is an error. Unset: any."""
+"""Configurations that a worker may train or load, separated by commas; another in its folder is an error. Unset:
+any."""
 CHECKPOINT_MINUTES = Variable("SEQLM_CHECKPOINT_MINUTES", MINUTES, 10.0, is_internal=True)
-"""Time between two checkpoints within an epoch. ``policy.checkpoint_min`` sets it."""
+"""Time between checkpoints within an epoch. ``policy.checkpoint_min`` sets it."""
 KEEP_LAST = Variable("SEQLM_KEEP_LAST", FLAG, True, is_internal=True)
-"""0: delete ``last.pt`` as soon as the run is done. ``policy.keep_last`` sets it."""
+"""0: delete ``last.pt`` once the run is done. ``policy.keep_last`` sets it."""
 KEEP_EPOCHS = Variable("SEQLM_KEEP_EPOCHS", Annotated[str, Valid("numbers of epochs")], "", is_internal=True)
-"""Epochs after which the checkpoint is kept, separated by commas. ``policy.keep_epochs`` sets it. Unset: none."""
+"""Epochs whose checkpoints stay, separated by commas. ``policy.keep_epochs`` sets it. Unset: none."""
 SEARCH = Variable("SEQLM_SEARCH", Annotated[str, Valid("the table as JSON")], "", is_internal=True)
-"""The table ``[search]`` of the manifest as JSON: at its rungs the worker may stop the run. Unset: no search."""
+"""The manifest's ``[search]``: the worker may stop the run at its rungs. Unset: no search."""
 GPU_SHARE = Variable(
     "SEQLM_GPU_SHARE", Annotated[float, Valid("a number of GPUs above 0", above=0)], 1.0, is_internal=True
 )
-"""Share of the GPU whose memory a rank may use. ``resources.gpus`` sets it."""
+"""Share of the GPU's memory for a rank. ``resources.gpus`` sets it."""
 NODE = Variable("SEQLM_NODE", Annotated[str, Valid("a name")], "", is_internal=True)
-"""Name of the node, if its host name does not identify it. Recorded in ``worker.json``. Unset: none."""
+"""Node's name for ``worker.json``, if its host name does not identify it. Unset: none."""
 RENDEZVOUS: Variable[Path | None] = Variable("SEQLM_RENDEZVOUS", PATH, None, is_internal=True)
-"""File in which the first of several ranks writes the port where they meet. Unset: none."""
+"""File in which the first rank writes the port where ranks meet. Unset: none."""
 RENDEZVOUS_HOST = Variable("SEQLM_RENDEZVOUS_HOST", Annotated[str, Valid("an address")], "127.0.0.1", is_internal=True)
 """Address of the first rank's host. Unset: ``127.0.0.1``."""
 
