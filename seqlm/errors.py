@@ -83,7 +83,7 @@ class ManifestError(ProblemsError):
 
 
 class ModelError(UsageError):
-    """The user's own model cannot be used. ``__cause__`` is the error of its code, if there is one."""
+    """The user's own model cannot be used. ``__cause__``: its code's error, if any."""
 
     KIND = "model"
 
@@ -95,7 +95,7 @@ class DataError(UsageError):
 
 
 class DownloadError(DataError):
-    """A corpus cannot be downloaded. Further lines say why, and how to get it by hand."""
+    """A corpus cannot be downloaded. Further lines say why, and how to get it."""
 
     KIND = "download"
 
@@ -107,13 +107,13 @@ class RunError(SeqlmError):
 
 
 class CheckpointError(RunError):
-    """A checkpoint cannot be used: it is missing, or belongs to another run or another text."""
+    """A checkpoint is missing, or belongs to another run or text."""
 
     KIND = "checkpoint"
 
 
 class DamagedError(CheckpointError):
-    """A checkpoint is truncated or changed, or seqlm did not write it. An older checkpoint may be usable."""
+    """A checkpoint is truncated, changed or not seqlm's. An older one may be usable."""
 
     KIND = "damaged-checkpoint"
 
@@ -131,7 +131,7 @@ class CanaryError(RunError):
 
 
 class SelfCheckError(RunError):
-    """A device computes a fused operation wrongly, so seqlm does not train on it."""
+    """A device computes a fused operation wrongly; seqlm does not train on it."""
 
     KIND = "self-check"
 
@@ -143,7 +143,7 @@ class RunBusyError(RunError):
 
 
 class LeaseLostError(RunError):
-    """Another worker has taken over the run, so this worker must not change its files."""
+    """Another worker took over the run; this one must not change its files."""
 
     KIND = "lease-lost"
 
@@ -188,7 +188,7 @@ class DamagedFileError(FileError):
 
 
 class UnfitFileError(FileError):
-    """A path is not a regular file (such as a link or a folder), or the file is too large."""
+    """A path is no regular file (such as a link or folder), or the file is too large."""
 
     KIND = "unfit-file"
 
