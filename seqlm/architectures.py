@@ -51,16 +51,16 @@ class RecurrentConfig(_Model):
     embedding_size: Count = 200
     """Width of the token embedding."""
     keep: Probability = 0.35
-    """Probability of keeping a unit, on the embedding and on each layer's output."""
+    """Probability of keeping a unit, on the embedding and each layer's output."""
     embedding_keep: Probability = 1.0
-    """Probability of keeping a word type in a step. All occurrences of a dropped one are zero vectors (Gal and
+    """Probability of keeping a word type in a step; all occurrences of a dropped one are zero (Gal and
     Ghahramani, 2016; Merity et al., 2018)."""
     weight_keep: Probability = 1.0
-    """Probability of keeping a recurrent weight (of W_h, or of U_r, U_z, U_h) in a step (Wan et al., 2013; Merity et
-    al., 2018)."""
+    """Probability of keeping a recurrent weight (W_h, or U_r, U_z, U_h) in a step (Wan et al., 2013; Merity et al.,
+    2018)."""
     tied: bool = False
-    """Whether the output layer has the embedding's matrix (Press and Wolf, 2017; Inan et al., 2017). Needs
-    ``embedding_size`` = ``hidden_size``."""
+    """Output layer has the embedding's matrix (Press and Wolf, 2017; Inan et al., 2017). Needs ``embedding_size`` =
+    ``hidden_size``."""
 
     def _conditions(self) -> Iterator[str]:
         if self.tied and self.embedding_size != self.hidden_size:
@@ -125,7 +125,7 @@ class TransformerConfig(_Model):
     arch: Literal["transformer"]
     """Architecture."""
     hidden_size: Count
-    """Width of the blocks and of the embedding (``n_units`` in the study)."""
+    """Width of blocks and embedding (``n_units`` in the study)."""
     num_layers: Count = 2
     """Blocks."""
     num_heads: Count = 16
@@ -133,14 +133,13 @@ class TransformerConfig(_Model):
     mlp_size: Count = 2048
     """Inner width of each block's MLP."""
     keep: Probability = 0.9
-    """Probability of keeping a unit, everywhere except on the attention weights."""
+    """Probability of keeping a unit, except attention weights."""
     attention_keep: Probability = 0.9
-    """Probability of keeping an attention weight; the published runs always used 0.9."""
+    """Probability of keeping an attention weight; 0.9 in all published runs."""
     embedding_keep: Probability = 1.0
-    """Probability of keeping a word type in a step. All occurrences of a dropped one are zero vectors, to which the
-    positions are added (Gal and Ghahramani, 2016; Merity et al., 2018)."""
+    """As in the RNN, before positions are added."""
     tied: bool = False
-    """Whether the output layer has the embedding's matrix (Press and Wolf, 2017; Inan et al., 2017)."""
+    """As in the RNN, with any sizes."""
 
     def _conditions(self) -> Iterator[str]:
         if self.hidden_size == 1:
@@ -186,16 +185,16 @@ class CustomConfig(_Model):
     arch: Literal["custom"]
     """Architecture."""
     source: str
-    """File and class of your own model, such as ``lstm.py:LSTM``, relative to the manifest's folder."""
+    """File and class of your own model, relative to the manifest's folder: ``lstm.py:LSTM``."""
     arguments: Annotated[Arguments, Valid("a table of arguments", check=check_arguments)] = field(
         default_factory=Arguments
     )
-    """Keyword arguments of the class, such as ``{ hidden_size = 512 }``. Lists in it multiply in a ``[[grid]]``. In
-    ``--set`` and in filters its keys are ``model.arguments.hidden_size`` and so on."""
+    """Keyword arguments of the class: ``{ hidden_size = 512 }``. Lists multiply in a ``[[grid]]``. In ``--set`` and
+    filters: ``model.arguments.hidden_size``."""
     files: Annotated[tuple[Annotated[str, Valid(least=1)], ...], Valid("a list of names")] = ()
-    """Further files that ``source`` imports, such as ``["cells.py"]``, relative to the manifest's folder."""
+    """Files that ``source`` imports, relative to the manifest's folder: ``["cells.py"]``."""
     sha256: str | None = None
-    """Digest of the files of your own model; filled in when the manifest is read."""
+    """Digest of these files; filled in when the manifest is read."""
 
     def _conditions(self) -> Iterator[str]:
         if not re.fullmatch(r"[^:\0]+\.py:[^\W\d]\w*", self.source):

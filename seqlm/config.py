@@ -34,19 +34,18 @@ class DataConfig(Section):
     corpus: Literal["ptb", "pydoc", "files"] = "pydoc"
     """``ptb``: Penn Treebank. ``pydoc``: documentation shipped inside Python, no download. ``files``: your own text."""
     level: Literal["word", "char", "token"] | None = None
-    """Tokens are words or characters; ``token``: what ``data.tokenizer`` makes. Without it ``token`` if there is a
-    tokenizer, else ``word``."""
+    """Words, characters, or tokens of ``data.tokenizer``. Default: ``token`` with a tokenizer, else ``word``."""
     vocab_size: Annotated[int, Valid("a whole number of at least 3", least=3)] | None = None
-    """Keep this many most frequent tokens; the rest becomes ``<unk>``. Without it all tokens are kept, and 10,000 words
-    of ``pydoc``. A tokenizer has its own vocabulary."""
+    """Most frequent tokens to keep; the rest becomes ``<unk>``. Default: all, but 10,000 words of ``pydoc``. Not with a
+    tokenizer, which has its own."""
     sha256: str | None = None
-    """Digest of the text of a ``files`` or ``pydoc`` corpus; filled in when the text is found."""
+    """Digest of a ``files`` or ``pydoc`` corpus; filled in when the text is found."""
     column: str | None = None
-    """Column with the text of a data set. Without it ``text``, or the only column of texts."""
+    """Data set's column with the text. Default: ``text``, or the only column of texts."""
     tokenizer: str | None = None
-    """Tokenizer file (``tokenizer.json``) of the ``tokenizers`` library, relative to the manifest."""
+    """``tokenizer.json`` of the ``tokenizers`` library, relative to the manifest."""
     tokenizer_sha256: str | None = None
-    """Digest of the tokenizer file; filled in when the file is found."""
+    """Its digest; filled in when the file is found."""
 
     def __post_init__(self) -> None:
         if self.level is None:
@@ -79,17 +78,16 @@ class TrainConfig(Section):
     NAME = "train"
 
     epochs: Annotated[int, Valid(f"a whole number from 1 to {MOST_EPOCHS:,}", least=1, most=MOST_EPOCHS)] = 40
-    """Passes over the training split: how far the run is to go. Not part of its identity: a run that has trained
-    fewer trains the missing ones."""
+    """Passes over the training split. Not part of the identity: a run that trained fewer trains the missing ones."""
     batch_size: Count = 20
-    """Columns of the global batch, B, whatever the number of devices that share it."""
+    """Columns of the global batch, B, on any number of devices."""
     seq_len: Count = 35
     """Tokens of a window, T."""
     clip_norm: Positive = 0.25
     """Largest gradient norm over all parameters."""
     precision: Precision = "fp32"
-    """Precision of the operands of matrix products; the rest is fp32. ``tf32`` needs an NVIDIA GPU, ``bf16`` a GPU or
-    processor that has it; other devices refuse the run. See "Precision" in docs/reference/manifest.md."""
+    """Precision of operands of matrix products ("Precision" in docs/reference/manifest.md). Devices without it refuse
+    the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,9 +101,9 @@ class EvalConfig(Section):
     NAME = "eval"
 
     batch_size: Count | None = None
-    """Columns in which validation and test text is read. Without it as in training."""
+    """Columns of validation and test text. Default: as in training."""
     seq_len: Count | None = None
-    """Tokens of a window in validation and test. Without it as in training."""
+    """Tokens of a window in validation and test. Default: as in training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +117,7 @@ class RunConfig(Table):
     eval: EvalConfig = EvalConfig()
     """With either key set, both are."""
     seed: Seed = 1111
-    """Seed of the initial values and of the dropout masks."""
+    """Seed of initial values and dropout masks."""
 
     SECTIONS: ClassVar[tuple[str, ...]] = ("model", "data", "optim", "train", "eval")
 

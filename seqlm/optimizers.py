@@ -46,23 +46,20 @@ class OptimConfig(Section, ABC):
     optimizer: str
     """Optimizer."""
     lr: Positive
-    """Learning rate: the largest one of the schedule."""
+    """Largest learning rate of the schedule."""
     schedule: Schedule | None = None
-    """Learning rate over time. ``constant``. ``compounding`` (the published runs): in epoch e the *current* rate is
-    multiplied by decay^-(e - flat + 1). ``per_epoch`` (the published text): the rate is divided by ``decay`` after each
-    epoch. ``cosine``, ``linear``: the rate falls to 0 over ``decay_epochs``, a little with each step. Without it,
-    ``compounding`` for sgd_schedule and ``constant`` for the others."""
+    """``compounding`` (the published runs): epoch e multiplies the *current* rate by decay^-(e - flat + 1).
+    ``per_epoch`` (the published text): each epoch divides it by ``decay``. ``cosine``, ``linear``: it falls to 0 over
+    ``decay_epochs``, step by step. Default: ``compounding`` for sgd_schedule, else ``constant``."""
     decay: Annotated[float, Valid("a number greater than 1", above=1)] | None = None
-    """``compounding``, ``per_epoch``: divisor of the learning rate; without it, 1.15."""
+    """``compounding``, ``per_epoch``: divisor of the rate; default 1.15."""
     flat_epochs: Count | None = None
-    """``compounding``, ``per_epoch``: epochs at the given rate before it falls; without it, 15 for ``compounding`` and
-    1 for ``per_epoch``."""
+    """``compounding``, ``per_epoch``: epochs before the rate falls; default 15 and 1."""
     decay_epochs: Count | None = None
-    """``cosine``, ``linear``: epochs after which the rate is 0, at least ``train.epochs``. It does not follow from
-    ``train.epochs``, so a run can be extended up to it."""
+    """``cosine``, ``linear``: epochs after which the rate is 0, at least ``train.epochs``. A run can be extended up to
+    it."""
     warmup_steps: Annotated[int, Valid("a whole number of at least 0", least=0)] = 0
-    """Steps in which the rate of the schedule is multiplied by a factor that rises linearly to 1 (Goyal et al.,
-    2017)."""
+    """Steps in which a factor of the schedule's rate rises linearly to 1 (Goyal et al., 2017)."""
     weight_decay: _NotNegative = 0.0
     """L2 penalty: this times the parameters is added to the clipped gradients, for all parameters."""
 
@@ -144,9 +141,9 @@ class _Adam(OptimConfig):
     """What both forms of Adam have (Kingma and Ba, 2015). Epsilon is PyTorch's, 1e-8."""
 
     beta1: _Average = 0.9
-    """Factor of the running average of the gradients."""
+    """Factor of the running average of gradients."""
     beta2: _Average = 0.999
-    """Factor of the running average of the squared gradients."""
+    """Factor of the running average of squared gradients."""
 
     @property
     def moments(self) -> int:
@@ -179,8 +176,8 @@ class AdamWConfig(_Adam):
     optimizer: Literal["adamw"]
     """Optimizer."""
     weight_decay: _NotNegative = 0.01
-    """Decoupled decay, as PyTorch scales it: each step subtracts this times the learning rate times the parameters, for
-    parameters of two and more axes: matrices and embeddings, but no gains and biases."""
+    """Decoupled decay, scaled as in PyTorch: each step subtracts this times learning rate times parameters, for those
+    of two and more axes (matrices and embeddings, no gains and biases)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,19 +14,19 @@ class Resources(Table):
     NAME = "resources"
 
     ranks: Count = 1
-    """Processes that share the run's global batch through DistributedDataParallel."""
+    """Processes that share the global batch through DistributedDataParallel."""
     cpus: Count | None = None
-    """CPU cores of each rank. ``None`` means as many as the threads of its checkpoint for a run that goes on without a
-    GPU, else an equal share of the machine among the runs that run at once."""
+    """CPU cores of each rank. Default: an equal share of the machine among runs at once; for a run that goes on without
+    a GPU, as many as its checkpoint's threads."""
     gpus: Annotated[float, Valid("0, 1, or a share such as 0.25, for each rank", least=0, most=1)] | None = None
-    """GPUs of each rank: 0, 1, or (with one rank only) a share such as 0.25. ``None`` means 1 if there are any GPUs, or
-    with ``gpu_memory_gb`` and one rank as much of a GPU as has that memory."""
+    """GPUs of each rank: 0, 1, or (one rank only) a share such as 0.25. Default: 1 if there are any GPUs; with
+    ``gpu_memory_gb`` and one rank, as much of a GPU as has that memory."""
     gpu_memory_gb: Annotated[float, Valid("a number of gigabytes above 0", above=0)] | None = None
-    """Memory of a GPU that each rank needs, in 10^9 bytes: a rank gets that part of a GPU, of whatever size."""
+    """GPU memory of each rank, in 10^9 bytes: a rank gets that part of a GPU, of whatever size."""
     accelerator_type: Line | None = None
-    """The kind of GPU that each rank needs, a part of its name such as ``A100``."""
+    """Kind of GPU, a part of its name such as ``A100``."""
     priority: int = 0
-    """Waiting runs with a higher priority start first."""
+    """Higher starts first."""
 
     def _conditions(self) -> Iterator[str]:
         if self.gpus is not None and 0 < self.gpus < 1 and self.ranks > 1:

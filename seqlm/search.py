@@ -91,23 +91,20 @@ class Search(Table):
         tuple[Count, ...],
         Valid("a list of epochs above 0 in ascending order, such as [3, 9, 27]", least=1, ascending=True),
     ]
-    """Epochs after which runs are compared, in ascending order, such as `[3, 9, 27]`. Each is below `train.epochs` of
-    every run."""
+    """Epochs after which runs are compared, ascending, each below every run's `train.epochs`: `[3, 9, 27]`."""
     metric: Literal["val_ppl", "train_ppl", "val_loss"] = "val_ppl"
-    """What is compared: the value of that epoch in `metrics.jsonl`. Lower is better."""
+    """Value of that epoch in `metrics.jsonl` to compare; lower is better."""
     keep: Annotated[float, Valid("a share above 0 and below 1", above=0, below=1)] = 0.33
-    """Share of the runs that goes on from a rung, rounded up. Runs with equal values go on together or stop
-    together."""
+    """Share of runs that goes on from a rung, rounded up. Runs with equal values go on or stop together."""
     min_runs: Count = 3
-    """No run is stopped before this number of runs has reached the rung, except one that is worse than guessing: its
-    perplexity is above the size of the vocabulary."""
+    """Runs that must reach the rung before it stops one, unless its perplexity exceeds the vocabulary's size: worse
+    than guessing."""
     within: Annotated[tuple[str, ...], Valid('a list of keys, such as ["model.arch"]', check=_check_keys)] = ()
-    """Keys of the configuration, such as `["model.arch"]`: a run is compared with the runs that have the same values.
-    Without it, with all runs of the study. Keys of `data` and `eval` always belong to it: runs on different texts are
-    never compared."""
+    """Compare only runs with equal values of these keys: `["model.arch"]`. Keys of `data` and `eval` always belong to
+    it: runs on different texts are never compared."""
     final_seeds: Count = 1
-    """Seeds of each setting that reaches its end. The search itself is by one seed of each setting; the others are
-    trained once that is done, are compared with nobody, and are never stopped."""
+    """Seeds of each setting that reaches its end. The search uses one; the others train once it is done, uncompared and
+    never stopped."""
 
     @classmethod
     def from_text(cls, text: str) -> Self | None:

@@ -107,7 +107,7 @@ class SlurmSettings(ScheduledTable):
     gpu_request: Annotated[
         Line, Valid('an option of sbatch with {gpus}, such as "gres=gpu:a100:{gpus}"', pattern=GPUS)
     ] = "gpus-per-node={gpus}"
-    """Option of `sbatch` that asks for the GPUs of a node, `{gpus}` of them, such as `"gres=gpu:a100:{gpus}"`."""
+    """Option of `sbatch` for a node's GPUs, `{gpus}` of them: `"gres=gpu:a100:{gpus}"`."""
     setup: Annotated[Lines, Valid("a list of texts, each one line", check=_setup)] = ()
     """Shell lines before a job's command, such as module loads."""
     srun_args: Lines = ()
@@ -115,8 +115,8 @@ class SlurmSettings(ScheduledTable):
     sbatch: Annotated[Mapping[str, Any], Valid("a table of options of sbatch", check=_sbatch)] = field(
         default_factory=dict
     )
-    """Any other long option of `sbatch`, also of the site's plugins, without the leading hyphens: a text, a number, or
-    `true` for an option without a value. `gres_flags` and `gres-flags` are the same."""
+    """Other long options of `sbatch` and the site's plugins, without hyphens in front: text, number, or `true` for an
+    option without a value. `gres_flags` and `gres-flags` are the same."""
 
     def gpu_options(self, gpus: int, accelerator_type: str | None = None) -> dict[str, str]:
         """Return the option of sbatch that asks for this number of GPUs, of any type or of one, on each node.

@@ -43,23 +43,21 @@ class BackendTable(Table):
     """Key -> what its JSON Schema has besides type and bounds."""
 
     max_parallel: Count | None = None
-    """Most runs at once; without it, as many as there is room for. `--max-parallel` overrides it."""
+    """Most runs at once. Default: as many as fit. `--max-parallel` overrides it."""
     retries: NotNegative | None = None
     """Overrides `policy.max_stalled_retries`; `--max-stalled-retries` overrides both."""
     env: Annotated[
         Mapping[str, str], Valid('a table of texts, such as {NCCL_SOCKET_IFNAME = "eth0"}', check=_variables)
     ] = field(default_factory=dict)
-    """Variables for the workers, such as `env.NCCL_SOCKET_IFNAME = "eth0"`. They are kept with the study, so do not put
-    secrets here."""
+    """Workers' variables: `env.NCCL_SOCKET_IFNAME = "eth0"`. The study keeps them: no secrets here."""
     env_pass: Annotated[
         tuple[Annotated[str, Valid(pattern=VARIABLE)], ...],
         Valid('a list of names of variables, such as ["HF_TOKEN"]'),
     ] = ()
-    """Variables of your shell that workers get too, such as `["HF_TOKEN"]`. Their values are not written to any
-    file."""
+    """Variables of your shell for workers: `["HF_TOKEN"]`. No file has their values."""
     progress_s: Seconds | None = None
-    """Seconds between two updates of `progress.json`, which says where a run is within its epoch; without it, 1. A
-    higher number means less load on shared file systems (Lustre, NFS)."""
+    """Seconds between updates of `progress.json`, a run's position within its epoch; default 1. A higher number means
+    less load on shared file systems (Lustre, NFS)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +65,7 @@ class SharedTable(BackendTable):
     """The keys of backends whose GPUs several launches share without a scheduler."""
 
     leave_gpus: NotNegative = 0
-    """Number of GPUs that this launch does not use, whichever they are, so that others find some free."""
+    """GPUs that this launch leaves free for others, whichever they are."""
 
 
 # -- a backend ---------------------------------------------------------------------------------------------------------

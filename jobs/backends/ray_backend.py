@@ -27,12 +27,11 @@ class RayTable(SharedTable):
     """``[backend.ray]``."""
 
     address: Annotated[str, Valid('an address, such as "auto"', least=1)] | None = None
-    """The Ray cluster to join, such as `"auto"`; without it, or with `"local"`, seqlm starts Ray on this machine.
-    `--ray-address` and `RAY_ADDRESS` override it."""
+    """Ray cluster to join, such as `"auto"`. Default, or `"local"`: seqlm starts Ray here. `--ray-address` and
+    `RAY_ADDRESS` override it."""
     largest: Largest | None = None
-    """The nodes that the cluster's autoscaler may add, such as `{nodes = 4, cpus = 16, gpus = 4}`; without it, a run
-    that does not fit on the nodes that are there is an error. `accelerator_type` and `gpu_memory_gb` describe the
-    GPUs."""
+    """Nodes that the autoscaler may add: `{nodes = 4, cpus = 16, gpus = 4}`. Without it, a run that does not fit on
+    present nodes is an error."""
 
 
 @final

@@ -15,15 +15,15 @@ class Largest(Table):
     """``[backend.ray] largest``."""
 
     nodes: Count
-    """Most nodes of this kind that the cluster has at once, those that are there already included."""
+    """Most nodes of this kind at once, present ones included."""
     cpus: Annotated[float, Valid("a number of cores above 0", above=0)]
     """Cores of each node, as Ray counts them."""
     gpus: NotNegative = 0
     """GPUs of each node."""
     accelerator_type: Line | None = None
-    """Kind of its GPUs, such as `"H100"`; without it, no run that asks for a kind fits there."""
+    """Kind of its GPUs, such as `"H100"`; without it, no run that asks for a kind fits."""
     gpu_memory_gb: Annotated[float, Valid("a number of GB above 0", above=0)] | None = None
-    """Memory of each GPU in 10^9 bytes; without it, no run that asks for an amount fits there."""
+    """Memory of each GPU in 10^9 bytes; without it, no run that asks for an amount fits."""
 
     def grown(self, now: Capacity) -> Capacity:
         """Return what a cluster that has ``now``, all of it free, has once its autoscaler has added all nodes."""

@@ -60,14 +60,14 @@ class Published(Table):
     NAME = "published"
 
     train_ppl: _Ppl | None = None
-    """Published training perplexity of this run after its last epoch."""
+    """Training perplexity after its last epoch."""
     val_ppl: _Ppl | None = None
-    """Published best validation perplexity of this run."""
+    """Best validation perplexity."""
     replications: Annotated[tuple[_Ppl, ...], Valid(_RANGE, least=2, most=2, check=_ascending)] | None = None
-    """Lowest and highest best validation perplexity of independent replications, such as `[156.4, 157.5]`."""
+    """Lowest and highest best validation perplexity of independent replications: `[156.4, 157.5]`."""
     epochs: Count | None = None
-    """Epochs after which these results were published; without it, `train.epochs` of the run as written. A run that has
-    trained more is compared as it was then."""
+    """Epochs of these results. Default: `train.epochs` as written. A run that trained more is compared as it
+    was then."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,11 +81,11 @@ class Claim(Table):
     lower: Conditions
     """Conditions on runs, as after `--only`: `"arch=gru"`."""
     higher: Conditions
-    """The same for the other side. Each side has at least one run, and no run is on both."""
+    """The other side's. Each side has a run, and none is on both."""
     why: _Text | None = None
-    """Why you expect it. The report prints it only if it came out as expected."""
+    """Why you expect it; printed only if it comes out so."""
     otherwise: _Text | None = None
-    """What it would mean if the opposite came out. The report prints it only then."""
+    """What the opposite would mean; printed only then."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,18 +95,18 @@ class Report(Table):
     NAME = "report"
 
     behaviour: Annotated[_Names, Valid("a list of names of runs, at least one", check=_each_once)] = ()
-    """Runs whose trained models the report examines: names, with their suffixes as in `plan`, or patterns (`gru-*`)."""
+    """Runs whose models the report examines: names with suffixes, as in `plan`, or patterns (`gru-*`)."""
     groups: Annotated[
         Mapping[Annotated[Line, Valid(most=_TITLE)], _Names],
         Valid(f"a table of titles of at most {_TITLE} characters, each with a list of names of runs, at least one"),
     ] = field(default_factory=dict)
-    """Groups of runs with curves and a table of their own in the report: a title, then names or patterns (`gru-*`)."""
+    """Groups of runs with curves and a table of their own: title, then names or patterns."""
     notes: Annotated[
         Mapping[Part, Annotated[str, Valid(least=1)]],
         Valid(f"a table of texts in Markdown by part of the report: {', '.join(PARTS)}"),
     ] = field(default_factory=dict)
-    """Your own text for a part of the report, in Markdown. It is printed below the computed one, under the name of the
-    manifest. `{run.NAME.METRIC}` and `{best.ARCHITECTURE.METRIC}` are replaced by results."""
+    """Your text in Markdown for a part of the report, printed below the computed one under the manifest's name. Results
+    replace `{run.NAME.METRIC}` and `{best.ARCHITECTURE.METRIC}`."""
 
 
 # -- with the runs ---------------------------------------------------------------------------------------------------

@@ -25,17 +25,17 @@ class Decide(Table):
     """One ``[[decide]]`` as written."""
 
     a: Conditions
-    """Conditions on runs, as after `--only`: `"arch=gru lr=0.01"`. They choose one setting, with all its seeds."""
+    """Conditions as after `--only`, which choose one setting with all its seeds: `"arch=gru lr=0.01"`."""
     b: Conditions
-    """The same for the other side, on the same text and with as many epochs."""
+    """The other setting, on the same text with as many epochs."""
     seeds: Annotated[int, Valid(f"a whole number from 5 to {MOST_SEEDS}", least=5, most=MOST_SEEDS)] = 20
-    """Seeds of both sides at most: the lowest one of `a` in the manifest, and the next whole numbers. One after another
-    is trained until the comparison is decided."""
+    """Most seeds of each side: the lowest of `a` in the manifest, then the next whole numbers, one after another until
+    the comparison is decided."""
     margin: Annotated[float, Valid("a number of nats, 0 or more", least=0)] = MARGIN
-    """Nats per token. A smaller difference does not matter."""
+    """A smaller difference does not matter, in nats per token."""
     error: Annotated[float, Valid("a share above 0 and below 1", above=0, below=1)] = ERROR
-    """Share of studies in which chance may lead to a false claim. All comparisons of the study share it, those of
-    `compare`, too."""
+    """Share of studies in which chance may lead to a false claim. All comparisons of the study share it, also those of
+    `compare`."""
 
 
 def chosen(

@@ -54,14 +54,14 @@ class StudyTable(Table):
     }
 
     name: Name
-    """Name of the study and of its folder `runs/<name>/`: up to 80 letters, digits, `.`, `_` and `-`, not starting with
+    """Name of the study and its folder `runs/<name>/`: up to 80 letters, digits, `.`, `_` and `-`, not starting with
     `.` or `-`."""
     data: Annotated[str, Valid("the path of a file or folder", pattern=".")] | None = None
-    """Path of the text, relative to the manifest's folder; without it, the corpus's own place. `--data` and
-    `SEQLM_DATA` override it."""
+    """Path of the text, relative to the manifest's folder. Default: the corpus's own place. `--data` and `SEQLM_DATA`
+    override it."""
     backend: _Backend | None = None
-    """Where runs are sent; without it, Ray on a machine with two or more GPUs or with the address of a cluster, else
-    local processes. `--backend` and `SEQLM_BACKEND` override it."""
+    """Where runs go. Default: Ray with two or more GPUs or a cluster's address, else local processes. `--backend` and
+    `SEQLM_BACKEND` override it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,10 +69,10 @@ class EntryTable(Table):
     """The keys of an entry that belong to no section."""
 
     name: Name | None = None
-    """Name of the run; without it, `{arch}-{optimizer}`. Runs of a grid, zip or sample get a suffix for each key that
-    varies, as in `gru-lr0.1-hidden512-seed2`."""
+    """Name of the run. Default: `{arch}-{optimizer}`. A grid, zip or sample adds a suffix for each key that varies:
+    `gru-lr0.1-hidden512-seed2`."""
     seeds: Annotated[tuple[Seed, ...], Valid("a list of whole numbers from 0 to 2^32 - 1, at least one", least=1)] = ()
-    """A copy of every run for each seed. `seed` or `seeds` of an entry override the `seeds` at the top of the file."""
+    """A copy of every run for each seed. `seed` or `seeds` of an entry override the file's `seeds`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,12 +80,11 @@ class SampleTable(EntryTable):
     """The keys of a ``[[sample]]`` that belong to no section."""
 
     count: Annotated[int, Valid(f"a whole number from 1 to {MAX_RUNS:,}", least=1, most=MAX_RUNS)]
-    """Number of settings to draw, all different. The first n of a larger count are the same n."""
+    """Settings to draw, all different. The first n of a larger count are the same."""
     seed: Seed = 0
-    """Seed of the draws. It is not the seed of the runs, which `seeds` or `[defaults]` set."""
+    """Seed of the draws, not of the runs (`seeds` or `[defaults]`)."""
     only: Annotated[tuple[str, ...], Valid('a list of comparisons, such as ["hidden_size % num_heads == 0"]')] = ()
-    """Constraints, such as `["parameters < 5e6", "hidden_size % num_heads == 0"]`: a draw that does not meet them all
-    is left out, and the sequence goes on. See "Constraints" below."""
+    """Constraints ("Constraints" below): `["parameters < 5e6"]`. A draw that does not meet them all is left out."""
 
 
 def _list_of_tables(key: str) -> Any:

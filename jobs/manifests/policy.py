@@ -32,9 +32,9 @@ class Policy(Table):
     } | {"without_progress": "{name}: no such key any more; use policy.max_stalled_retries"}
 
     checkpoint_min: Annotated[float, Valid("a number of minutes above 0", above=0)] = 10
-    """Minutes between two checkpoints within an epoch."""
+    """Minutes between checkpoints within an epoch."""
     oom: _Limit = KINDS["oom"].retries
-    """Retries of a run that ran out of memory, each with micro-batches of half the size."""
+    """Retries after running out of memory, each with micro-batches of half the size."""
     timeout: _Limit = KINDS["timeout"].retries
     """Resumes after a job's time limit."""
     node: _Limit = KINDS["node"].retries
@@ -42,20 +42,20 @@ class Policy(Table):
     preempted: _Limit = KINDS["preempted"].retries
     """Resumes after a preemption."""
     start: _Limit = KINDS["start"].retries
-    """Retries of a run whose worker ended before it began, on another node if there is one."""
+    """Retries if the worker ended before the run began, on another node if there is one."""
     max_stalled_retries: NotNegative = 10
     """Consecutive retries, of any kind, without progress: no finished epoch and no later checkpoint.
     `--max-stalled-retries` overrides it."""
     keep_last: bool = True
-    """Whether a finished run keeps ``checkpoints/last.pt``. With ``false`` it is deleted once the run is done."""
+    """Whether a finished run keeps ``checkpoints/last.pt``."""
     keep_epochs: Annotated[tuple[Count, ...], Valid("a list of whole numbers above 0")] = ()
-    """Epochs after which a run keeps its checkpoint, such as `[10, 20]`, as ``checkpoints/epoch-10.pt``: `audit` can
-    train again from there."""
+    """Epochs whose checkpoint a run keeps: `[10, 20]`, as ``checkpoints/epoch-10.pt``. `audit` can train again from
+    there."""
     gpu_hours: _Hours = "unlimited"
-    """Budget of the whole study: hours times GPUs, over all attempts. When it is spent, runs stop at a checkpoint and
-    the others wait; `run` with a higher budget goes on."""
+    """Study's budget: hours times GPUs over all attempts. Once spent, runs stop at a checkpoint and others wait; `run`
+    with a higher budget goes on."""
     core_hours: _Hours = "unlimited"
-    """The same for hours times processor cores."""
+    """The same in core hours."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -81,14 +81,13 @@ class Notify(Table):
     NAME = "notify"
 
     command: Line | None = None
-    """Program that gets each message on its standard input, such as `"mail -s seqlm me@example.org"`. It runs in
-    your home folder, without a shell."""
+    """Program that gets each message on standard input, in your home folder and without a shell:
+    `"mail -s seqlm me@example.org"`."""
     url_env: Annotated[str, Valid("the name of a variable", pattern="^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
-    """Name of the variable with the URL of a service that Apprise knows, in place of a command, such as
-    `"SEQLM_NOTIFY"`. The URL is not written to any file."""
+    """Variable with the URL of an Apprise service, in place of a command: `"SEQLM_NOTIFY"`. No file has the URL."""
     on: Annotated[tuple[Event, ...], Valid('a list of "over", "failed" and "stalled"')] = ("over", "failed", "stalled")
-    """`over`: no run of the study is running or queued any more. `failed`: a run failed and is not tried again.
-    `stalled`: a run failed twice in a row without progress, and is tried again."""
+    """`over`: no run is running or queued any more. `failed`: a run failed and is not retried. `stalled`: a run failed
+    twice in a row without progress, and is retried."""
 
     def _conditions(self) -> Iterator[str]:
         if (self.command is None) == (self.url_env is None):

@@ -53,34 +53,31 @@ class ScheduledTable(BackendTable):
     """The keys of the backends that are schedulers."""
 
     progress_s: Seconds = 10.0
-    """Seconds between two updates of `progress.json`, which says where a run is within its epoch. A higher number means
-    less load on shared file systems (Lustre, NFS)."""
+    """As for every backend."""
     timeout_min: Count = 60
-    """Time limit of a job in minutes. A run that needs longer is saved and resumed in another job."""
+    """Job's time limit. A longer run is saved and resumed in another job."""
     signal_before_s: Annotated[int, Valid("a whole number from 1 to 65535", least=1, most=65_535)] = 120
-    """Seconds before the time limit, or a preemption, at which a run gets the signal to save. At most half the time
-    limit counts. A run that has not saved 45 s before the limit is killed, so that its job ends in order."""
+    """Seconds before the time limit, or a preemption, at which a run gets the signal to save; at most half the limit. A
+    run that has not saved 45 s before the limit is killed, so that its job ends in order."""
     mem_gb: Annotated[float, Valid("a number above 0", above=0)] | None = None
-    """Memory of each node in GB; without it, the cluster's default."""
+    """Memory of each node. Default: the cluster's."""
     fit_limits: bool = False
-    """Ask for the time and the memory that earlier runs like this took, and some more; `timeout_min` and `mem_gb` are
-    then the most. Short jobs start sooner. A job whose time was too short continues with `timeout_min`."""
+    """Ask for the time and memory that earlier runs like this took, and some more, at most `timeout_min` and `mem_gb`:
+    short jobs start sooner. If the time was too short, the job continues with `timeout_min`."""
     ranks_per_node: Count | None = None
-    """Ranks of a run on each node; without it, all on one node. A run with more ranks gets several nodes, and
-    `resources.ranks` must be a multiple of it."""
+    """Ranks of a run on each node. Default: all on one. More ranks take several nodes, in multiples of it."""
     pool: Pool = Pool()
-    """Jobs of one node each that share out the runs, several at once, such as `{ jobs = 4, gpus = 4, cpus = 32 }`.
-    `gpus` and `cpus` are those of each job. A run that needs more gets a job of its own."""
+    """One-node jobs that share out the runs, several at once: `{ jobs = 4, gpus = 4, cpus = 32 }`, with `gpus` and
+    `cpus` of each. A run that needs more gets its own job."""
     setup: Lines = ()
     """Shell lines before a job's command, such as module loads."""
     python: Annotated[Line, Valid('a command that starts Python, such as "apptainer exec image.sif python"')] | None = (
         None
     )
-    """Command that starts Python in a job, such as `"apptainer exec --nv image.sif python"`; without it, the Python
-    that launches."""
+    """Starts Python in a job: `"apptainer exec --nv image.sif python"`. Default: the launching Python."""
     stage: bool = False
-    """Whether a worker reads its corpus from a copy in `TMPDIR`, which the first worker on a node makes. For file
-    systems that are slow to read from."""
+    """Whether workers read the corpus from a copy in `TMPDIR`, which a node's first worker makes: for file systems that
+    are slow to read."""
 
     @property
     def limits(self) -> Limits:
