@@ -22,19 +22,17 @@ EXIT_UNFINISHED = 4
 """Exit code of ``wait`` if runs go on."""
 MANIFESTS = ("quickstart", "search", "ablation", "strong", "paper")
 """The manifests that come with seqlm, for users."""
-STUDY = "a study's folder, its manifest, or its name"
-RUN = "a run: its name, its id, a unique beginning of its id, or best (lowest validation perplexity)"
+STUDY = "a study: its name, folder or manifest"
+RUN = "a run: its name, id, unique beginning of its id, or best (lowest validation perplexity)"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Common:
     """The arguments of every command."""
 
-    json: bool = option("print one JSON document on stdout, and warnings and errors on stderr")
-    fields: str | None = option(
-        "print the JSON document with these fields of each run alone: name,state", metavar="NAMES"
-    )
-    verbose: bool = option("print the settings in use too, and the traceback of an error", "-v")
+    json: bool = option("print one JSON document on stdout, warnings and errors on stderr")
+    fields: str | None = option("print only these fields of each run as JSON: name,state", metavar="NAMES")
+    verbose: bool = option("print the settings in use, and tracebacks of errors", "-v")
     runs_dir: Path = option("folder of the studies (default: SEQLM_RUNS, else runs)", metavar="DIR")
 
 
@@ -43,12 +41,12 @@ class Filters:
     """Which runs a command is about."""
 
     only: tuple[str, ...] = option(
-        "runs that meet all conditions: 'arch=gru lr>1 val_ppl<100'; of several --only all must be met",
+        "runs that meet all conditions of every --only: 'arch=gru lr>1 val_ppl<100'",
         metavar="CONDITIONS",
         empty=(),
     )
     exclude: tuple[str, ...] = option(
-        "leave out runs that meet all conditions; repeat --exclude to leave out more", metavar="CONDITIONS", empty=()
+        "leave out runs that meet all conditions of an --exclude", metavar="CONDITIONS", empty=()
     )
 
 
@@ -75,13 +73,10 @@ class PlanArguments(Common, Filters, Where):
     """The arguments of ``plan``, and what other commands that open a manifest take of it."""
 
     manifest: str = positional(
-        "a TOML file, the study of an earlier launch (its manifest as it was then), or one that comes with seqlm: "
-        f"{', '.join(MANIFESTS)}"
+        f"a TOML file, a launched study (its manifest as of then), or one that comes with seqlm: {', '.join(MANIFESTS)}"
     )
-    changes: tuple[str, ...] = option(
-        "set a key of the runs, such as train.epochs=2", "--set", metavar="KEY=VALUE", empty=()
-    )
-    oversized: bool = option("also start runs that need more memory than there is", "--force")
+    changes: tuple[str, ...] = option("set a key of the runs: train.epochs=2", "--set", metavar="KEY=VALUE", empty=())
+    oversized: bool = option("start runs that need more memory than there is, too", "--force")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,15 +84,14 @@ class Launching:
     """How runs are launched, and what follows."""
 
     no_wait: bool = option("launch in the background")
-    live_code: bool = option("run the working tree, not the copy kept with the study")
+    live_code: bool = option("run the working tree, not the study's copy")
     canary: bool | None = option(
-        "try a few steps of each architecture with each optimizer first (default: above 10 runs)"
+        "first try a few steps of each architecture with each optimizer (default: above 10 runs)"
     )
     behaviour: bool | None = option(
-        "compute missing behaviour of the trained models before the report, also of runs that others launched "
-        "(default: only of your own)"
+        "compute missing behaviour of trained models before the report, also of others' runs (default: only your own)"
     )
-    then_report: bool = option("submit a job that writes the report after the last run (slurm)")
+    then_report: bool = option("submit a job that writes the report at the end (slurm)")
     report: bool = option("write the report at the end")
 
 
@@ -121,25 +115,25 @@ class Arguments(PlanArguments, Launching):
     one_run: str = positional(RUN, nargs="?", metavar="run")
     a: str = positional("the first study, or a run as STUDY/RUN")
     b: str = positional("the second study or run")
-    side_a: str = positional("conditions on the runs of a setting, as after --only: 'arch=gru lr=0.01'", metavar="A")
-    side_b: str = positional("conditions on the runs of the other setting", metavar="B")
+    side_a: str = positional("conditions on a setting's runs, as after --only: 'arch=gru lr=0.01'", metavar="A")
+    side_b: str = positional("the same of the other setting", metavar="B")
     margin: Any = option("smaller differences do not matter, in nats (default: 0.02)", type=not_negative, metavar="X")
     error: Any = option("share of studies with a false claim (default: 0.05)", type=share, metavar="X")
-    beginning: str = positional("how the text begins, one word or several", metavar="prompt", type=str)
-    name: str = positional("the name of the study, and of its file NAME.toml")
+    beginning: str = positional("how the text begins", metavar="prompt", type=str)
+    name: str = positional("name of the study and its file NAME.toml")
     source: str = positional("the class, as in model.source", metavar="FILE.py:CLASS")
-    document: str = positional("the command whose JSON document is described (default: manifests)", nargs="?")
+    document: str = positional("command whose JSON document to describe (default: manifests)", nargs="?")
     shell: str = positional("the shell", choices=("bash", "zsh", "fish"))
     corpus: str = positional("ptb: Penn Treebank", choices=("ptb",))
     kind: tuple[str, ...] = option(
-        "only failures of this kind, or runs that a search or comparison stopped; repeat for more kinds",
+        "only failures of this kind, or runs that a search or comparison stopped; repeatable",
         choices=(*KINDS, "stopped"),
     )
-    trust: bool = option("from now on, run the models and commands that this study keeps as if you had launched it")
-    dry_run: bool = option("show what would be done, and do nothing", "-n")
-    kept_models: bool = option("train your own models as the study keeps them, although their files have changed")
+    trust: bool = option("from now on, run this study's models and commands as if you had launched it")
+    dry_run: bool = option("show what would be done; do nothing", "-n")
+    kept_models: bool = option("train your own models as the study keeps them, though their files changed")
     # What one command takes:
-    machine: bool = option("show who uses the GPUs of this machine, and who waits for one")
+    machine: bool = option("show who uses this machine's GPUs, and who waits for one")
     watch: bool = option("show changes, draw or export them, until every run is over")
     seconds: float | None = option(
         "longest wait (default: until every run is over)", "--for", type=above_zero, metavar="SECONDS"
@@ -147,62 +141,56 @@ class Arguments(PlanArguments, Launching):
     follow: bool = option("print new lines until the run is over", "-f")
     lines: int = option("last lines of each log (default: 20)", "-n", default=20)
     all: bool = option("stop every run, without a question")
-    runs: bool = option("delete the runs that --only chooses, with their results")
+    runs: bool = option("delete runs that --only chooses, with their results")
     yes: bool = option("delete without asking")
     sort: str = option(
         "columns of --csv, lowest first: lr,-val_ppl; -KEY: highest first (default: val_ppl)",
         metavar="KEYS",
         default="val_ppl",
     )
-    top: int | None = option("the first N of each text (export: the N with the lowest validation perplexity)")
-    key: str = option(
-        "what to draw: a number that each epoch has (default: val_ppl)", metavar="NAME", default="val_ppl"
-    )
+    top: int | None = option("first N of each text (export: those with the lowest validation perplexity)")
+    key: str = option("number of each epoch to draw (default: val_ppl)", metavar="NAME", default="val_ppl")
     csv: bool = option("print comma-separated values with all columns")
-    patch: bool = option("print how the files of the code differ")
+    patch: bool = option("print how code files differ")
     tokens: int = option("tokens to write (default: 50)", default=50)
     window: int | None = option("tokens of context (default: 2 seq_len)")
     samples: int | None = option("texts of each length (default: 10)")
     temperature: Any = option(
-        "temperature of the sampling (default: 1, the model's own distribution); below 1: likelier tokens",
+        "temperature of sampling (default: 1, the model's distribution); below 1: likelier tokens",
         type=above_zero,
         metavar="X",
     )
     prompt: str | None = option("how the texts begin (default: nothing)", metavar="TEXT")
-    seed: Any = option(
-        "seed of the sampling (behaviour: default that of the run; audit: of the draw)", type=seed, metavar="N"
-    )
+    seed: Any = option("seed of sampling (behaviour: default the run's; audit: of the draw)", type=seed, metavar="N")
     tag: tuple[str, ...] = option(
-        "what --only tag=... finds, in place of earlier tags; repeat --tag for more; --tag none leaves none",
+        "tag for --only tag=..., in place of earlier ones; repeatable; --tag none leaves none",
         metavar="TAG",
     )
-    add: bool = option("keep earlier tags, and add those of --tag")
-    text: str | None = option("what is to be said about the runs, in place of what was said before", metavar="TEXT")
+    add: bool = option("add the tags of --tag to earlier ones")
+    text: str | None = option("text about the runs, in place of the earlier one", metavar="TEXT")
     share: Any = option(
-        "train epochs again that have this share of all steps, drawn at random (0.02: 2 %%)", type=part, metavar="F"
+        "train randomly drawn epochs again with this share of all steps (0.02: 2 %%)", type=part, metavar="F"
     )
-    whole: bool = option("train the chosen runs again from their first step to their last")
-    trust_models: bool = option("run the models of your own that the study keeps; read them first")
-    force: bool = option("compute it again, even if nothing has changed")
+    whole: bool = option("train the chosen runs again from first to last step")
+    trust_models: bool = option("run your own models that the study keeps; read them first")
+    force: bool = option("compute it again, even if nothing changed")
     output: Path | None = option(
-        "where to write (default of report: report in the study's folder; of several studies: next to their folders)",
+        "where to write (report: default report in the study's folder; of several: next to their folders)",
         metavar="DIR",
     )
     count: int = option("how many (default: 9)", default=9)
     earlier: str | None = option("an earlier study, whose runs count too", "--from", metavar="STUDY")
     wait_s: int = option("longest wait for the trial job (default: 120)", metavar="S", default=120)
     write_site: Path | None = option("write a site file for this cluster (slurm)", metavar="FILE")
-    record: Path | None = option("write what the cluster says of itself, to send in (slurm)", metavar="FILE")
-    calibrate: bool = option("measure training speed on this machine, for the times of plan")
+    record: Path | None = option("write what the cluster reports of itself, to send in (slurm)", metavar="FILE")
+    calibrate: bool = option("measure training speed here, for the times of plan")
     arguments: str | None = option(
         "its arguments, as in model.arguments: 'hidden_size = 64, keep = 0.5'", metavar="TABLE"
     )
-    files: tuple[str, ...] = option(
-        "a further file that it imports, as in model.files; repeat --files for more", metavar="FILE"
-    )
+    files: tuple[str, ...] = option("a file that it imports, as in model.files; repeatable", metavar="FILE")
     test: bool = option("send one message")
     target: str | None = option("the tracker", "--to", choices=("csv", "tensorboard", "mlflow", "wandb"))
-    to: Path | None = option("default: the folder in which runs look for it", metavar="DIR")
+    to: Path | None = option("default: where runs look for it", metavar="DIR")
 
 
 COMMON = ("json", "fields", "verbose", "runs_dir")
@@ -236,7 +224,7 @@ COMMANDS = {
     "list": Command("follow a study", "studies.show_studies", "--json", "show the studies in the runs folder", ()),
     "wait": Command(
         "follow a study", "studying.wait", "first --for 300",
-        "wait until every run is over, and print what changes; exit code 4 if runs go on",
+        "wait until every run is over, and print changes; exit code 4 if runs go on",
         ("study", *FILTERS, "seconds"),
     ),
     "logs": Command(
@@ -245,7 +233,7 @@ COMMANDS = {
     ),
     "why": Command(
         "follow a study", "why.why", "first rnn-adam-lr0.001",
-        "say why a run waits, failed, was stopped or is slow, and what to do; without a run, a line for each not well",
+        "say why a run waits, failed, stopped or is slow, and what to do; without RUN, a line for each not well",
         ("study", "one_run", *FILTERS),
     ),
     "cancel": Command(
@@ -254,7 +242,7 @@ COMMANDS = {
     ),
     "limit": Command(
         "follow a study", "sharing.limit", "first --max-parallel 2",
-        "change how many runs of a live launch there may be at once",
+        "change how many runs of a live launch run at once",
         ("study", "max_parallel"),
     ),
     "retry": Command(
@@ -263,21 +251,21 @@ COMMANDS = {
     ),
     "notify": Command(
         "follow a study", "messages.notify_of", "first.toml --test",
-        "show who gets messages about a study or a manifest, or send one to see that they arrive",
+        "show who gets messages about a study or manifest, or send one as a test",
         ("study", "test", "trust"),
     ),
     "clean": Command(
         "follow a study", "studies.clean_study", "first --dry-run",
-        "delete from a study what no report and no run needs any more, or runs",
+        "delete what no report and no run of a study needs any more, or runs",
         ("study", *FILTERS, "runs", "dry_run", "yes"),
     ),
     "upgrade": Command(
         "follow a study", "studies.upgrade_study", "first",
-        "convert a study of an earlier version, so that this one reads it; its old files are kept", ("study",),
+        "convert a study of an earlier version for this one; its old files stay", ("study",),
     ),
     "results": Command(
         "results", "results.results", "first --sort test_ppl",
-        "show what came of the runs, each at its best epoch of all, and what differs. The report compares equal epochs",
+        "show each run at its best epoch of all, and what differs. The report compares equal epochs",
         ("studies", *FILTERS, "sort", "top", "csv"),
     ),
     "note": Command(
@@ -337,12 +325,12 @@ COMMANDS = {
     ),
     "schema": Command(
         "this machine", "studying.schema", "> manifest.schema.json",
-        "print the JSON Schema of manifests, with which editors complete and check them; or of a command's --json",
+        "print the JSON Schema of manifests, for editors to complete and check them; or of a command's --json",
         ("document",),
     ),
     "completion": Command(
         "this machine", "completion.completion", "bash",
-        "print what sets up completion of commands, options, studies and runs in a shell", ("shell",),
+        "print a shell's completion of commands, options, studies and runs", ("shell",),
     ),
     "data": Command("this machine", "studying.data", "ptb", "download a corpus", ("corpus", "to")),
 }  # fmt: skip
