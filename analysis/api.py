@@ -50,15 +50,14 @@ REPR_COLUMNS = ["number", *REPR_TEXTS, "epochs_done", *REPR_PERPLEXITIES]
 
 
 def open_study(paths: str | Path | Iterable[str | Path]) -> "Study":
-    """Read the runs of a study, or of several studies together.
+    """Read the runs of one study, or of several together.
 
     The study may be running, unfinished or damaged: a run without a result stays in ``runs`` with its ``state`` and
-    ``reason``, and ``warnings`` lists the files that cannot be read. Open it again to see what has changed. Needs no
-    torch.
+    ``reason``, and ``warnings`` lists unreadable files. Open it again to see changes.
 
     Args:
-        paths: the folder of the study, such as ``runs/paper``, or its name, or several. Runs of several studies are
-            numbered consecutively, and their ids have the study's name in front.
+        paths: folder or name of one study or several, such as ``runs/paper``. Runs of several are numbered
+            consecutively, and their ids begin with the study's name.
 
     >>> both = seqlm.open_study(["runs/optimizers", "runs/widths"])
     >>> both.name, len(both.runs)
@@ -79,8 +78,8 @@ def open_study(paths: str | Path | Iterable[str | Path]) -> "Study":
 class Study(files.StudyFiles):
     """What the files of a study hold. Get one from :func:`open_study`.
 
-    ``runs``, ``epochs`` and ``attempts`` are DataFrames, as are the properties below; the columns of each are
-    listed in docs/reference/columns.md.
+    ``runs``, ``epochs``, ``attempts`` and the properties below are DataFrames; docs/reference/columns.md lists their
+    columns.
 
     >>> done = study.runs[study.runs["state"] == "done"]
     >>> done.nsmallest(3, "val_ppl")[["number", "name", "val_ppl"]].set_index("number")
@@ -126,7 +125,7 @@ class Study(files.StudyFiles):
 
     @cached_property
     def resources(self) -> pd.DataFrame:
-        """One row for each run that has been started: what it asked for and used, and what would have been enough.
+        """One row for each started run: what it asked for, what it used, and what would have been enough.
 
         >>> list(study.resources)[:5]
         ['number', 'id', 'cores', 'used_cores', 'enough_cores']
@@ -135,7 +134,7 @@ class Study(files.StudyFiles):
 
     @cached_property
     def behaviour(self) -> pd.DataFrame:
-        """One row for each point of each behaviour curve: loss at each time step, and gradients back in time.
+        """One row for each point of a behaviour curve: loss at each time step, and gradients back in time.
 
         >>> study.behaviour[["number", "curve", "t", "value"]].head(2)
            number            curve  t  value
@@ -146,7 +145,7 @@ class Study(files.StudyFiles):
 
     @cached_property
     def samples(self) -> pd.DataFrame:
-        """One row for each text that the trained models wrote.
+        """One row for each text that trained models wrote.
 
         >>> study.samples[["prompt", "text", "perplexity_own"]]
           prompt            text  perplexity_own
@@ -157,7 +156,7 @@ class Study(files.StudyFiles):
 
     @cached_property
     def held_out(self) -> pd.DataFrame:
-        """One row for each piece of validation text against which samples are measured; without its words.
+        """One row for each piece of validation text that samples are compared with; without its words.
 
         >>> study.held_out[["number", "rating", "known_pairs"]]
            number  rating  known_pairs
@@ -187,7 +186,7 @@ class Study(files.StudyFiles):
         'failed'
 
         Raises:
-            UsageError: no run is called so, or several are.
+            UsageError: no run or several have this name.
         """
         ids = self._ids_of([which])
         if len(ids) > 1:
@@ -215,16 +214,16 @@ class Study(files.StudyFiles):
         return list(dict.fromkeys(found))
 
     def diff(self, a: str, b: str) -> pd.DataFrame:
-        """Return everything in which two runs, given by name or id, differ: a row for each difference.
+        """Return how two runs, by name or id, differ: a row for each difference.
 
-        The last row has the ``epoch`` and ``step`` from which on their losses differ, both from 0, if they do.
+        If their losses differ, the last row has ``epoch`` and ``step`` of the first difference, both from 0.
 
         >>> study.diff("transformer-seed1", "transformer-seed2")[["kind", "key", "a", "b"]].head(1)
                     kind   key  a  b
         0  configuration  seed  1  2
 
         Raises:
-            UsageError: no run is called so, or several are.
+            UsageError: no run or several have this name.
         """
         found = differences(*(self.directory_of(self.run(which).id) for which in (a, b)))
         table = pd.DataFrame(found, columns=list(Difference._fields), dtype=object)
@@ -237,7 +236,7 @@ class Study(files.StudyFiles):
         ['epoch', 'step', 'loss', 'grad_norm', 'seconds', 'lr']
 
         Raises:
-            UsageError: no run is called so, or several are.
+            UsageError: no run or several have this name.
             FileError: a file of the run cannot be read.
         """
         run = self.directory_of(self.run(which).id)
@@ -261,20 +260,20 @@ class Study(files.StudyFiles):
     ) -> Axes:
         """Draw the validation perplexity of runs. Colour: architecture; dashes and marker: optimizer.
 
-        Of more than 24 curves the best ten have colour and legend, and the others are grey.
+        Of more than 24 curves, all but the best ten are grey and without legend.
 
         Args:
-            ax: where to draw; ``None``: a new figure. The same holds for the other figures.
-            runs: names, also patterns such as ``gru*``, or ids; ``None``: all runs with a finished epoch.
+            ax: where to draw; ``None``: a new figure. So for all figures.
+            runs: ids, names or patterns such as ``gru*``; ``None``: all runs with a finished epoch.
             progress: ``"epochs"``, or ``"time"`` for wall-clock time.
-            mean_of_seeds: draw the finished seeds of a setting as their mean, with a band from lowest to highest.
+            mean_of_seeds: draw a setting's finished seeds as their mean, with a band from lowest to highest.
 
         >>> axes = study.plot_curves(runs=["rnn-adam", "gru*"], mean_of_seeds=True)
         >>> axes.get_ylabel()
         'Validation perplexity'
 
         Raises:
-            UsageError: no run is called so, or several are.
+            UsageError: no run or several have this name.
         """
         chosen = None if runs is None else self._ids_of(runs)
         kept = None if chosen is None else set(self.runs["number"][self.runs["id"].isin(chosen)])
@@ -292,7 +291,7 @@ class Study(files.StudyFiles):
         return self._drawn(ax, draw, curves, legend_entries, "No epoch has been finished")
 
     def plot_steps(self, which: str, ax: Axes | None = None, *, value: str = "loss") -> Axes:
-        """Draw a column of :meth:`steps` of one run over its epochs: the mean and the range of each 100th of the steps.
+        """Draw a column of :meth:`steps` of a run over its epochs: mean and range of each 100th of the steps.
 
         >>> axes = study.plot_steps("gru-adam", value="grad_norm")
 
@@ -315,7 +314,7 @@ class Study(files.StudyFiles):
     def plot_times(self, ax: Axes | None = None) -> Axes:
         """Draw the best validation perplexity of each setting against the time to it.
 
-        If the runs were trained on several machines, these are the settings on the machine of the most.
+        Of several machines, it draws the settings on the one with the most.
 
         >>> axes = study.plot_times()
         """
@@ -324,7 +323,7 @@ class Study(files.StudyFiles):
         return self._drawn(ax, draw, settings, scatter.time_handles, "No run has finished")
 
     def plot_effects(self, key: str, ax: Axes | None = None) -> Axes:
-        """Draw the best validation perplexity of settings with finished runs over the values of one hyperparameter.
+        """Draw the best validation perplexity of settings with finished runs over one hyperparameter.
 
         Lines join settings that agree in every other key.
 

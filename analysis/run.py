@@ -65,15 +65,15 @@ class Run:
 
     @property
     def checkpoint(self) -> Path | None:
-        """The file with the parameters of the best epoch; ``None`` if there is none."""
+        """File with the best epoch's parameters; ``None`` without one."""
         path = RunDirectory(self.directory).best_checkpoint
         return path if is_file(path) else None
 
     def load_model(self, *, trust: bool = False) -> LanguageModel:
-        """Load the model of the best epoch: on the CPU, dropout off, in float32. Imports torch.
+        """Load the best epoch's model: on the CPU, in float32, without dropout.
 
         Args:
-            trust: run the file of a user's own model of a run that you have not launched. Read it first.
+            trust: run the file of a user's own model, of a run that you did not launch. Read it first.
 
         >>> model = study.run("gru-adam").load_model()
         >>> sum(parameter.numel() for parameter in model.parameters())
@@ -96,7 +96,7 @@ class Run:
         return trained_model(path, checkpoint, model, self.config.train.seq_len, folder)
 
     def load_vocabulary(self) -> list[str]:
-        """Load the token of each id from the checkpoint. Imports torch.
+        """Load the token of each id from the checkpoint.
 
         >>> study.run("gru-adam").load_vocabulary()[:3]
         ['the', 'a', '<unk>']
@@ -113,12 +113,12 @@ class Run:
     def generate(
         self, prompt: str, *, tokens: int = 50, temperature: float = 1.0, seed: int = 1, trust: bool = False
     ) -> Generated:
-        """Let the model of the best epoch continue a text. Imports torch.
+        """Let the best epoch's model continue a text.
 
         Args:
-            prompt: one word or several; a line's end in it is one for the model. Unknown words become ``<unk>``.
+            prompt: one word or several; a line's end is one for the model. Unknown words become ``<unk>``.
             tokens: how many to write.
-            temperature: the logits are divided by it; below 1, likelier tokens become likelier still.
+            temperature: divides the logits; below 1, likelier tokens become likelier still.
             seed: equal arguments give the same text.
             trust: as for :meth:`load_model`.
 

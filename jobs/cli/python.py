@@ -57,20 +57,20 @@ def plan(
     """Return what :func:`run` would do: a row for each run, with its costs. Nothing is started.
 
     The columns are keys of the runs in ``plan --json``. ``attrs`` of the DataFrame has the rest of that document:
-    ``totals``, ``budget``, ``changes``, and ``refused``, which says why the data would be refused.
+    ``totals``, ``budget``, ``changes``, and ``refused``, which says why ``run`` would refuse this.
 
     Args:
-        manifest: the study: a TOML file, or the name of one that comes with seqlm.
-        only: conditions as after ``--only``, such as ``"arch=gru lr>1"``, or several of them.
-        exclude: conditions as after ``--exclude``.
-        changes: keys and their values, as with ``--set``: ``{"train.epochs": 2}``.
-        backend: where runs go, as with ``--backend``.
+        manifest: a TOML file, or the name of one that comes with seqlm.
+        only: as ``--only``, such as ``"arch=gru lr>1"``, or several.
+        exclude: as ``--exclude``.
+        changes: as ``--set``: ``{"train.epochs": 2}``.
+        backend: as ``--backend``.
         data: folder or zip of the corpus.
         max_parallel: most runs at once.
         runs_dir: folder of the studies; ``None``: ``SEQLM_RUNS``, else ``runs``.
 
     Raises:
-        SeqlmError: as the command, such as ManifestError with one line for each problem of the manifest.
+        SeqlmError: as the command, such as ManifestError with a line for each problem.
     """
     import pandas as pd
 
@@ -98,14 +98,14 @@ def run(
 ) -> Study:
     """Train every run that is not done yet, with a progress bar on stderr, and return the study.
 
-    A run that fails raises nothing: ``runs`` of the study has its ``state`` and ``reason``. An interrupted call resumes
-    when it is repeated.
+    A failed run raises nothing: ``runs`` of the study has its ``state`` and ``reason``. Repeat an interrupted call to
+    resume.
 
-    The arguments are those of :func:`plan`, and two more: ``canary`` tries a few steps of each architecture first
-    (``None``: above 10 runs), and ``report`` writes the report at the end.
+    Besides the arguments of :func:`plan`, ``canary`` tries a few steps of each architecture first (``None``: above 10
+    runs), and ``report`` writes the report at the end.
 
     Raises:
-        SeqlmError: as the command, such as ManifestError with one line for each problem of the manifest.
+        SeqlmError: as the command, such as ManifestError with a line for each problem.
         KeyboardInterrupt: interrupted; the workers have stopped.
     """
     from analysis import open_study
