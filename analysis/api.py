@@ -53,7 +53,7 @@ def open_study(paths: str | Path | Iterable[str | Path]) -> "Study":
     """Read the runs of one study, or of several together.
 
     The study may be running, unfinished or damaged: a run without a result stays in ``runs`` with its ``state`` and
-    ``reason``, and ``warnings`` lists unreadable files. Open it again to see changes.
+    ``reason``, and ``warnings`` lists the files that cannot be read. Open it again to see what has changed.
 
     Args:
         paths: folder or name of one study or several, such as ``runs/paper``. Runs of several are numbered
@@ -186,7 +186,7 @@ class Study(files.StudyFiles):
         'failed'
 
         Raises:
-            UsageError: no run or several have this name.
+            UsageError: no run is called so, or several are.
         """
         ids = self._ids_of([which])
         if len(ids) > 1:
@@ -223,7 +223,7 @@ class Study(files.StudyFiles):
         0  configuration  seed  1  2
 
         Raises:
-            UsageError: no run or several have this name.
+            UsageError: no run is called so, or several are.
         """
         found = differences(*(self.directory_of(self.run(which).id) for which in (a, b)))
         table = pd.DataFrame(found, columns=list(Difference._fields), dtype=object)
@@ -236,7 +236,7 @@ class Study(files.StudyFiles):
         ['epoch', 'step', 'loss', 'grad_norm', 'seconds', 'lr']
 
         Raises:
-            UsageError: no run or several have this name.
+            UsageError: no run is called so, or several are.
             FileError: a file of the run cannot be read.
         """
         run = self.directory_of(self.run(which).id)
@@ -263,7 +263,7 @@ class Study(files.StudyFiles):
         Of more than 24 curves, all but the best ten are grey and without legend.
 
         Args:
-            ax: where to draw; ``None``: a new figure. So for all figures.
+            ax: where to draw; ``None``: a new figure. The same holds for the other figures.
             runs: ids, names or patterns such as ``gru*``; ``None``: all runs with a finished epoch.
             progress: ``"epochs"``, or ``"time"`` for wall-clock time.
             mean_of_seeds: draw a setting's finished seeds as their mean, with a band from lowest to highest.
@@ -273,7 +273,7 @@ class Study(files.StudyFiles):
         'Validation perplexity'
 
         Raises:
-            UsageError: no run or several have this name.
+            UsageError: no run is called so, or several are.
         """
         chosen = None if runs is None else self._ids_of(runs)
         kept = None if chosen is None else set(self.runs["number"][self.runs["id"].isin(chosen)])
@@ -314,7 +314,7 @@ class Study(files.StudyFiles):
     def plot_times(self, ax: Axes | None = None) -> Axes:
         """Draw the best validation perplexity of each setting against the time to it.
 
-        Of several machines, it draws the settings on the one with the most.
+        If the runs were trained on several machines, it draws the settings on the machine of the most.
 
         >>> axes = study.plot_times()
         """

@@ -59,8 +59,8 @@ class RecurrentConfig(_Model):
     """Probability of keeping a recurrent weight (W_h, or U_r, U_z, U_h) in a step (Wan et al., 2013; Merity et al.,
     2018)."""
     tied: bool = False
-    """Output layer has the embedding's matrix (Press and Wolf, 2017; Inan et al., 2017). Needs ``embedding_size`` =
-    ``hidden_size``."""
+    """Whether the output layer has the embedding's matrix (Press and Wolf, 2017; Inan et al., 2017). Needs
+    ``embedding_size`` = ``hidden_size``."""
 
     def _conditions(self) -> Iterator[str]:
         if self.tied and self.embedding_size != self.hidden_size:
@@ -133,13 +133,14 @@ class TransformerConfig(_Model):
     mlp_size: Count = 2048
     """Inner width of each block's MLP."""
     keep: Probability = 0.9
-    """Probability of keeping a unit, except attention weights."""
+    """Probability of keeping a unit, everywhere except on the attention weights."""
     attention_keep: Probability = 0.9
     """Probability of keeping an attention weight; 0.9 in all published runs."""
     embedding_keep: Probability = 1.0
-    """As in the RNN, before positions are added."""
+    """Probability of keeping a word type in a step; all occurrences of a dropped one are zero, and positions are added
+    (Gal and Ghahramani, 2016; Merity et al., 2018)."""
     tied: bool = False
-    """As in the RNN, with any sizes."""
+    """Whether the output layer has the embedding's matrix (Press and Wolf, 2017; Inan et al., 2017)."""
 
     def _conditions(self) -> Iterator[str]:
         if self.hidden_size == 1:
@@ -190,11 +191,11 @@ class CustomConfig(_Model):
         default_factory=Arguments
     )
     """Keyword arguments of the class: ``{ hidden_size = 512 }``. Lists multiply in a ``[[grid]]``. In ``--set`` and
-    filters: ``model.arguments.hidden_size``."""
+    filters a key is ``model.arguments.hidden_size``."""
     files: Annotated[tuple[Annotated[str, Valid(least=1)], ...], Valid("a list of names")] = ()
     """Files that ``source`` imports, relative to the manifest's folder: ``["cells.py"]``."""
     sha256: str | None = None
-    """Digest of these files; filled in when the manifest is read."""
+    """Digest of the files of your own model; filled in when the manifest is read."""
 
     def _conditions(self) -> Iterator[str]:
         if not re.fullmatch(r"[^:\0]+\.py:[^\W\d]\w*", self.source):

@@ -45,7 +45,7 @@ class DataConfig(Section):
     tokenizer: str | None = None
     """``tokenizer.json`` of the ``tokenizers`` library, relative to the manifest."""
     tokenizer_sha256: str | None = None
-    """Its digest; filled in when the file is found."""
+    """Digest of the tokenizer file; filled in when the file is found."""
 
     def __post_init__(self) -> None:
         if self.level is None:
@@ -86,8 +86,8 @@ class TrainConfig(Section):
     clip_norm: Positive = 0.25
     """Largest gradient norm over all parameters."""
     precision: Precision = "fp32"
-    """Precision of operands of matrix products ("Precision" in docs/reference/manifest.md). Devices without it refuse
-    the run."""
+    """Precision of the operands of matrix products; the rest is fp32. ``tf32`` needs an NVIDIA GPU, ``bf16`` a GPU or
+    processor that has it; other devices refuse the run. See "Precision" in docs/reference/manifest.md."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -107,14 +107,14 @@ DEVICE: Variable[str | None] = Variable("SEQLM_DEVICE", Annotated[Literal["cpu",
 MATMUL: Variable[str | None] = Variable(
     "SEQLM_MATMUL", Annotated[Literal["onednn", "blas"], Valid("onednn or blas")], None
 )
-"""Library for float32 matrix products on a processor; ``blas``: PyTorch's own (MKL). Unset: ``onednn`` on AMD with
-AVX-512, else ``blas``."""
+"""Library for float32 matrix products on a processor; ``blas``: the one that PyTorch was built with (MKL). Unset:
+``onednn`` on AMD with AVX-512, else ``blas``."""
 DETERMINISTIC = Variable("SEQLM_DETERMINISTIC", FLAG, False)
-"""1: use only operations whose results never vary, on a GPU too."""
+"""1: use only operations whose results do not vary from one time to the next, on a GPU too."""
 SELF_CHECK = Variable("SEQLM_SELF_CHECK", Annotated[Literal["stop", "warn"], Valid("stop or warn")], "stop")
 """If a device's self-check fails: ``stop`` fails the run, ``warn`` logs the figures and trains. Unset: ``stop``."""
 GPU_OTHERS_GIB = Variable("SEQLM_GPU_OTHERS_GIB", Annotated[float, Valid("a number of GiB, 0 or more", least=0)], 1.0)
-"""Memory that programs which compute nothing, such as a desktop, may use on a run's GPU."""
+"""Memory in GiB that programs which compute nothing, such as a desktop, may use on a GPU that is given to a run."""
 CAPTURE_RANKS = Variable("SEQLM_CAPTURE_RANKS", FLAG, False)
 """1: several ranks reduce all gradients after the backward pass, and on GPUs replay both passes as a CUDA graph. 0:
 DistributedDataParallel reduces gradients during the backward pass. All ranks and attempts of a run need one value."""
@@ -122,15 +122,15 @@ DistributedDataParallel reduces gradients during the backward pass. All ranks an
 # -- when something counts as dead ---------------------------------------------------------------------------------
 
 HUNG_MINUTES = Variable("SEQLM_HUNG_MINUTES", MINUTES, 10.0)
-"""seqlm kills and retries a run without progress for so long."""
+"""A run that shows no progress for so long is killed and tried again."""
 COLLECTIVE_MINUTES = Variable("SEQLM_COLLECTIVE_MINUTES", MINUTES, 10.0)
-"""A rank gives up after so long a wait for other ranks."""
+"""A rank that waits for the other ranks for so long gives up."""
 PROGRESS_SECONDS = Variable("SEQLM_PROGRESS_SECONDS", SECONDS, 1.0)
 """Least time between writes of ``progress.json``. ``progress_s`` of a backend's table sets it."""
 LEASE_SECONDS = Variable("SEQLM_LEASE_SECONDS", SECONDS, 10.0)
 """Time between heartbeats of a run's lease."""
 STALE_LEASE_MINUTES = Variable("SEQLM_STALE_LEASE_MINUTES", MINUTES, 3.0)
-"""Another worker takes over the run of a worker on another host without a heartbeat for so long."""
+"""A worker of another host without a heartbeat for so long counts as dead, and its run is taken over."""
 
 # -- set by a launcher for its workers -----------------------------------------------------------------------------
 
@@ -139,10 +139,10 @@ ATTEMPT: Variable[int | None] = Variable("SEQLM_ATTEMPT", COUNT, None, is_intern
 CANARY: Variable[int | None] = Variable("SEQLM_CANARY", COUNT, None, is_internal=True)
 """In a canary's folder: steps to train before writing ``canary.json``. Unset: an ordinary run."""
 MICRO_BATCHES = Variable("SEQLM_MICRO_BATCHES", COUNT, 1, is_internal=True)
-"""Parts of a step, to save memory."""
+"""Parts in which a step takes the rank's columns, to save memory."""
 LAUNCHED = Variable("SEQLM_LAUNCHED", Annotated[str, Valid("fingerprints")], "", is_internal=True)
-"""Configurations that a worker may train or load, separated by commas; another in its folder is an error. Unset:
-any."""
+"""Fingerprints of the configurations that a worker may train or load, separated by commas. Another one in its folder
+is an error. Unset: any."""
 CHECKPOINT_MINUTES = Variable("SEQLM_CHECKPOINT_MINUTES", MINUTES, 10.0, is_internal=True)
 """Time between checkpoints within an epoch. ``policy.checkpoint_min`` sets it."""
 KEEP_LAST = Variable("SEQLM_KEEP_LAST", FLAG, True, is_internal=True)

@@ -83,7 +83,7 @@ class ManifestError(ProblemsError):
 
 
 class ModelError(UsageError):
-    """The user's own model cannot be used. ``__cause__``: its code's error, if any."""
+    """The user's own model cannot be used. ``__cause__`` is the error of its code, if there is one."""
 
     KIND = "model"
 
@@ -95,7 +95,7 @@ class DataError(UsageError):
 
 
 class DownloadError(DataError):
-    """A corpus cannot be downloaded. Further lines say why, and how to get it."""
+    """A corpus cannot be downloaded. Further lines say why, and how to get it by hand."""
 
     KIND = "download"
 

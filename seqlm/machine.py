@@ -103,11 +103,11 @@ def cpu_model() -> str:
     return " ".join(_cpu_fields("model name")) or platform.processor() or platform.machine()
 
 
-def cpu_generation() -> list[str]:
-    """The processor's generation, such as ``["family", "25", "model", "17"]``; empty where nothing tells it."""
-    names = {"family": ("cpu family", "CPU implementer"), "model": ("model", "CPU part")}
-    known = [(name, words[0]) for name, fields in names.items() if (words := _cpu_fields(*fields))]
-    return [word for pair in known for word in pair]
+def cpu_generation() -> str:
+    """The processor's generation, such as ``family 25 model 17``; empty where nothing tells it."""
+    family = _cpu_fields("cpu family", "CPU implementer")
+    model = _cpu_fields("model", "CPU part")
+    return " ".join(["family", *family, "model", *model]) if family and model else ""
 
 
 BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")

@@ -46,20 +46,22 @@ class OptimConfig(Section, ABC):
     optimizer: str
     """Optimizer."""
     lr: Positive
-    """Largest learning rate of the schedule."""
+    """Learning rate: the largest one of the schedule."""
     schedule: Schedule | None = None
-    """``compounding`` (the published runs): epoch e multiplies the *current* rate by decay^-(e - flat + 1).
-    ``per_epoch`` (the published text): each epoch divides it by ``decay``. ``cosine``, ``linear``: it falls to 0 over
-    ``decay_epochs``, step by step. Default: ``compounding`` for sgd_schedule, else ``constant``."""
+    """Learning rate over time. ``constant``. ``compounding`` (the published runs): epoch e multiplies the *current*
+    rate by decay^-(e - flat + 1). ``per_epoch`` (the published text): each epoch divides it by ``decay``. ``cosine``,
+    ``linear``: it falls to 0 over ``decay_epochs``, step by step. Default: ``compounding`` for sgd_schedule, else
+    ``constant``."""
     decay: Annotated[float, Valid("a number greater than 1", above=1)] | None = None
     """``compounding``, ``per_epoch``: divisor of the rate; default 1.15."""
     flat_epochs: Count | None = None
-    """``compounding``, ``per_epoch``: epochs before the rate falls; default 15 and 1."""
+    """``compounding``, ``per_epoch``: epochs at the given rate before it falls; default 15 for ``compounding``, 1 for
+    ``per_epoch``."""
     decay_epochs: Count | None = None
     """``cosine``, ``linear``: epochs after which the rate is 0, at least ``train.epochs``. A run can be extended up to
     it."""
     warmup_steps: Annotated[int, Valid("a whole number of at least 0", least=0)] = 0
-    """Steps in which a factor of the schedule's rate rises linearly to 1 (Goyal et al., 2017)."""
+    """Steps in which the schedule's rate is multiplied by a factor that rises linearly to 1 (Goyal et al., 2017)."""
     weight_decay: _NotNegative = 0.0
     """L2 penalty: this times the parameters is added to the clipped gradients, for all parameters."""
 

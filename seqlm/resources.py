@@ -22,11 +22,11 @@ class Resources(Table):
     """GPUs of each rank: 0, 1, or (one rank only) a share such as 0.25. Default: 1 if there are any GPUs; with
     ``gpu_memory_gb`` and one rank, as much of a GPU as has that memory."""
     gpu_memory_gb: Annotated[float, Valid("a number of gigabytes above 0", above=0)] | None = None
-    """GPU memory of each rank, in 10^9 bytes: a rank gets that part of a GPU, of whatever size."""
+    """GPU memory that each rank needs, in 10^9 bytes: a rank gets that part of a GPU, of whatever size."""
     accelerator_type: Line | None = None
-    """Kind of GPU, a part of its name such as ``A100``."""
+    """Kind of GPU that each rank needs: a part of its name, such as ``A100``."""
     priority: int = 0
-    """Higher starts first."""
+    """Waiting runs with a higher priority start first."""
 
     def _conditions(self) -> Iterator[str]:
         if self.gpus is not None and 0 < self.gpus < 1 and self.ranks > 1:

@@ -100,11 +100,11 @@ class Search(Table):
     """Runs that must reach the rung before it stops one, unless its perplexity exceeds the vocabulary's size: worse
     than guessing."""
     within: Annotated[tuple[str, ...], Valid('a list of keys, such as ["model.arch"]', check=_check_keys)] = ()
-    """Compare only runs with equal values of these keys: `["model.arch"]`. Keys of `data` and `eval` always belong to
-    it: runs on different texts are never compared."""
+    """Compare only runs with equal values of these keys: `["model.arch"]`. Default: all runs of the study. Keys of
+    `data` and `eval` always belong to it: runs on different texts are never compared."""
     final_seeds: Count = 1
-    """Seeds of each setting that reaches its end. The search uses one; the others train once it is done, uncompared and
-    never stopped."""
+    """Seeds of each setting that reaches its end. The search itself is by one seed of each setting; the others are
+    trained once that is done, are compared with nobody, and are never stopped."""
 
     @classmethod
     def from_text(cls, text: str) -> Self | None:

@@ -49,12 +49,12 @@ class BackendTable(Table):
     env: Annotated[
         Mapping[str, str], Valid('a table of texts, such as {NCCL_SOCKET_IFNAME = "eth0"}', check=_variables)
     ] = field(default_factory=dict)
-    """Workers' variables: `env.NCCL_SOCKET_IFNAME = "eth0"`. The study keeps them: no secrets here."""
+    """Variables for the workers: `env.NCCL_SOCKET_IFNAME = "eth0"`. They are kept with the study: no secrets here."""
     env_pass: Annotated[
         tuple[Annotated[str, Valid(pattern=VARIABLE)], ...],
         Valid('a list of names of variables, such as ["HF_TOKEN"]'),
     ] = ()
-    """Variables of your shell for workers: `["HF_TOKEN"]`. No file has their values."""
+    """Variables of your shell that workers get too: `["HF_TOKEN"]`. No file has their values."""
     progress_s: Seconds | None = None
     """Seconds between updates of `progress.json`, a run's position within its epoch; default 1. A higher number means
     less load on shared file systems (Lustre, NFS)."""

@@ -27,7 +27,7 @@ class RayTable(SharedTable):
     """``[backend.ray]``."""
 
     address: Annotated[str, Valid('an address, such as "auto"', least=1)] | None = None
-    """Ray cluster to join, such as `"auto"`. Default, or `"local"`: seqlm starts Ray here. `--ray-address` and
+    """Ray cluster to join, such as `"auto"`. By default, or with `"local"`, seqlm starts Ray here. `--ray-address` and
     `RAY_ADDRESS` override it."""
     largest: Largest | None = None
     """Nodes that the autoscaler may add: `{nodes = 4, cpus = 16, gpus = 4}`. Without it, a run that does not fit on

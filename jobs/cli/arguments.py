@@ -46,7 +46,7 @@ class Filters:
         empty=(),
     )
     exclude: tuple[str, ...] = option(
-        "leave out runs that meet all conditions of an --exclude", metavar="CONDITIONS", empty=()
+        "leave out runs that meet all conditions; repeatable", metavar="CONDITIONS", empty=()
     )
 
 
@@ -76,7 +76,7 @@ class PlanArguments(Common, Filters, Where):
         f"a TOML file, a launched study (its manifest as of then), or one that comes with seqlm: {', '.join(MANIFESTS)}"
     )
     changes: tuple[str, ...] = option("set a key of the runs: train.epochs=2", "--set", metavar="KEY=VALUE", empty=())
-    oversized: bool = option("start runs that need more memory than there is, too", "--force")
+    oversized: bool = option("also start runs that need more memory than there is", "--force")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,10 +116,10 @@ class Arguments(PlanArguments, Launching):
     a: str = positional("the first study, or a run as STUDY/RUN")
     b: str = positional("the second study or run")
     side_a: str = positional("conditions on a setting's runs, as after --only: 'arch=gru lr=0.01'", metavar="A")
-    side_b: str = positional("the same of the other setting", metavar="B")
+    side_b: str = positional("conditions on the runs of the other setting", metavar="B")
     margin: Any = option("smaller differences do not matter, in nats (default: 0.02)", type=not_negative, metavar="X")
     error: Any = option("share of studies with a false claim (default: 0.05)", type=share, metavar="X")
-    beginning: str = positional("how the text begins", metavar="prompt", type=str)
+    beginning: str = positional("how the text begins, one word or several", metavar="prompt", type=str)
     name: str = positional("name of the study and its file NAME.toml")
     source: str = positional("the class, as in model.source", metavar="FILE.py:CLASS")
     document: str = positional("command whose JSON document to describe (default: manifests)", nargs="?")

@@ -196,10 +196,11 @@ class Parser(argparse.ArgumentParser):
             is_cut = not key.partition("=")[2]
             if flag == "--set" and is_cut and written is not None:
                 return f'; did you mean "--set {written[1]}={written[2]}"?'
-        if not unknown[0].startswith("-"):
+        if not unknown[0].startswith("--"):
             if any(word in ("--only", "--exclude") for word in args):
                 return "; --only and --exclude take one argument each: --only 'arch=gru lr>1'"
-            return f"; if it is a run: --only {shlex.quote(unknown[0])}" if "--only" in flags else ""
+            may_be_a_run = "--only" in flags and not unknown[0].startswith("-")
+            return f"; if it is a run: --only {shlex.quote(unknown[0])}" if may_be_a_run else ""
         flag, has_value, value = unknown[0].partition("=")
         if "--set" in flags:
             from jobs.manifests.entries import SET_KEYS  # it takes long to import

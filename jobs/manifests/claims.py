@@ -60,14 +60,14 @@ class Published(Table):
     NAME = "published"
 
     train_ppl: _Ppl | None = None
-    """Training perplexity after its last epoch."""
+    """Published training perplexity of this run after its last epoch."""
     val_ppl: _Ppl | None = None
-    """Best validation perplexity."""
+    """Published best validation perplexity of this run."""
     replications: Annotated[tuple[_Ppl, ...], Valid(_RANGE, least=2, most=2, check=_ascending)] | None = None
     """Lowest and highest best validation perplexity of independent replications: `[156.4, 157.5]`."""
     epochs: Count | None = None
-    """Epochs of these results. Default: `train.epochs` as written. A run that trained more is compared as it
-    was then."""
+    """Epochs after which these results were published. Default: `train.epochs` as written. A run that trained more is
+    compared as it was then."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,11 +81,11 @@ class Claim(Table):
     lower: Conditions
     """Conditions on runs, as after `--only`: `"arch=gru"`."""
     higher: Conditions
-    """The other side's. Each side has a run, and none is on both."""
+    """Runs of the other side, chosen in the same way. Each side has at least one run, and no run is on both."""
     why: _Text | None = None
-    """Why you expect it; printed only if it comes out so."""
+    """Why you expect it. The report prints it only if it came out as expected."""
     otherwise: _Text | None = None
-    """What the opposite would mean; printed only then."""
+    """What it would mean if the opposite came out. The report prints it only then."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ class Decide(Table):
     a: Conditions
     """Conditions as after `--only`, which choose one setting with all its seeds: `"arch=gru lr=0.01"`."""
     b: Conditions
-    """The other setting, on the same text with as many epochs."""
+    """Conditions on the runs of the other setting, on the same text and with as many epochs."""
     seeds: Annotated[int, Valid(f"a whole number from 5 to {MOST_SEEDS}", least=5, most=MOST_SEEDS)] = 20
     """Most seeds of each side: the lowest of `a` in the manifest, then the next whole numbers, one after another until
     the comparison is decided."""

@@ -80,7 +80,7 @@ class SampleTable(EntryTable):
     """The keys of a ``[[sample]]`` that belong to no section."""
 
     count: Annotated[int, Valid(f"a whole number from 1 to {MAX_RUNS:,}", least=1, most=MAX_RUNS)]
-    """Settings to draw, all different. The first n of a larger count are the same."""
+    """Number of settings to draw, all different. The first n of a larger count are the same."""
     seed: Seed = 0
     """Seed of the draws, not of the runs (`seeds` or `[defaults]`)."""
     only: Annotated[tuple[str, ...], Valid('a list of comparisons, such as ["hidden_size % num_heads == 0"]')] = ()

@@ -34,7 +34,7 @@ class Policy(Table):
     checkpoint_min: Annotated[float, Valid("a number of minutes above 0", above=0)] = 10
     """Minutes between checkpoints within an epoch."""
     oom: _Limit = KINDS["oom"].retries
-    """Retries after running out of memory, each with micro-batches of half the size."""
+    """Retries of a run that ran out of memory, each with micro-batches of half the size."""
     timeout: _Limit = KINDS["timeout"].retries
     """Resumes after a job's time limit."""
     node: _Limit = KINDS["node"].retries
@@ -42,20 +42,20 @@ class Policy(Table):
     preempted: _Limit = KINDS["preempted"].retries
     """Resumes after a preemption."""
     start: _Limit = KINDS["start"].retries
-    """Retries if the worker ended before the run began, on another node if there is one."""
+    """Retries of a run whose worker ended before it began, on another node if there is one."""
     max_stalled_retries: NotNegative = 10
     """Consecutive retries, of any kind, without progress: no finished epoch and no later checkpoint.
     `--max-stalled-retries` overrides it."""
     keep_last: bool = True
-    """Whether a finished run keeps ``checkpoints/last.pt``."""
+    """Whether a finished run keeps ``checkpoints/last.pt``, from which it could go on."""
     keep_epochs: Annotated[tuple[Count, ...], Valid("a list of whole numbers above 0")] = ()
-    """Epochs whose checkpoint a run keeps: `[10, 20]`, as ``checkpoints/epoch-10.pt``. `audit` can train again from
-    there."""
+    """Epochs after which a run keeps its checkpoint: `[10, 20]`, as ``checkpoints/epoch-10.pt``. `audit` can train
+    again from there."""
     gpu_hours: _Hours = "unlimited"
     """Study's budget: hours times GPUs over all attempts. Once spent, runs stop at a checkpoint and others wait; `run`
     with a higher budget goes on."""
     core_hours: _Hours = "unlimited"
-    """The same in core hours."""
+    """Budget of the whole study in core hours: hours times processor cores over all attempts."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -53,19 +53,21 @@ class ScheduledTable(BackendTable):
     """The keys of the backends that are schedulers."""
 
     progress_s: Seconds = 10.0
-    """As for every backend."""
+    """Seconds between two updates of `progress.json`, which says where a run is within its epoch. A higher number means
+    less load on shared file systems (Lustre, NFS)."""
     timeout_min: Count = 60
-    """Job's time limit. A longer run is saved and resumed in another job."""
+    """Time limit of a job in minutes. A run that needs longer is saved and resumed in another job."""
     signal_before_s: Annotated[int, Valid("a whole number from 1 to 65535", least=1, most=65_535)] = 120
     """Seconds before the time limit, or a preemption, at which a run gets the signal to save; at most half the limit. A
     run that has not saved 45 s before the limit is killed, so that its job ends in order."""
     mem_gb: Annotated[float, Valid("a number above 0", above=0)] | None = None
-    """Memory of each node. Default: the cluster's."""
+    """Memory of each node in GB. Default: the cluster's."""
     fit_limits: bool = False
     """Ask for the time and memory that earlier runs like this took, and some more, at most `timeout_min` and `mem_gb`:
     short jobs start sooner. If the time was too short, the job continues with `timeout_min`."""
     ranks_per_node: Count | None = None
-    """Ranks of a run on each node. Default: all on one. More ranks take several nodes, in multiples of it."""
+    """Ranks of a run on each node. Default: all on one node. A run with more ranks gets several nodes, and
+    `resources.ranks` must be a multiple of it."""
     pool: Pool = Pool()
     """One-node jobs that share out the runs, several at once: `{ jobs = 4, gpus = 4, cpus = 32 }`, with `gpus` and
     `cpus` of each. A run that needs more gets its own job."""
@@ -74,7 +76,7 @@ class ScheduledTable(BackendTable):
     python: Annotated[Line, Valid('a command that starts Python, such as "apptainer exec image.sif python"')] | None = (
         None
     )
-    """Starts Python in a job: `"apptainer exec --nv image.sif python"`. Default: the launching Python."""
+    """Command that starts Python in a job: `"apptainer exec --nv image.sif python"`. Default: the launching Python."""
     stage: bool = False
     """Whether workers read the corpus from a copy in `TMPDIR`, which a node's first worker makes: for file systems that
     are slow to read."""

@@ -79,8 +79,9 @@ class Rank:
 
         Empty on a GPU.
         """
-        used = (torch.backends.cpu.get_cpu_capability(), *cpu_generation())
-        return "" if self.device.type == "cuda" else " ".join(used)
+        if self.device.type == "cuda":
+            return ""
+        return f"{torch.backends.cpu.get_cpu_capability()} {cpu_generation()}".rstrip()
 
     @property
     def multiprocessors(self) -> int:
