@@ -10,7 +10,7 @@
 #   make newest       run the tests that start no process, without some slow ones, with Python 3.13 and the newest releases, in .venv-3.13 (PYTHON_3_13=...)
 #   make versions     the same after the quickstart; then both with the lowest versions that pyproject.toml allows
 #   make lock         write down the exact versions in .venv; LOCKED=1 with any other target installs them
-#   make simulate     find faults planted in launching, then play launches in virtual time on all cores for MINUTES=10 (docs/project/simulation.md)
+#   make simulate     play launches in virtual time on all cores for MINUTES=10 (docs/project/simulation.md)
 #   make chaos        break things on purpose for ten minutes, and for ten in a pool on a test cluster; CHAOS="--seed N" the first once more (docs/project/chaos.md)
 PYTHON ?= python3
 PYTHON_3_13 ?= python3.13
@@ -86,7 +86,6 @@ chaos: $(VENV)/installed-test
 	$(if $(CHAOS),,$(BIN)/python -m tests.chaos --minutes 10 --backend slurm --pool)
 
 simulate: $(VENV)/installed-test
-	$(BIN)/python -m tests.simulation --planted
 	$(BIN)/python -m tests.simulation --minutes $(MINUTES)
 
 lint: $(VENV)/installed-test

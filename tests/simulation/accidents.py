@@ -64,6 +64,16 @@ def draw_accidents(seed: int, kinds: Sequence[str] = ()) -> list[Accident]:
     return sorted(found, key=lambda one: one.at)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Crash:
+    """An error that a worker raises at the beginning of an epoch."""
+
+    until: float
+    kind: str
+    rank: int | None
+    """The rank that raises it; the others lose that one. ``None``: all do."""
+
+
 @final
 @dataclass(kw_only=True)
 class Harm:
@@ -88,10 +98,10 @@ class Harm:
     """Name of a run and number of an attempt whose worker has raised an error -> its kind."""
     still_seconds: float = 0.0
     """For how long launchers stood still, which then watch nothing."""
-    crashes: dict[str, tuple[float, str]] = field(default_factory=dict)
-    """Name of a run -> until when its worker raises an error, and the kind of that."""
-    hangs: dict[str, float] = field(default_factory=dict)
-    """Name of a run -> how many seconds its worker hangs at the next epoch."""
+    crashes: dict[str, Crash] = field(default_factory=dict)
+    """Name of a run -> the error that its worker raises."""
+    hangs: dict[str, tuple[int, float]] = field(default_factory=dict)
+    """Name of a run -> the rank that hangs at its next epoch, and for how many seconds."""
     aborts_until: float = 0.0
     """Until when a rank that loses another one is ended by SIGABRT, as PyTorch does it with NCCL."""
     slow_start_until: float = 0.0
@@ -161,6 +171,11 @@ def name_of(run_id: str) -> str:
 def pick(choices: Sequence[Choice], given: Accident) -> Choice | None:
     """Return the one that an accident hits. ``None``: there is none."""
     return choices[min(int(given.target * len(choices)), len(choices) - 1)] if choices else None
+
+
+def some_rank(choices: Sequence[Choice], given: Accident) -> Choice:
+    """Return a rank, whichever run it is of."""
+    return choices[int(given.target * 1000) % len(choices)]
 
 
 def some_names(story: Story, given: Accident) -> list[str]:
@@ -278,6 +293,7 @@ def preempt(story: Story, given: Accident) -> None:
 def requeue(story: Story, given: Accident) -> None:
     if (job := pick(story.cluster.running(), given)) is not None:
         story.kernel.tell(f"an administrator requeues job {job.id}")
+        job.cut_short.add(len(job.places))
         story.harm.hit_all(story.cluster.members(job))
         story.cluster.requeue(job)
 
@@ -357,8 +373,11 @@ def run(story: Story, given: Accident) -> None:
 def raise_errors(story: Story, given: Accident, kind: str) -> None:
     name = pick(story.study.names, given)
     assert name is not None
-    story.kernel.tell(f"the worker of {name} raises errors of the kind {kind} for {given.seconds:g} s")
-    story.harm.crashes[name] = story.kernel.now + given.seconds, kind
+    ranks = [None, *range(story.study.ranks)] if story.study.ranks > 1 else [None]
+    rank = some_rank(ranks, given)
+    who = "the worker" if rank is None else f"rank {rank}"
+    story.kernel.tell(f"{who} of {name} raises errors of the kind {kind} for {given.seconds:g} s")
+    story.harm.crashes[name] = Crash(until=story.kernel.now + given.seconds, kind=kind, rank=rank)
 
 
 @accident
@@ -393,8 +412,10 @@ def hang_worker(story: Story, given: Accident) -> None:
     """A worker makes no progress and looks at no signal, while its lease is renewed."""
     name = pick(story.study.names, given)
     assert name is not None
-    story.kernel.tell(f"the next epoch of {name} hangs for {given.seconds:g} s")
-    story.harm.hangs[name] = given.seconds
+    rank = some_rank(range(story.study.ranks), given)
+    who = f"rank {rank} of {name}" if story.study.ranks > 1 else name
+    story.kernel.tell(f"the next epoch of {who} hangs for {given.seconds:g} s")
+    story.harm.hangs[name] = rank, given.seconds
     story.harm.slow_until = max(story.harm.slow_until, story.kernel.now + given.seconds)
 
 

@@ -210,6 +210,36 @@ def what_was_decided_stays(story: Story, process: Process, path: str) -> None:
             story.kernel.violate(f"DECIDED: {run} is stopped after the seeds {one['seeds']}")
 
 
+HUNG_SECONDS = 780.0
+"""How long a worker may make no progress: ten minutes, in looks of some seconds, and a minute to be killed in."""
+UNSEEN_HANGS = UNSURE_LEASES | {"stop_launcher", "stop_program", "kill_program", "cut_off_node", "ray_silence"}
+"""Accidents after which nobody may watch a worker."""
+
+
+def what_hangs_is_killed(story: Story, worker: Process, seconds: float) -> None:
+    """Check at the end of a hang: a worker does not come to it if that has taken long."""
+    if rank_of(worker) == 0 and seconds > HUNG_SECONDS and not story.harm.happened & UNSEEN_HANGS:
+        story.kernel.violate(f"HUNG: {worker} has made no progress for {seconds:.0f} s, and lives")
+
+
+CLAIM_SECONDS = 20.0
+"""How long a worker needs from its start to the lease of its run, if nobody else has that."""
+
+
+def what_is_released_is_taken_at_once(story: Story, process: Process, path: str) -> None:
+    """Check a write at once: a worker does not wait for the owner of its run that has ended in order."""
+    lease, run = re.fullmatch(r"(?:.*/)?(\d{6})\.json", path), run_of(process)
+    if lease is None or run is None or lease[1] in story.leases[run]:
+        return
+    before, story.leases[run][lease[1]] = list(story.leases[run].values())[-1:], process
+    waited = story.kernel.now - process.began_at
+    if waited < CLAIM_SECONDS or story.harm.happened & (UNSURE_LEASES | {"slow_start", "stop_worker"}):
+        return
+    for owner in before:
+        if owner.ended_at is not None and owner.ended_at < process.began_at and (owner.exit_code or 0) >= 0:
+            story.kernel.violate(f"WAITED: {process} has waited {waited:.0f} s for {owner}, which had ended")
+
+
 UNSEEN_RUNS = UNSURE_LEASES | {"files_late", "node_without_device", "retry", "run", "cancel_and_retry"}
 """Accidents after which a job may not see a run that waits, or its request may not be the newest."""
 LOOKS_AGAIN_SECONDS = 60.0
@@ -245,7 +275,13 @@ def _may_be_over(story: Story) -> bool:
     return story.study.core_hours is not None or story.study.is_search or story.study.is_decided
 
 
-AT_WRITES = (only_owners_write, what_is_finished_stays, what_was_decided_stays, no_run_waits_for_a_job_that_ends)
+AT_WRITES = (
+    only_owners_write,
+    what_is_finished_stays,
+    what_was_decided_stays,
+    what_is_released_is_taken_at_once,
+    no_run_waits_for_a_job_that_ends,
+)
 """Checks at each name that a process makes, replaces or removes."""
 
 
@@ -399,6 +435,25 @@ def each_attempt_has_a_reason(story: Story) -> None:
         reasons = sum(not one.is_cancel for one in asked) + story.harm.excuses[name] + sum(errors)
         if attempts[name] > reasons:
             raise ViolationError(f"ATTEMPTS: {name} had {attempts[name]} attempts and {reasons} reasons for one")
+
+
+ORDERLY = {
+    *("preempt", "requeue", "terminate_worker", "code_error", "diverges", "out_of_memory", "device_error"),
+    *("cancel", "retry", "run", "cancel_and_retry", "reuse_id"),
+}
+"""Accidents after which whoever ends can say so."""
+
+
+@at_end
+def no_job_starts_for_nothing(story: Story) -> None:
+    """A job does not come back before it has started a worker, unless somebody else ends it, or it avoids its node."""
+    if not story.harm.happened <= ORDERLY:
+        return
+    used = set(story.used)
+    for job in [one for one in story.study_jobs if not one.excluded]:
+        mine = [number for number in range(1, len(job.places)) if number not in job.cut_short]
+        if idle := [number for number in mine if (job.id, number) not in used]:
+            raise ViolationError(f"STARTS: job {job.id} started no worker at its start {idle[0]}, and waited again")
 
 
 @at_end

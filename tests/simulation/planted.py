@@ -8,8 +8,8 @@ from typing import Any
 from jobs.attempt.supervisor import Ended
 from jobs.scheduled import allocation, job, share, slot
 from jobs.study import budget
-from seqlm import files, lease, rundir, search
-from seqlm.ends import Verdict
+from seqlm import files, hang, lease, rundir, search
+from seqlm.ends import End, Verdict
 from seqlm.rundir import RunDirectory
 from slurm import scheduler
 from tests.simulation.study import SEEDS
@@ -168,6 +168,28 @@ def _lost_actors_have_ended_well() -> None:
     prepare.orphaned = lambda planned: []
 
 
+def _leases_are_not_released() -> None:
+    """A worker ends, and its lease says that it lives."""
+    lease.Lease.release = lambda self: None  # type: ignore[method-assign]
+
+
+def _jobs_come_back_for_nothing() -> None:
+    """A job whose runs are over is put back twice."""
+    before = job._again
+
+    def again(run: RunDirectory, host: job.JobHost, why: str | None) -> Any:
+        is_early = int(host.start.name.rpartition("/")[2]) <= 2
+        for_nothing = End(attempt=0, kind="node", message="once more"), Verdict(delay=0.0)
+        return before(run, host, why) or (for_nothing if is_early else None)
+
+    job._again = again
+
+
+def _nothing_hangs() -> None:
+    """A worker without progress is taken for one that works."""
+    hang.Heartbeat.is_hung = lambda self: False  # type: ignore[method-assign]
+
+
 PLANTED: Mapping[str, Planted] = {
     "two-owners": Planted(plant=_owners_do_not_look, check="OWNER", accidents=["cut_off_node"]),
     "no-wait": Planted(plant=_jobs_do_not_wait, check="SPIN", accidents=["kill_worker"]),
@@ -227,5 +249,15 @@ PLANTED: Mapping[str, Planted] = {
         study={"backend": "ray", "core_hours": None},
         first=11,
     ),
+    "never-released": Planted(
+        plant=_leases_are_not_released,
+        check="WAITED",
+        accidents=["preempt"],
+        study={"backend": "slurm", "core_hours": None, "epoch_seconds": 600.0},
+    ),
+    "back-for-nothing": Planted(
+        plant=_jobs_come_back_for_nothing, check="STARTS", accidents=["preempt"], study={"backend": "slurm"}, first=4
+    ),
+    "never-hung": Planted(plant=_nothing_hangs, check="HUNG", accidents=["hang_worker"]),
     "no-answer": Planted(plant=_leases_are_taken_for_granted, check="TRACEBACK", accidents=["preempt", "kill_program"]),
 }

@@ -128,6 +128,8 @@ class Job:
     after: str = ""
     """The state to which it comes when its processes have ended."""
     is_to_be_requeued: bool = False
+    cut_short: set[int] = field(default_factory=set)
+    """Numbers of its starts that somebody else has ended, or was about to end."""
     is_preempted: bool = False
     """Whether a job of higher rank has asked for its nodes. SLURM then ends its next start, too."""
     is_shown: bool = True
@@ -358,6 +360,7 @@ class Cluster:
     def warn(self, job: Job) -> None:
         """Send SIGUSR2 to the programs of a job."""
         self.on_end(self.members(job))
+        job.cut_short.add(len(job.places))
         for process in job.processes[1:]:
             self.kernel.send(process, signal.SIGUSR2)
 
@@ -376,6 +379,8 @@ class Cluster:
             return
         self.on_end(self.members(job))
         self._forget_timers(job)
+        if after != "PENDING":
+            job.cut_short.add(len(job.places))
         job.state, job.after, job.is_to_be_requeued = "COMPLETING", after, requeue
         job.ended_by = "None" if requeue else ended_by
         job.flags = ("COMPLETING", "PENDING" if requeue else after)

@@ -10,7 +10,7 @@ import errno
 import json
 import re
 import signal
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,6 +112,8 @@ class Story:
         self.users: list[Process] = []
         self.met: set[Process] = set()
         """Workers that wait for the other ranks of their attempt, or have met them."""
+        self.epochs: Counter[Process] = Counter()
+        """Worker -> epochs that are over for it."""
         self.commands: defaultdict[int, deque[float]] = defaultdict(lambda: deque(maxlen=MOST_COMMANDS))
         self.files.meddler = self.meddle
         for check in checks.AT_WRITES:
@@ -119,6 +121,10 @@ class Story:
         self.files.loses_reply = self.loses_reply
         self.kernel.on_exit += [self.look_at_exit, self.files.exited]
         self.finished = checks.Finished()
+        self.leases: defaultdict[str, dict[str, Process]] = defaultdict(dict)
+        """Run id -> the leases that workers have taken, and who they are."""
+        self.used: list[tuple[str, int]] = []
+        """Id of a job and number of its start, for each worker that it has started."""
         self.decided: dict[str, bytes] = {}
         """Run id -> content of the file that says that its comparison is decided."""
 
@@ -151,6 +157,7 @@ class Story:
             delay=self.kernel.dice.uniform(0.5, 8.0 if self.harm.slow_start_until < self.kernel.now else 400.0),
         )
         process.dies_with_parent = dies_with_parent
+        self.used += [(job.id, len(job.places)) for job in self._jobs_of(parent)]
         broken = [host for host, until in self.harm.broken.items() if until > self.kernel.now]
         if broken and any(host in broken for host in self._hosts_beside(parent)):
             self.harm.hit(process)
@@ -158,8 +165,11 @@ class Story:
 
     def _hosts_beside(self, parent: Process) -> list[Host]:
         """Return the hosts of the job that starts a worker. A node whose writes do not arrive says nothing there."""
-        jobs = [job for job in self.study_jobs if job.is_live and parent in self.cluster.members(job)]
-        return [parent.host, *(node.host for job in jobs for node in job.nodes)]
+        return [parent.host, *(node.host for job in self._jobs_of(parent) for node in job.nodes)]
+
+    def _jobs_of(self, program: Process) -> list[Job]:
+        """Return the job that a program belongs to. Empty: it is of none."""
+        return [job for job in self.study_jobs if job.is_live and program in self.cluster.members(job)]
 
     def train(self) -> int:
         return stub_worker.main()
@@ -276,15 +286,20 @@ class Story:
             self._happen_to_canary()
             return
         name = name_of(run)
+        self.epochs[me.process] = epochs
         if rank_of(me.process) == 0:
             self.harm.begun[name] += 1
             checks.work_is_not_repeated(self, name)
-        if (seconds := self.harm.hangs.pop(name, None)) is not None:
+        rank, seconds = self.harm.hangs.get(name, (None, 0.0))
+        if rank == rank_of(me.process):
+            del self.harm.hangs[name]
             self.harm.slow_until = max(self.harm.slow_until, self.kernel.now + seconds)
             self.harm.excuses[name] += 1
             self.kernel.sleep(seconds)
-        until, kind = self.harm.crashes.get(name, (0.0, ""))
-        if until > self.kernel.now:
+            checks.what_hangs_is_killed(self, me.process, seconds)
+        crash = self.harm.crashes.get(name)
+        if crash is not None and crash.until > self.kernel.now and crash.rank in (None, rank_of(me.process)):
+            kind = crash.kind
             self.harm.causes[name].add(kind)
             if (name, number) not in self.harm.failed:  # the ranks of an attempt raise one error
                 self.harm.failed[name, number] = kind
@@ -295,16 +310,20 @@ class Story:
             raise ERRORS[kind]
 
     def is_left(self, is_first: bool) -> bool | None:
-        """What a worker learns of the other ranks of its attempt: whether they leave. ``None``: the first is done.
+        """What a worker learns of the other ranks of its attempt: whether they leave. ``None``: the first has gone on.
 
         Raises:
             ConnectionError: one of them is gone.
         """
-        ended = [one.exit_code for one in self._ranks_of_attempt()]
+        ranks = self._ranks_of_attempt()
+        ended = [one.exit_code for one in ranks]
         if any(code not in (None, 0, EXIT_STOPPED) for code in ended):
             self._abort()
             raise ConnectionError("the connection to another rank is lost")
-        return None if not is_first and 0 in ended else EXIT_STOPPED in ended
+        assert self.kernel.current is not None
+        mine = self.epochs[self.kernel.current.process]
+        has_gone_on = 0 in ended or any(self.epochs[one] > mine for one in ranks if rank_of(one) == 0)
+        return None if not is_first and has_gone_on else EXIT_STOPPED in ended
 
     def _abort(self) -> None:
         """End the rank that calls, which has lost another one, if such a rank aborts now."""
@@ -338,7 +357,7 @@ class Story:
 
     def _happen_to_canary(self) -> None:
         """The model of a canary raises errors as long as that of any run does. Then no run of its grid begins."""
-        kinds = [kind for until, kind in self.harm.crashes.values() if until > self.kernel.now]
+        kinds = [crash.kind for crash in self.harm.crashes.values() if crash.until > self.kernel.now]
         if kinds:
             for name in self.study.names:
                 self.harm.causes[name].add("canary")

@@ -1,4 +1,4 @@
-"""Stories of launching: the product comes to no new fault. `make simulate` sees that planted faults are found."""
+"""Stories of launching: the product comes to no new fault, and planted faults are found."""
 
 import os
 import re
@@ -26,6 +26,12 @@ def test_no_story_has_an_end_that_is_not_known() -> None:
 
 def test_faults_that_were_mended_do_not_come_back() -> None:
     found = simulate("--kept")
+    assert found.returncode == 0, found.stdout + found.stderr
+
+
+def test_planted_faults_are_found() -> None:
+    """That a kept story still finds its fault depends on the order of calls, which changes with the product."""
+    found = simulate("--planted")
     assert found.returncode == 0, found.stdout + found.stderr
 
 

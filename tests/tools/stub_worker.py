@@ -24,7 +24,7 @@ from typing import Any
 LOOK_SECONDS = 0.02
 PROGRESS_SECONDS = 0.5
 FOLLOWS = False
-"""Whether ranks that are not the first go on until it is done, as :func:`is_left` says."""
+"""Whether ranks that are not the first end an epoch when it does, as :func:`is_left` says."""
 COMPARES = __name__ == "__main__"
 """Whether comparisons of the study stop it. In the simulation, a look at them makes another story of a seed."""
 
